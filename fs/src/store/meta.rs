@@ -1,0 +1,1 @@
+//! The `user.ks` extended attribute.
