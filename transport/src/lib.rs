@@ -9,6 +9,7 @@ pub mod frame;
 pub mod identity;
 pub mod key;
 pub mod pool;
+pub mod segments;
 pub mod tunnel;
 
 use std::future::Future;

@@ -1,0 +1,2 @@
+//! The `ks` program.
+fn main() {}
