@@ -143,7 +143,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(segments in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..100_000), 1..6)) {
+        fn what_is_written_is_read(segments in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..5_000), 1..6)) {
             let slices: Vec<&[u8]> = segments.iter().map(Vec::as_slice).collect();
             let mut wire = Vec::new();
             write(&mut wire, &slices).unwrap();
