@@ -10,7 +10,7 @@ use ks_fs::mount::{self, Mount};
 use ks_fs::record::NodeInfo;
 use ks_fs::redis_client::RedisTarget;
 use ks_fs::redis_server::RedisServer;
-use ks_fs::store::Store;
+use ks_fs::store::{Space, Store};
 use ks_transport::endpoint::{Endpoint, Handler, StreamKind};
 use ks_transport::identity::Identity;
 use ks_transport::key::ClusterKey;
@@ -138,6 +138,7 @@ impl Node {
             |n| n as usize,
         );
         let executor_options = ExecutorOptions {
+            node_url: foundation.address.clone(),
             node_name: foundation.name.clone(),
             mountpoint: options.mountpoint.clone(),
             datadir: store.datadir().to_owned(),
@@ -148,7 +149,7 @@ impl Node {
             registered_only: options.registered_only,
             data_threshold: options.data_threshold.of(space.total),
         };
-        let info = foundation.info(&options, num_workers, space.free, space.total)?;
+        let info = foundation.info(&options, &executor_options, space)?;
         foundation.catalog.register(info).await?;
         let heartbeat = spawn_heartbeat(foundation.catalog.clone(), store.clone());
         let parts = async {
@@ -160,8 +161,13 @@ impl Node {
             )
             .await?;
             let _ = foundation.changes.set(fs.clone());
-            let executor =
-                Executor::start(executor_options, fs.clone(), foundation.pool.clone()).await?;
+            let executor = Executor::start(
+                executor_options,
+                fs.clone(),
+                foundation.pool.clone(),
+                foundation.access.target.clone(),
+            )
+            .await?;
             anyhow::Ok((fs, executor))
         };
         let (fs, executor) = match parts.await {
@@ -399,13 +405,10 @@ impl Foundation {
     fn info(
         &self,
         options: &MountArgs,
-        workers: usize,
-        free: u64,
-        total: u64,
+        executor: &ExecutorOptions,
+        space: Space,
     ) -> anyhow::Result<NodeInfo> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-        let mut queues = vec!["default".to_owned(), "data".to_owned()];
-        queues.extend(options.queues.iter().cloned());
         Ok(NodeInfo {
             name: self.name.clone(),
             address: self.address.clone(),
@@ -413,13 +416,13 @@ impl Foundation {
             datadir: self.store.datadir().display().to_string(),
             incarnation: now.as_nanos() as u64 ^ u64::from(std::process::id()).rotate_left(48),
             version: env!("CARGO_PKG_VERSION").into(),
-            workers: workers as u32,
-            queues,
+            workers: executor.num_workers as u32,
+            queues: executor.served(),
             read_only: options.read_only,
             carries_redis: self.access.carried_by_us(),
             started: now.as_nanos() as i64,
-            free_bytes: free,
-            total_bytes: total,
+            free_bytes: space.free,
+            total_bytes: space.total,
         })
     }
 }

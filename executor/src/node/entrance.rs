@@ -99,6 +99,9 @@ impl Access {
     pub(super) fn described(&self) -> String {
         match &self.target {
             RedisTarget::Url(url) => format!("the Redis at {}", without_password(url)),
+            RedisTarget::Socket { path, .. } => {
+                format!("the private Redis at {}", path.display())
+            }
             RedisTarget::Through { peer, .. } => format!("the Redis behind {}", peer.address()),
         }
     }
