@@ -537,7 +537,9 @@ fn classify(error: &FetchError) -> Failure {
         FetchError::Refused { refusal, .. } => match refusal {
             Refusal::Busy => Failure::Busy(text),
             Refusal::Changed => Failure::Changed(text),
-            Refusal::NotHere | Refusal::Unreadable(_) => Failure::Refused(text),
+            Refusal::NotHere | Refusal::Unreadable(_) | Refusal::Nonsense(_) => {
+                Failure::Refused(text)
+            }
         },
         FetchError::Corrupt { .. } => Failure::Corrupt(text),
         FetchError::Stalled { .. } => Failure::Stalled(text),

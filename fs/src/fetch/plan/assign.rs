@@ -148,8 +148,12 @@ impl Plan {
     fn piece(&self, class: Class, wanted: u64, holder: usize, now: Moment) -> u64 {
         let ready = self.holders.iter().filter(|h| h.is_ready(now)).count() as u64;
         let limits = &self.limits;
-        if ready <= 1 && class == Class::Waiting {
-            return limits.request_bytes_max;
+        if ready <= 1 {
+            return match class {
+                Class::Waiting | Class::Whole => limits.request_bytes_max,
+                // Two under way hide the time between a request and its answer.
+                Class::Ahead => limits.request_bytes_max / 2,
+            };
         }
         let parts = if class == Class::Waiting {
             ready
