@@ -12,11 +12,11 @@ mod backing;
 mod blob;
 mod budget;
 mod core;
-pub mod flight;
+mod flight;
 mod group_map;
-pub mod plan;
+mod plan;
 mod ranges;
-pub mod readahead;
+mod readahead;
 mod scratch;
 mod surroundings;
 #[cfg(test)]
@@ -24,7 +24,7 @@ mod tests;
 
 use self::backing::{Backing, OVERFLOW_BYTES, SMALL_BYTES};
 use self::budget::Budget;
-use self::core::{Core, Opening, Shared};
+use self::core::{ContentKind, Core, Opening, Shared};
 use self::flight::{Claims, lock};
 use self::plan::Limits;
 use self::scratch::Scratch;
@@ -126,6 +126,7 @@ impl Fetcher {
         inode: Arc<Inode>,
         holders: Vec<NodeId>,
     ) -> Result<Arc<RemoteFile>, FsError> {
+        debug_assert_eq!(inode.version, key.version);
         let mut open = lock(&self.open);
         if let Some(found) = open.get_mut(&key) {
             if let Some(file) = found.file.upgrade() {
@@ -145,7 +146,11 @@ impl Fetcher {
             backing: self.backing(&key, &path)?,
             key: key.clone(),
             path,
-            inode: (!self.read_only).then_some(inode),
+            kind: if self.read_only {
+                ContentKind::FileNotKept
+            } else {
+                ContentKind::File
+            },
             holders: spread(holders, key.ino),
         };
         let core = Core::new(opening, self.shared.clone());

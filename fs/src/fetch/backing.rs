@@ -141,6 +141,11 @@ impl Backing {
         self.disk_full.load(Ordering::Relaxed)
     }
 
+    /// What comes from now on is not kept.
+    pub fn set_disk_full(&self) {
+        self.disk_full.store(true, Ordering::Relaxed);
+    }
+
     /// The whole content, if it is one that can be kept.
     pub fn whole_copy(&self) -> io::Result<Option<WholeCopy>> {
         if !self.is_whole() {
@@ -229,7 +234,7 @@ impl Backing {
     }
 
     fn overflowing(&self) -> io::Result<&Scratch> {
-        self.disk_full.store(true, Ordering::Relaxed);
+        self.set_disk_full();
         if self.overflow.get().is_none() {
             let scratch = Scratch::in_memory(self.size, OVERFLOW_BYTES)?;
             let _ = self.overflow.set(scratch);

@@ -1,6 +1,6 @@
 //! Brings payloads: contents that are named by their hash alone and belong to no file of the tree.
 use super::backing::{Backing, SMALL_BYTES, WholeCopy};
-use super::core::{Core, Opening, Shared};
+use super::core::{ContentKind, Core, Opening, Shared};
 use super::flight::{Claim, Claims};
 use super::scratch::Scratch;
 use super::surroundings::{blob_locator, blocking, store_error};
@@ -10,12 +10,8 @@ use crate::record::{Hash, NodeId};
 use crate::store::Store;
 use crate::store::partial::ContentKey;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-/// Tells the files of payloads under way apart.
-static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// Brings a payload into the store; those who want the same one wait for the first.
 pub async fn fetch(
@@ -44,9 +40,8 @@ async fn bring(
     size: u64,
     holders: &[NodeId],
 ) -> Result<PathBuf, FsError> {
-    let place = store.blob_path(&hash);
     let under_way = (size > SMALL_BYTES)
-        .then(|| UnderWay::create(&place))
+        .then(|| UnderWay::create(store, size))
         .transpose()?;
     let backing = match &under_way {
         None => Backing::small(size),
@@ -58,13 +53,13 @@ async fn bring(
     let core = Core::new(opening(hash, size, holders, backing), shared.clone());
     let _closes = Closes(core.clone());
     core.fetch_whole(|_| {}).await?;
+    let store = store.clone();
     match under_way {
-        Some(under_way) => blocking(move || under_way.finish(&place)).await,
+        Some(under_way) => blocking(move || under_way.finish(&store, hash)).await,
         None => {
             let Some(WholeCopy::Bytes(data, _)) = core.backing().whole_copy()? else {
                 return Err(FsError::Io(std::io::Error::other("a payload is not whole")));
             };
-            let store = store.clone();
             blocking(move || {
                 let (put, _) = store.put_blob(&[&data]).map_err(store_error)?;
                 Ok(store.blob_path(&put))
@@ -84,7 +79,7 @@ fn opening(hash: Hash, size: u64, holders: &[NodeId], backing: Backing) -> Openi
         },
         path: TreePath::new(format!(".payload/{}", hex::encode(hash)).as_bytes())
             .unwrap_or_default(),
-        inode: None,
+        kind: ContentKind::Payload,
         locator: blob_locator(),
         holders: holders.to_vec(),
         backing,
@@ -107,25 +102,16 @@ struct UnderWay {
 }
 
 impl UnderWay {
-    fn create(place: &Path) -> Result<Self, FsError> {
-        if let Some(directory) = place.parent() {
-            std::fs::create_dir_all(directory)?;
-        }
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = place.with_extension(format!("fetch-{}-{number}", std::process::id()));
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)?;
+    fn create(store: &Store, size: u64) -> Result<Self, FsError> {
+        store.ensure_room(size).map_err(store_error)?;
+        let (file, path) = store.new_blob().map_err(store_error)?;
         Ok(Self { path, file })
     }
 
     /// It is whole: it gets its name.
-    fn finish(self, place: &Path) -> Result<PathBuf, FsError> {
-        self.file.sync_data()?;
-        std::fs::rename(&self.path, place)?;
-        Ok(place.to_owned())
+    fn finish(self, store: &Store, hash: Hash) -> Result<PathBuf, FsError> {
+        store.commit_blob(&self.path, &hash).map_err(store_error)?;
+        Ok(store.blob_path(&hash))
     }
 }
 

@@ -15,7 +15,7 @@ use super::readahead::Readahead;
 use super::surroundings::{Keep, Surroundings, Whereabouts, blocking};
 use crate::error::FsError;
 use crate::path::TreePath;
-use crate::record::{Inode, NodeId};
+use crate::record::NodeId;
 use crate::store::partial::ContentKey;
 use bytes::Bytes;
 use ks_transport::blocks::{
@@ -35,10 +35,23 @@ use tokio::time::Instant;
 const STALL: Duration = Duration::from_millis(2500);
 /// While a file is being fetched its map is saved and the catalog told at most this often.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
+/// The disk is asked for room for this much at a time.
+const ROOM_BYTES: u64 = 16 * 1024 * 1024;
 /// How often a fetch of the whole tells its progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// Bytes ahead of a reader at most.
 pub const WINDOW_MAX_BYTES: u64 = 8 * 1024 * 1024;
+
+/// What a content is, as far as its fetching goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentKind {
+    /// A file of the tree; it becomes a plain file here when it is whole.
+    File,
+    /// A file of the tree on a node that keeps nothing.
+    FileNotKept,
+    /// A payload: the catalog does not know it, and whoever fetches it puts it in its place.
+    Payload,
+}
 
 /// What a content is made of at its opening.
 pub struct Opening {
@@ -46,8 +59,8 @@ pub struct Opening {
     pub key: ContentKey,
     /// Its path, for messages and for its place when it is whole.
     pub path: TreePath,
-    /// Its record; `None` for a payload, which is not a file of the tree.
-    pub inode: Option<Arc<Inode>>,
+    /// A file of the tree, or a payload.
+    pub kind: ContentKind,
     /// How holders are asked for it.
     pub locator: Vec<u8>,
     /// Who has it, the preferred first.
@@ -83,13 +96,15 @@ struct State {
     plan: Plan,
     tasks: HashMap<RequestId, AbortHandle>,
     saved: Instant,
+    /// Bytes that came since the disk was last asked for room.
+    since_room: u64,
 }
 
 /// One content that is being fetched; shared by its readers and its requests.
 pub struct Core {
     key: ContentKey,
     path: TreePath,
-    inode: Option<Arc<Inode>>,
+    kind: ContentKind,
     locator: Vec<u8>,
     backing: Backing,
     shared: Shared,
@@ -113,11 +128,12 @@ impl Core {
             plan: Plan::new(size, opening.holders, shared.limits),
             tasks: HashMap::new(),
             saved: Instant::now(),
+            since_room: 0,
         };
         Arc::new(Self {
             key: opening.key,
             path: opening.path,
-            inode: opening.inode,
+            kind: opening.kind,
             locator: opening.locator,
             backing: opening.backing,
             opened: Instant::now(),
@@ -144,7 +160,7 @@ impl Core {
 
     #[cfg(test)]
     pub fn waiting(&self) -> usize {
-        self.waiters.len()
+        self.waiters.count()
     }
 
     /// Nodes that hold it now.
@@ -227,7 +243,7 @@ impl Core {
             }
         }
         progress(self.key.size);
-        if self.inode.is_none() {
+        if self.kind != ContentKind::File {
             return Ok(());
         }
         self.complete();
@@ -251,7 +267,7 @@ impl Core {
             }
             Denied::NoHolder { stale } => stale,
         };
-        if self.inode.is_some() {
+        if self.kind != ContentKind::Payload {
             match self.shared.around.locate(&self.key).await {
                 Whereabouts::Changed => return Err(FsError::Stale),
                 Whereabouts::Holders(nodes) if !*asked_again && self.is_news(&nodes) => {
@@ -262,7 +278,7 @@ impl Core {
                 Whereabouts::Holders(_) | Whereabouts::Unknown => {}
             }
         }
-        if stale && self.inode.is_some() {
+        if stale && self.kind != ContentKind::Payload {
             return Err(FsError::Stale);
         }
         Err(FsError::NoHolder {
@@ -399,7 +415,7 @@ impl Core {
         holder: NodeId,
         result: Result<u64, FetchError>,
     ) {
-        lock(&self.state).tasks.remove(&request);
+        self.forget_task(request, result.as_ref().map_or(0, |bytes| *bytes));
         match result {
             Ok(_) => self.step(Event::Finished { request }),
             Err(FetchError::Sink(error)) => self.local_failure(request, &error),
@@ -423,6 +439,22 @@ impl Core {
             self.complete();
         } else {
             self.save_now_and_then();
+        }
+    }
+
+    /// A request's task ends; now and then the disk is asked whether there is room for more.
+    fn forget_task(&self, request: RequestId, bytes: u64) {
+        let mut state = lock(&self.state);
+        state.tasks.remove(&request);
+        state.since_room += bytes;
+        if state.since_room < ROOM_BYTES || self.backing.as_partial().is_none() {
+            return;
+        }
+        state.since_room = 0;
+        drop(state);
+        if !self.backing.is_disk_full() && !self.shared.around.has_room(ROOM_BYTES) {
+            self.backing.set_disk_full();
+            self.warn_of_full_disk();
         }
     }
 
@@ -450,13 +482,12 @@ impl Core {
 
     /// The whole content becomes a plain file, once, in the background; readers go on with their descriptor.
     fn complete(self: &Arc<Self>) {
-        let Some(inode) = &self.inode else { return };
-        if self.keeping.swap(true, Ordering::SeqCst) {
+        if self.kind != ContentKind::File || self.keeping.swap(true, Ordering::SeqCst) {
             return;
         }
-        let (core, inode) = (self.clone(), inode.clone());
+        let core = self.clone();
         self.shared.runtime.spawn(async move {
-            let kept = match core.keep(inode).await {
+            let kept = match core.keep().await {
                 Ok(()) => Kept::Done,
                 Err(error) => {
                     tracing::warn!(path = %core.path, %error, "a fetched file was not kept");
@@ -468,14 +499,13 @@ impl Core {
         });
     }
 
-    async fn keep(self: &Arc<Self>, inode: Arc<Inode>) -> Result<(), FsError> {
+    async fn keep(self: &Arc<Self>) -> Result<(), FsError> {
         let Some(copy) = self.backing.whole_copy()? else {
             return Ok(());
         };
         let keep = Keep {
             key: self.key.clone(),
             path: self.path.clone(),
-            inode,
             copy,
         };
         self.shared.around.keep(keep).await

@@ -113,7 +113,7 @@ impl Waiters {
 
     /// How many wait.
     #[cfg(test)]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         lock(&self.list).len()
     }
 }
@@ -209,7 +209,7 @@ mod tests {
         waiters.arrived(&(2 * GROUP_BYTES..3 * GROUP_BYTES), &map);
         second.bell.notified().await;
         waiters.leave(second.id);
-        assert_eq!(waiters.len(), 0);
+        assert_eq!(waiters.count(), 0);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

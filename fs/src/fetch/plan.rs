@@ -531,17 +531,6 @@ impl Plan {
         self.starved
     }
 
-    /// Whether anybody waits.
-    pub fn has_demands(&self) -> bool {
-        !self.demands.is_empty()
-    }
-
-    /// The holder a request was sent to.
-    pub fn holder_of(&self, request: RequestId) -> Option<NodeId> {
-        let request = self.requests.iter().find(|r| r.id == request)?;
-        Some(self.holders[request.holder].node)
-    }
-
     /// What each holder said last.
     pub fn report(&self) -> Vec<(NodeId, String)> {
         self.holders
@@ -554,6 +543,7 @@ impl Plan {
     }
 
     /// Bytes asked for by requests under way.
+    #[cfg(test)]
     pub fn bytes_under_way(&self) -> u64 {
         self.requests.iter().map(|request| request.bytes).sum()
     }

@@ -67,11 +67,6 @@ impl Scratch {
         self.shared().map.is_whole()
     }
 
-    /// The file behind it.
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
     /// Writes bytes; `mark` says when whole groups are there.
     pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.file.write_all_at(data, offset)

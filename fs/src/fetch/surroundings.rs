@@ -40,8 +40,6 @@ pub struct Keep {
     pub key: ContentKey,
     /// Its path when it was opened.
     pub path: TreePath,
-    /// Its record when it was opened.
-    pub inode: Arc<Inode>,
     /// Its bytes.
     pub copy: WholeCopy,
 }
@@ -62,6 +60,8 @@ pub trait Surroundings: Send + Sync + 'static {
     fn keep(&self, keep: Keep) -> BoxFuture<'_, Result<(), FsError>>;
     /// Saves the map of a partial file and tells the catalog how much is here.
     fn save(&self, partial: Arc<Partial>) -> BoxFuture<'_, ()>;
+    /// Whether the data directory's disk has room for so many bytes more. Quick.
+    fn has_room(&self, bytes: u64) -> bool;
     /// What people call the node.
     fn name(&self, node: NodeId) -> BoxFuture<'_, String>;
 }
@@ -191,6 +191,10 @@ impl Surroundings for Node {
                 tracing::debug!(ino = key.ino, %error, "the catalog was not told of a partial file");
             }
         })
+    }
+
+    fn has_room(&self, bytes: u64) -> bool {
+        self.store.ensure_room(bytes).is_ok()
     }
 
     fn name(&self, node: NodeId) -> BoxFuture<'_, String> {

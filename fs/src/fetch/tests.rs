@@ -2,14 +2,14 @@
 use super::FetchCounters;
 use super::backing::{Backing, WholeCopy};
 use super::budget::Budget;
-use super::core::{Core, Opening, Shared};
+use super::core::{ContentKind, Core, Opening, Shared};
 use super::flight::lock;
 use super::plan::{BlockMap, Limits};
 use super::scratch::Scratch;
 use super::surroundings::{Keep, Surroundings, Whereabouts};
 use crate::error::FsError;
 use crate::path::TreePath;
-use crate::record::{Inode, Kind, NodeId};
+use crate::record::NodeId;
 use crate::store::partial::{ContentKey, Partial};
 use ks_transport::BoxFuture;
 use ks_transport::blocks::{
@@ -191,33 +191,12 @@ impl Surroundings for World {
     fn save(&self, _partial: Arc<Partial>) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
+    fn has_room(&self, _bytes: u64) -> bool {
+        true
+    }
     fn name(&self, node: NodeId) -> BoxFuture<'_, String> {
         Box::pin(async move { format!("host{}", node.0) })
     }
-}
-
-fn inode(size: u64) -> Arc<Inode> {
-    Arc::new(Inode {
-        kind: Kind::File,
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        nlink: 1,
-        size,
-        atime: 0,
-        mtime: 0,
-        ctime: 0,
-        parent: 1,
-        name: b"x.bin".to_vec(),
-        target: Vec::new(),
-        xattrs: Default::default(),
-        version: 3,
-        epoch: 0,
-        home: NodeId(1),
-        blake3: Some([1; 32]),
-        md5: None,
-    })
 }
 
 /// A content that `world`'s peers have, here in anonymous memory of `capacity` bytes.
@@ -247,7 +226,7 @@ fn open_on(world: &Arc<World>, backing: Backing, memory: u64) -> (Arc<Core>, Arc
             hash: [1; 32],
         },
         path: TreePath::new(b"a/x.bin").expect("a path"),
-        inode: Some(inode(size)),
+        kind: ContentKind::File,
         locator: Vec::new(),
         holders,
         backing,
@@ -440,7 +419,7 @@ async fn a_holder_that_the_catalog_has_found_meanwhile_is_asked() {
             hash: [1; 32],
         },
         path: TreePath::root(),
-        inode: Some(inode(MIB)),
+        kind: ContentKind::File,
         locator: Vec::new(),
         holders: vec![NodeId(1)],
         backing: Backing::scratch(MIB, Scratch::in_memory(MIB, u64::MAX).expect("memory")),
