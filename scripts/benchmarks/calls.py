@@ -5,6 +5,7 @@ import textwrap
 
 from harness import Cluster
 from harness.data import MIB, noise
+from harness.node import REPLY
 
 from .files import at_rest
 from .report import Report, alternate
@@ -114,8 +115,6 @@ def theirs(node, code: str):
 
 
 def ask_plain(node, code: str):
-    from harness.node import REPLY
-
     done = node.python(code, timeout=120)
     (line,) = [line for line in done.text.splitlines() if line.startswith(REPLY)]
     return json.loads(line[len(REPLY) :])

@@ -1,5 +1,6 @@
 """Local files through /ks beside the same files without it, what making and listing costs, and the daemon's memory."""
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -60,8 +61,10 @@ def created_files(report: Report, node) -> None:
     plain = node.home / "plain"
     plain.mkdir()
 
-    def rate(base, turn=iter(range(1000))):
-        done = run_inside(node, "create_files", f"{base}/made{next(turn)}", 2000, 16384)
+    turns = itertools.count()
+
+    def rate(base):
+        done = run_inside(node, "create_files", f"{base}/made{next(turns)}", 2000, 16384)
         return done["files"] / done["seconds"]
 
     ours, without = alternate(report.rounds, lambda: rate("/ks"), lambda: rate(plain))

@@ -1,9 +1,10 @@
-"""Programs that run within a host: `inside.py NAME ARG…` prints one JSON object. Standard library only, as they are measured."""
+"""Programs that run within a host: `inside.py NAME ARG…` prints one JSON object. Standard library only."""
 
 import json
 import os
 import random
 import socket
+import subprocess
 import sys
 import time
 
@@ -81,6 +82,13 @@ def create_files(directory, count, size):
     return {"files": int(count), "seconds": time.perf_counter() - began}
 
 
+def run(*argv):
+    """A command, its output counted: seconds, lines."""
+    began = time.perf_counter()
+    lines = subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout.count(b"\n")
+    return {"seconds": time.perf_counter() - began, "lines": lines}
+
+
 def serve_sftp(port):
     """An sftp-server for each connection: sshfs without ssh, which encrypts nothing."""
     listener = socket.create_server(("", int(port)))
@@ -97,7 +105,7 @@ def serve_sftp(port):
 
 PROGRAMS = {
     program.__name__: program
-    for program in (read_whole, first_bytes, read_random, open_close, read_files, create_files, serve_sftp)
+    for program in (read_whole, first_bytes, read_random, open_close, read_files, create_files, run, serve_sftp)
 }
 
 if __name__ == "__main__":

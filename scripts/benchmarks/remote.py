@@ -110,24 +110,22 @@ def random_reads(report: Report, pair: Pair) -> None:
         moved.append((pair.received() - before) / (RANDOM_READS * 4096))
     p50 = statistics.median(one["p50"] for one in taken)
     p99 = statistics.median(one["p99"] for one in taken)
-    report.add("remote read, cold, random 4 KiB, p50", p50 * 1e3, "ms", value_target=("<=", 0.3))
-    report.add("remote read, cold, random 4 KiB, p99", p99 * 1e3, "ms")
-    report.add(
-        "remote read, cold, random 4 KiB, moved per asked", statistics.median(moved), "x", value_target=("<=", 5)
-    )
+    name = "remote read, cold, random 4 KiB"
+    report.add(f"{name}, p50", p50 * 1e3, "ms", value_target=("<=", 0.3))
+    report.add(f"{name}, p99", p99 * 1e3, "ms")
+    report.add(f"{name}, moved per asked", statistics.median(moved), "x", value_target=("<=", 5))
 
 
 def hdf5(report: Report, pair: Pair) -> None:
+    name = "h5ls -r, remote 1 GiB"
     taken, moved = [], []
     for _ in range(report.rounds):
         before = pair.received()
-        taken.append(pair.reader.exec(["h5ls", "-r", f"/ks/{pair.fresh('hdf')}"]).seconds)
+        taken.append(run_inside(pair.reader, "run", "h5ls", "-r", f"/ks/{pair.fresh('hdf')}")["seconds"])
         moved.append(pair.received() - before)
-    local = pair.holder.exec(["h5ls", "-r", pair.holder.datadir / "hdf0"]).seconds
-    report.add(
-        "h5ls -r, remote 1 GiB", statistics.median(taken), "s", ("on the file itself", local), value_target=("<=", 0.1)
-    )
-    report.add("h5ls -r, remote 1 GiB, moved", statistics.median(moved) / 1e6, "MB", value_target=("<=", 4))
+    local = run_inside(pair.holder, "run", "h5ls", "-r", pair.holder.datadir / "hdf0")["seconds"]
+    report.add(name, statistics.median(taken), "s", ("on the file itself", local), value_target=("<=", 0.1))
+    report.add(f"{name}, moved", statistics.median(moved) / 1e6, "MB", value_target=("<=", 4))
 
 
 def small_files(report: Report, pair: Pair) -> None:
@@ -138,39 +136,30 @@ def small_files(report: Report, pair: Pair) -> None:
     report.add("2,000 remote files of 16 KiB, cold", statistics.median(rates), "/s", value_target=(">=", 3000))
 
 
+def listing_rate(node, directory) -> float:
+    done = run_inside(node, "run", "ls", "-l", directory)
+    assert done["lines"] == LISTED_FILES + 1
+    return LISTED_FILES / done["seconds"]
+
+
 def listings(report: Report, pair: Pair) -> None:
-    cold, warm = [], []
+    name = "ls -l of 10,000 files"
+    cold, warm, moved, local = [], [], [], []
     for _ in range(report.rounds):
         directory = pair.fresh("listed")
-        command = ["bash", "-c", f"ls -l /ks/{directory} | wc -l"]
-        first = pair.reader.exec(command)
-        assert int(first.text) == LISTED_FILES + 1
-        cold.append(LISTED_FILES / first.seconds)
+        cold.append(listing_rate(pair.reader, f"/ks/{directory}"))
         before = pair.received()
-        warm.append(LISTED_FILES / pair.reader.exec(command).seconds)
-        report.add("ls -l of 10,000 files, warm, moved", (pair.received() - before) / 1e3, "kB")
-    plain = pair.holder.datadir / "listed0"
-    local = statistics.median(
-        LISTED_FILES / pair.holder.exec(["bash", "-c", f"ls -l {plain} | wc -l"]).seconds for _ in range(report.rounds)
-    )
-    report.add(
-        "ls -l of 10,000 files, cold",
-        statistics.median(cold),
-        "/s",
-        ("without /ks", local),
-        value_target=(">=", 50_000),
-    )
-    report.add(
-        "ls -l of 10,000 files, warm",
-        statistics.median(warm),
-        "/s",
-        ("without /ks", local),
-        value_target=(">=", 250_000),
-    )
+        warm.append(listing_rate(pair.reader, f"/ks/{directory}"))
+        moved.append(pair.received() - before)
+        local.append(listing_rate(pair.holder, pair.holder.datadir / directory))
+    beside = ("without /ks", statistics.median(local))
+    report.add(f"{name}, cold", statistics.median(cold), "/s", beside, value_target=(">=", 50_000))
+    report.add(f"{name}, warm", statistics.median(warm), "/s", beside, value_target=(">=", 250_000))
+    report.add(f"{name}, warm, moved", statistics.median(moved) / 1e3, "kB")
 
 
 def beside_sshfs(report: Report, pair: Pair) -> None:
-    """The same reads through sshfs, which caches nothing before its first read; without ssh, so nothing is encrypted."""
+    """The same reads through sshfs, without ssh: nothing is encrypted."""
     if not shutil.which("sshfs") or not os.path.exists("/usr/lib/openssh/sftp-server"):
         return
     server = pair.holder.spawn(["python3", inside.__file__, "serve_sftp", str(SFTP_PORT)], stdout=subprocess.PIPE)
@@ -181,17 +170,16 @@ def beside_sshfs(report: Report, pair: Pair) -> None:
         source = f"host2:{pair.holder.datadir}"
         reader.exec(["sshfs", "-o", f"directport={SFTP_PORT}", source, SSHFS_MOUNT])
         try:
-            speeds = [run_inside(reader, "read_whole", f"{SSHFS_MOUNT}/large{turn}") for turn in range(report.rounds)]
-            report.add(
-                "sshfs: read, cold, sequential",
-                statistics.median(s["bytes"] / s["seconds"] / 1e6 for s in speeds),
-                "MB/s",
-            )
+            speeds = []
+            for turn in range(report.rounds):
+                done = run_inside(reader, "read_whole", f"{SSHFS_MOUNT}/large{turn}")
+                speeds.append(done["bytes"] / done["seconds"] / 1e6)
+            report.add("sshfs: read, cold, sequential", statistics.median(speeds), "MB/s")
             lone = run_inside(reader, "read_random", f"{SSHFS_MOUNT}/random0", RANDOM_READS)
             report.add("sshfs: read, cold, random 4 KiB, p50", lone["p50"] * 1e3, "ms")
             before = pair.received()
-            listed = reader.exec(["h5ls", "-r", f"{SSHFS_MOUNT}/hdf0"])
-            report.add("sshfs: h5ls -r, 1 GiB", listed.seconds, "s")
+            listed = run_inside(reader, "run", "h5ls", "-r", f"{SSHFS_MOUNT}/hdf0")
+            report.add("sshfs: h5ls -r, 1 GiB", listed["seconds"], "s")
             report.add("sshfs: h5ls -r, 1 GiB, moved", (pair.received() - before) / 1e6, "MB")
             small = run_inside(reader, "read_files", f"{SSHFS_MOUNT}/small0")
             report.add("sshfs: 2,000 files of 16 KiB, cold", small["files"] / small["seconds"], "/s")
