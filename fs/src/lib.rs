@@ -12,4 +12,6 @@ pub mod record;
 pub mod redis_client;
 pub mod redis_server;
 pub mod store;
+#[doc(hidden)]
+pub mod testing;
 pub mod usage;

@@ -1,92 +1,536 @@
-//! The one connection to Redis: multiplexed, RESP3, reconnecting, every command with a deadline.
+//! The connection to Redis: multiplexed, RESP3, made anew when it is lost, every command with a deadline.
 //! Used by the catalog and by the executor.
+//!
+//! What always holds:
+//! - A command that was sent is never sent a second time behind the caller's back: when the connection goes before the
+//!   answer came, the error is [`RedisError::Lost`] and the caller decides (it may have been carried out).
+//! - [`Push::Reset`] is told after a loss before any command can use the next connection, and once more when that
+//!   connection stands (subscriptions and tracking included), so that what was missed in between can be read again.
+//!
+//! Tracking is Redis's broadcasting mode for the catalog's key prefixes, with NOLOOP. The default mode would not do:
+//! before Redis 7.2 it remembers for a script only the keys the caller declared, not those that the script found
+//! (a name's inode), and with NOLOOP it forgets our interest in a key when we change it ourselves.
+//!
+//! Not for data: a payload over 64 KiB is a file.
 use ks_transport::pool::Peer;
-use std::sync::Arc;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, ErrorKind, PushInfo, PushKind, Value};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+mod target;
+
+/// How long a command may take, waiting for a connection included.
+pub const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
+/// How long one attempt to connect may take.
+pub const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// The first wait between two attempts to connect; it doubles up to the next constant.
+pub const BACK_OFF_FIRST: Duration = Duration::from_millis(50);
+/// The longest wait between two attempts to connect.
+pub const BACK_OFF_LONGEST: Duration = Duration::from_secs(2);
+/// Commands that wait to be written to the connection; more wait their turn.
+const QUEUE_COMMANDS_MAX: usize = 1024;
+/// Commands under way on the connection; more wait their turn.
+const IN_FLIGHT_COMMANDS_MAX: usize = 4096;
+/// The oldest Redis that has what the scripts need.
+pub const VERSION_NEEDED: &str = "7.0";
+/// Keys whose changes are pushed to a tracking connection: inodes and directories (see `catalog`).
+pub const TRACKED_PREFIXES: [&str; 2] = ["ks:i:", "ks:d:"];
 
 /// Where Redis is.
 #[derive(Clone)]
 pub enum RedisTarget {
-    /// `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, and the seeds' `tcp://host:port?db=9`.
+    /// `redis://`, `rediss://`, `unix://`, `redis+sentinel://[user:password@]host:port,host:port/master[/db]`,
+    /// and the seeds' `tcp://host:port?db=9`.
     Url(String),
+    /// A unix socket: this node's private Redis.
+    Socket {
+        /// The socket's path.
+        path: std::path::PathBuf,
+        /// What AUTH is given.
+        password: Option<String>,
+        /// The database's number.
+        db: i64,
+    },
     /// Carried by a peer through its QUIC connection (`--join`). Auth is the tunnel's (the serving node's Redis password comes as `password`).
     Through {
+        /// The node that has (or reaches) Redis.
         peer: Peer,
+        /// What AUTH is given.
         password: Option<String>,
+        /// The database's number.
         db: i64,
     },
 }
 
+/// Why a command was not answered.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RedisError {
+    /// The URL makes no sense: the text says what is wrong.
+    #[error("{0}")]
+    BadUrl(String),
+    /// There is no connection; the command was not sent.
     #[error("redis does not answer ({0})")]
     Unreachable(String),
+    /// The connection went before the answer came: the command may have been carried out.
+    #[error("the connection to redis was lost before the answer came ({0})")]
+    Lost(String),
+    /// Sent, and no answer in time: the command may have been carried out.
     #[error("redis did not answer within {0:?}")]
     Timeout(Duration),
     /// A script or command was refused; the text is Redis's.
     #[error("redis: {0}")]
     Refused(String),
+    /// This Redis cannot be used.
     #[error("redis is too old: {found}, at least {needed} is needed")]
-    TooOld { found: String, needed: &'static str },
+    TooOld {
+        /// The version that answered.
+        found: String,
+        /// The version that would do.
+        needed: &'static str,
+    },
 }
 
 /// What Redis pushes to us.
 #[derive(Clone, Debug)]
 pub enum Push {
-    /// Keys that we read have changed.
+    /// Keys under `TRACKED_PREFIXES` that another client changed.
     Invalidated(Vec<Vec<u8>>),
     /// The connection was lost or made anew: nothing cached can be trusted.
     Reset,
     /// A message on a channel.
-    Message { channel: Vec<u8>, payload: Vec<u8> },
+    Message {
+        /// The channel that was subscribed to.
+        channel: Vec<u8>,
+        /// What was published.
+        payload: Vec<u8>,
+    },
 }
 
-/// Handle; cheap to clone.
+/// Who is told of pushes. Called from the connection's own task: must not block.
+pub type OnPush = Arc<dyn Fn(Push) + Send + Sync>;
+
+/// Handle; cheap to clone. The connection ends with the last one.
 #[derive(Clone)]
-pub struct Redis {/* .. */}
+pub struct Redis {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    link: Arc<Link>,
+    keeper: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+/// What the handles and the task that keeps the connection have in common.
+struct Link {
+    target: target::Endpoint,
+    tracking: bool,
+    on_push: OnPush,
+    channels: Mutex<BTreeSet<Vec<u8>>>,
+    live: watch::Sender<Option<Live>>,
+    /// Why there is no connection now.
+    trouble: Mutex<String>,
+}
+
+/// One connection of those made one after the other.
+#[derive(Clone)]
+struct Live {
+    connection: MultiplexedConnection,
+    /// Set when it is found dead; wakes the keeper.
+    lost: Arc<watch::Sender<bool>>,
+}
 
 /// A Lua script kept as a `.lua` file: `Script::new(include_str!("x.lua"))`.
-pub struct Script {/* source, sha1 */}
+pub struct Script {
+    source: &'static str,
+    sha1: String,
+}
+
 impl Script {
+    /// Hashes the source; nothing is sent.
     pub fn new(source: &'static str) -> Self {
-        todo!()
+        let sha1 = redis::Script::new(source).get_hash().to_owned();
+        Self { source, sha1 }
+    }
+    /// The Lua text: for a pipeline, which loads it first (SCRIPT LOAD).
+    pub fn source(&self) -> &'static str {
+        self.source
+    }
+    /// What EVALSHA calls it by, hexadecimal.
+    pub fn sha1(&self) -> &str {
+        &self.sha1
     }
 }
 
 impl Redis {
-    /// Connects; checks the version (7.0 and up); `tracking`: CLIENT TRACKING ON NOLOOP. Pushes go to `on_push` (must not block).
+    /// Connects; checks the version (7.0 and up); `tracking`: changes of the keys under `TRACKED_PREFIXES` by others are
+    /// pushed. Pushes go to `on_push` (must not block).
     /// A lost connection is made anew in the background (back-off 50 ms to 2 s); commands meanwhile wait up to their deadline.
     pub async fn connect(
         target: RedisTarget,
         tracking: bool,
-        on_push: Arc<dyn Fn(Push) + Send + Sync>,
+        on_push: OnPush,
     ) -> Result<Self, RedisError> {
-        todo!()
+        let link = Arc::new(Link {
+            target: target::Endpoint::new(target)?,
+            tracking,
+            on_push,
+            channels: Mutex::new(BTreeSet::new()),
+            live: watch::Sender::new(None),
+            trouble: Mutex::new(String::new()),
+        });
+        let first = link.attempt().await?;
+        link.live.send_replace(Some(first.clone()));
+        let keeper = tokio::spawn(keep(link.clone(), first));
+        Ok(Self {
+            shared: Arc::new(Shared { link, keeper }),
+        })
     }
-    pub async fn run(&self, command: &redis::Cmd) -> Result<redis::Value, RedisError> {
-        todo!()
+
+    /// One command, one answer.
+    pub async fn run(&self, command: &redis::Cmd) -> Result<Value, RedisError> {
+        let deadline = Instant::now() + COMMAND_DEADLINE;
+        self.run_until(command, deadline).await
     }
-    pub async fn pipe(&self, pipeline: &redis::Pipeline) -> Result<Vec<redis::Value>, RedisError> {
-        todo!()
+
+    /// Several commands in one round trip; with `.atomic()`, as one transaction. Fails when any of them was refused.
+    pub async fn pipe(&self, pipeline: &redis::Pipeline) -> Result<Vec<Value>, RedisError> {
+        let deadline = Instant::now() + COMMAND_DEADLINE;
+        let live = self.live_until(deadline).await?;
+        let mut connection = live.connection.clone();
+        let answer = tokio::time::timeout_at(deadline, pipeline.query_async(&mut connection)).await;
+        live.judge(answer)
     }
+
     /// EVALSHA, loading the script when Redis does not know it.
     pub async fn script(
         &self,
         script: &Script,
         keys: &[&[u8]],
         args: &[&[u8]],
-    ) -> Result<redis::Value, RedisError> {
-        todo!()
+    ) -> Result<Value, RedisError> {
+        let deadline = Instant::now() + COMMAND_DEADLINE;
+        let by_hash = script_command("EVALSHA", &script.sha1, keys, args);
+        match self.run_until(&by_hash, deadline).await {
+            Err(RedisError::Refused(text)) if text.starts_with("NOSCRIPT") => {
+                let whole = script_command("EVAL", script.source, keys, args);
+                self.run_until(&whole, deadline).await
+            }
+            other => other,
+        }
     }
+
     /// Subscribes; survives reconnects.
     pub async fn subscribe(&self, channel: &[u8]) -> Result<(), RedisError> {
-        todo!()
+        self.shared
+            .link
+            .channels
+            .lock()
+            .unwrap()
+            .insert(channel.to_vec());
+        let deadline = Instant::now() + COMMAND_DEADLINE;
+        let live = self.live_until(deadline).await?;
+        let mut connection = live.connection.clone();
+        let answer = tokio::time::timeout_at(deadline, connection.subscribe(channel)).await;
+        live.judge(answer)
     }
+
+    /// Whether a connection stands, as far as is known.
     pub fn is_connected(&self) -> bool {
-        todo!()
+        self.shared.link.live.borrow().is_some()
     }
-    /// A blocking command's own connection (XREAD BLOCK and the like).
-    pub async fn dedicated(&self) -> Result<redis::aio::MultiplexedConnection, RedisError> {
-        todo!()
+
+    /// A blocking command's own connection (XREAD BLOCK and the like): no deadline but the caller's, no tracking.
+    pub async fn dedicated(&self) -> Result<MultiplexedConnection, RedisError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_DEADLINE))
+            .set_response_timeout(None);
+        self.shared.link.target.connect(config).await
+    }
+
+    async fn run_until(
+        &self,
+        command: &redis::Cmd,
+        deadline: Instant,
+    ) -> Result<Value, RedisError> {
+        let live = self.live_until(deadline).await?;
+        let mut connection = live.connection.clone();
+        let sent = connection.send_packed_command(command);
+        let answer = tokio::time::timeout_at(deadline, sent).await;
+        live.judge(answer.map(|answer| answer.and_then(Value::extract_error)))
+    }
+
+    /// The connection, or the next one when it comes before `deadline`.
+    async fn live_until(&self, deadline: Instant) -> Result<Live, RedisError> {
+        let link = &self.shared.link;
+        if let Some(live) = &*link.live.borrow() {
+            return Ok(live.clone());
+        }
+        let mut changes = link.live.subscribe();
+        let waited = tokio::time::timeout_at(deadline, changes.wait_for(Option::is_some)).await;
+        match waited {
+            Ok(Ok(live)) => Ok(live.clone().expect("waited for it")),
+            _ => Err(RedisError::Unreachable(
+                link.trouble.lock().unwrap().clone(),
+            )),
+        }
+    }
+}
+
+fn script_command(verb: &str, body: &str, keys: &[&[u8]], args: &[&[u8]]) -> redis::Cmd {
+    let mut command = redis::cmd(verb);
+    command.arg(body).arg(keys.len());
+    for part in keys.iter().chain(args) {
+        command.arg(*part);
+    }
+    command
+}
+
+impl Live {
+    /// Turns an answer into ours; one that tells of a dead connection wakes the keeper.
+    fn judge<T>(
+        &self,
+        answer: Result<redis::RedisResult<T>, tokio::time::error::Elapsed>,
+    ) -> Result<T, RedisError> {
+        let error = match answer {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) => translate(error),
+            Err(_) => RedisError::Timeout(COMMAND_DEADLINE),
+        };
+        let unusable = match &error {
+            // A replica after a fail-over, or a Redis that is still reading its file: another connection finds the right one.
+            RedisError::Refused(text) => ["READONLY", "LOADING", "MASTERDOWN"]
+                .iter()
+                .any(|code| text.starts_with(code)),
+            _ => true,
+        };
+        if unusable {
+            self.lost.send_replace(true);
+        }
+        Err(error)
+    }
+}
+
+/// Redis's errors in our words.
+fn translate(error: redis::RedisError) -> RedisError {
+    match error.kind() {
+        ErrorKind::Server(_) | ErrorKind::Extension => RedisError::Refused(server_text(&error)),
+        ErrorKind::AuthenticationFailed => RedisError::Refused(error.to_string()),
+        ErrorKind::Parse | ErrorKind::UnexpectedReturnType | ErrorKind::Client => {
+            RedisError::Refused(error.to_string())
+        }
+        _ => RedisError::Lost(error.to_string()),
+    }
+}
+
+/// "CODE what Redis said".
+fn server_text(error: &redis::RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        _ => error.to_string(),
+    }
+}
+
+/// Holds a connection for as long as there are handles.
+async fn keep(link: Arc<Link>, first: Live) {
+    let mut live = first;
+    loop {
+        // Errors only when the sender is gone, and `live` holds it.
+        let _ = live.lost.subscribe().wait_for(|lost| *lost).await;
+        link.live.send_replace(None);
+        drop(live);
+        (link.on_push)(Push::Reset);
+        tracing::warn!(redis = %link.target, "the connection to redis was lost; connecting again");
+        live = link.connect_again().await;
+        link.live.send_replace(Some(live.clone()));
+        (link.on_push)(Push::Reset);
+        tracing::info!(redis = %link.target, "connected to redis again");
+    }
+}
+
+impl Link {
+    async fn connect_again(&self) -> Live {
+        let mut wait = BACK_OFF_FIRST;
+        loop {
+            match self.attempt().await {
+                Ok(live) => return live,
+                Err(error) => {
+                    tracing::debug!(redis = %self.target, %error, "no connection to redis");
+                    *self.trouble.lock().unwrap() = error.to_string();
+                }
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(BACK_OFF_LONGEST);
+        }
+    }
+
+    async fn attempt(&self) -> Result<Live, RedisError> {
+        match tokio::time::timeout(CONNECT_DEADLINE, self.make()).await {
+            Ok(made) => made,
+            Err(_) => Err(RedisError::Unreachable(format!(
+                "{}: no answer within {CONNECT_DEADLINE:?}",
+                self.target
+            ))),
+        }
+    }
+
+    /// A connection that is checked, tracks and has its subscriptions.
+    async fn make(&self) -> Result<Live, RedisError> {
+        let lost = Arc::new(watch::Sender::new(false));
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_DEADLINE))
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(QUEUE_COMMANDS_MAX)
+            .set_concurrency_limit(IN_FLIGHT_COMMANDS_MAX)
+            .set_push_sender(self.push_sender(lost.clone()));
+        let mut connection = self.target.connect(config).await?;
+        check(&mut connection, &self.target).await?;
+        if self.tracking {
+            let command = tracking_command();
+            connection
+                .send_packed_command(&command)
+                .await
+                .and_then(Value::extract_error)
+                .map_err(translate)?;
+        }
+        let channels: Vec<_> = self.channels.lock().unwrap().iter().cloned().collect();
+        for channel in channels {
+            connection
+                .subscribe(&channel[..])
+                .await
+                .map_err(translate)?;
+        }
+        Ok(Live { connection, lost })
+    }
+
+    fn push_sender(
+        &self,
+        lost: Arc<watch::Sender<bool>>,
+    ) -> impl Fn(PushInfo) -> Result<(), redis::aio::SendError> + use<> {
+        let on_push = self.on_push.clone();
+        move |info| {
+            match info.kind {
+                PushKind::Disconnection => {
+                    lost.send_replace(true);
+                }
+                PushKind::Invalidate => on_push(invalidated(info.data)),
+                PushKind::Message => {
+                    if let Some(message) = message(info.data) {
+                        on_push(message);
+                    }
+                }
+                _ => {}
+            }
+            Ok(())
+        }
+    }
+}
+
+fn tracking_command() -> redis::Cmd {
+    let mut command = redis::cmd("CLIENT");
+    command.arg("TRACKING").arg("ON").arg("BCAST");
+    for prefix in TRACKED_PREFIXES {
+        command.arg("PREFIX").arg(prefix);
+    }
+    command.arg("NOLOOP");
+    command
+}
+
+/// The keys of an invalidation; a null instead of a list (FLUSHALL) stands for all of them.
+fn invalidated(data: Vec<Value>) -> Push {
+    match data.into_iter().next() {
+        Some(Value::Array(keys)) => Push::Invalidated(
+            keys.into_iter()
+                .filter_map(|key| match key {
+                    Value::BulkString(key) => Some(key),
+                    _ => None,
+                })
+                .collect(),
+        ),
+        _ => Push::Reset,
+    }
+}
+
+fn message(data: Vec<Value>) -> Option<Push> {
+    let mut parts = data.into_iter();
+    match (parts.next()?, parts.next()?) {
+        (Value::BulkString(channel), Value::BulkString(payload)) => {
+            Some(Push::Message { channel, payload })
+        }
+        _ => None,
+    }
+}
+
+/// New enough, and done with reading its file.
+async fn check(
+    connection: &mut MultiplexedConnection,
+    target: &target::Endpoint,
+) -> Result<(), RedisError> {
+    let answer = connection
+        .send_packed_command(redis::cmd("INFO").arg("server").arg("persistence"))
+        .await
+        .and_then(Value::extract_error)
+        .map_err(translate)?;
+    let text: String = redis::from_redis_value(answer)
+        .map_err(|error| RedisError::Refused(format!("INFO: {error}")))?;
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+    };
+    let found = field("redis_version").unwrap_or("unknown");
+    if !at_least(found, VERSION_NEEDED) {
+        return Err(RedisError::TooOld {
+            found: found.to_owned(),
+            needed: VERSION_NEEDED,
+        });
+    }
+    if field("loading") == Some("1") {
+        return Err(RedisError::Unreachable(format!(
+            "{target} is still reading its file"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether version `found` ("7.0.15") is `needed` ("7.0") or later.
+pub fn at_least(found: &str, needed: &str) -> bool {
+    let numbers = |text: &str| -> Vec<u32> {
+        text.split('.')
+            .map_while(|part| part.trim().parse().ok())
+            .collect()
+    };
+    numbers(found) >= numbers(needed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_by_number() {
+        assert!(at_least("7.0.15", "7.0"));
+        assert!(at_least("7.0", "7.0"));
+        assert!(at_least("10.1", "7.0"));
+        assert!(!at_least("6.2.14", "7.0"));
+        assert!(!at_least("unknown", "7.0"));
+    }
+
+    #[test]
+    fn a_flush_invalidates_everything() {
+        assert!(matches!(invalidated(vec![Value::Nil]), Push::Reset));
+        let one = Value::Array(vec![Value::BulkString(b"ks:i:1".to_vec())]);
+        match invalidated(vec![one]) {
+            Push::Invalidated(keys) => assert_eq!(keys, vec![b"ks:i:1".to_vec()]),
+            other => panic!("{other:?}"),
+        }
     }
 }

@@ -1,0 +1,192 @@
+//! The Redis client and the private redis-server, against real redis-server processes.
+use ks_fs::redis_client::{Push, Redis, RedisError, RedisTarget, Script};
+use ks_fs::redis_server::RedisServer;
+use ks_fs::testing::TestRedis;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+type Pushes = Arc<Mutex<Vec<Push>>>;
+
+async fn connect(redis: &TestRedis, tracking: bool) -> (Redis, Pushes) {
+    let pushes: Pushes = Arc::default();
+    let sink = pushes.clone();
+    let on_push = Arc::new(move |push| sink.lock().unwrap().push(push));
+    let connected = Redis::connect(redis.target(), tracking, on_push).await;
+    (connected.unwrap(), pushes)
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited too long: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn set(key: &str, value: &str) -> redis::Cmd {
+    let mut command = redis::cmd("SET");
+    command.arg(key).arg(value);
+    command
+}
+
+fn get(key: &str) -> redis::Cmd {
+    let mut command = redis::cmd("GET");
+    command.arg(key);
+    command
+}
+
+async fn text(redis: &Redis, command: &redis::Cmd) -> String {
+    redis::from_redis_value(redis.run(command).await.unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn commands_pipelines_and_scripts_are_answered() {
+    let server = TestRedis::start().await;
+    let (redis, _) = connect(&server, false).await;
+    redis.run(&set("a", "1")).await.unwrap();
+    assert_eq!(text(&redis, &get("a")).await, "1");
+
+    let mut pipeline = redis::pipe();
+    pipeline.cmd("SET").arg("b").arg("2").cmd("GET").arg("b");
+    let answers = redis.pipe(&pipeline).await.unwrap();
+    assert_eq!(answers.len(), 2);
+
+    let script = Script::new("return {KEYS[1], ARGV[1]}");
+    for _ in 0..2 {
+        let answer = redis.script(&script, &[b"k"], &[b"v"]).await.unwrap();
+        let parts: Vec<String> = redis::from_redis_value(answer).unwrap();
+        assert_eq!(parts, ["k", "v"]);
+    }
+    let wrong = redis.run(redis::cmd("HGET").arg("a").arg("f")).await;
+    assert!(matches!(wrong, Err(RedisError::Refused(text)) if text.starts_with("WRONGTYPE")));
+}
+
+#[tokio::test]
+async fn changes_of_others_are_pushed_and_own_ones_are_not() {
+    let server = TestRedis::start().await;
+    let (mine, pushes) = connect(&server, true).await;
+    let (other, _) = connect(&server, false).await;
+    mine.run(&set("ks:i:1", "mine")).await.unwrap();
+    other.run(&set("ks:other", "untracked")).await.unwrap();
+    other.run(&set("ks:i:2", "theirs")).await.unwrap();
+    until("an invalidation", || !pushes.lock().unwrap().is_empty()).await;
+    let seen = pushes.lock().unwrap().clone();
+    assert!(
+        matches!(&seen[..], [Push::Invalidated(keys)] if keys == &[b"ks:i:2".to_vec()]),
+        "{seen:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_made_anew_with_its_subscriptions() {
+    let server = TestRedis::start().await;
+    let (redis, pushes) = connect(&server, true).await;
+    redis.subscribe(b"news").await.unwrap();
+    redis.run(&set("kept", "yes")).await.unwrap();
+    server.kill();
+    until("the loss to be noticed", || {
+        matches!(pushes.lock().unwrap().first(), Some(Push::Reset))
+    })
+    .await;
+    // Waits for the next connection; what was acknowledged before the kill is still there.
+    assert_eq!(text(&redis, &get("kept")).await, "yes");
+    until("both resets", || pushes.lock().unwrap().len() >= 2).await;
+    let (other, _) = connect(&server, false).await;
+    let publish = redis::cmd("PUBLISH").arg("news").arg("hello").to_owned();
+    other.run(&publish).await.unwrap();
+    until("the message", || {
+        pushes.lock().unwrap().iter().any(|push| {
+            matches!(push, Push::Message { channel, payload } if channel == b"news" && payload == b"hello")
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_command_without_a_connection_ends_at_its_deadline() {
+    let server = TestRedis::start().await;
+    let (redis, _) = connect(&server, false).await;
+    drop(server);
+    until("the loss to be noticed", || !redis.is_connected()).await;
+    let started = Instant::now();
+    let answer = redis.run(&get("a")).await;
+    assert!(
+        matches!(answer, Err(RedisError::Unreachable(_))),
+        "{answer:?}"
+    );
+    let limit = ks_fs::redis_client::COMMAND_DEADLINE + Duration::from_secs(1);
+    assert!(started.elapsed() < limit);
+}
+
+#[tokio::test]
+async fn nobody_without_the_password_gets_in() {
+    let server = TestRedis::start().await;
+    let without = RedisTarget::Socket {
+        path: server.server().socket(),
+        password: Some("wrong".into()),
+        db: 0,
+    };
+    let answer = Redis::connect(without, false, Arc::new(|_| {})).await;
+    assert!(matches!(answer, Err(RedisError::Refused(_))));
+    use std::os::unix::fs::PermissionsExt;
+    for file in ["redis/password", "redis/redis.conf"] {
+        let mode = std::fs::metadata(server.directory().join(file))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+}
+
+#[tokio::test]
+async fn a_restart_in_order_keeps_everything_and_leaves_no_process() {
+    let mut server = TestRedis::start().await;
+    let (redis, _) = connect(&server, false).await;
+    redis.run(&set("kept", "yes")).await.unwrap();
+    let old = server.server().pid().unwrap();
+    server.restart().await.unwrap();
+    assert!(!std::path::Path::new(&format!("/proc/{old}")).exists());
+    assert_eq!(text(&redis, &get("kept")).await, "yes");
+}
+
+#[tokio::test]
+async fn what_an_earlier_daemon_left_is_ended_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = RedisServer::start(directory.path()).await.unwrap();
+    first.stop().await;
+    // As if the daemon had been killed and its child had outlived it: nobody supervises this one.
+    let state = directory.path().join("redis");
+    let mut left = std::process::Command::new("redis-server")
+        .arg(state.join("redis.conf"))
+        .spawn()
+        .unwrap();
+    std::fs::write(state.join("pid"), left.id().to_string()).unwrap();
+    until("the left-over to start", || {
+        state.join("redis.sock").exists()
+    })
+    .await;
+    let next = RedisServer::start(directory.path()).await.unwrap();
+    let ended = left.try_wait().unwrap();
+    assert!(ended.is_some(), "the left-over still runs");
+    next.stop().await;
+}
+
+#[tokio::test]
+async fn a_broken_file_is_told_in_one_line() {
+    let mut server = TestRedis::start().await;
+    let (redis, _) = connect(&server, false).await;
+    redis.run(&set("a", "1")).await.unwrap();
+    drop(redis);
+    let directory = server.directory().join("redis/appendonlydir");
+    let corrupt = move || {
+        for file in std::fs::read_dir(&directory).unwrap() {
+            std::fs::write(file.unwrap().path(), "nonsense").unwrap();
+        }
+    };
+    corrupt();
+    let error = server.restart().await.unwrap_err().to_string();
+    assert!(error.contains("redis-server did not start"), "{error}");
+    assert!(!error.contains('\n'), "{error}");
+}
