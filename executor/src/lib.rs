@@ -1,6 +1,10 @@
 //! Calls: job, queue, placement, workers, and the node that puts it all together.
 
+pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod job;
+pub mod node;
 pub mod placement;
 pub mod protocol;
 pub mod queue;

@@ -1,5 +1,6 @@
 //! The executor of a node: accepts calls, places them, claims and runs them, tells their callers.
 use ks_fs::filesystem::FileSystem;
+use ks_fs::redis_client::RedisTarget;
 use ks_transport::{
     endpoint::{Handler, StreamKind},
     pool::PeerPool,
@@ -9,6 +10,8 @@ use std::{path::PathBuf, sync::Arc};
 /// What an executor is started with.
 #[derive(Clone, Debug)]
 pub struct ExecutorOptions {
+    /// As others reach it ("host:port"); calls see it in their settings.
+    pub node_url: String,
     pub node_name: String,
     pub mountpoint: PathBuf,
     pub datadir: PathBuf,
@@ -21,6 +24,23 @@ pub struct ExecutorOptions {
     pub registered_only: bool,
     /// Bytes; a node that would have to fetch more may not run the call.
     pub data_threshold: u64,
+}
+
+impl ExecutorOptions {
+    /// What belongs in this node's `NodeInfo::queues`: every queue served, and `python:NAME` for each interpreter beside `default`.
+    pub fn served(&self) -> Vec<String> {
+        let mut served = vec!["default".to_owned(), "data".to_owned()];
+        served.extend(self.queues.iter().cloned());
+        served.extend(
+            self.pythons
+                .iter()
+                .filter(|(name, _)| name != "default")
+                .map(|(name, _)| format!("python:{name}")),
+        );
+        let mut seen = std::collections::HashSet::new();
+        served.retain(|name| seen.insert(name.clone()));
+        served
+    }
 }
 
 /// The executor; one a node.
@@ -40,11 +60,12 @@ pub enum ExecutorError {
 }
 
 impl Executor {
-    /// Starts workers (in the background; the first is awaited when a call needs it).
+    /// Starts workers (`redis`: the executor keeps a connection of its own, so that calls and the catalog do not wait for each other) (in the background; the first is awaited when a call needs it).
     pub async fn start(
         options: ExecutorOptions,
         fs: Arc<FileSystem>,
         pool: PeerPool,
+        redis: RedisTarget,
     ) -> Result<Arc<Self>, ExecutorError> {
         todo!()
     }

@@ -8,7 +8,7 @@
 //! What always holds: a file is written at its home and nowhere else; what `flush` acknowledged is in the catalog; every
 //! wait on another node or on the catalog has a deadline.
 use crate::{
-    catalog::{AttributeChange, Catalog, Committed, Node_},
+    catalog::{Catalog, Committed},
     error::FsError,
     fetch::Fetcher,
     path::TreePath,
@@ -41,10 +41,10 @@ mod remote;
 mod writing;
 mod xattrs;
 
-pub use data::WriteManner;
-pub use names::NAME_BYTES_MAX;
 pub use changes::{Change, Watcher};
+pub use data::WriteManner;
 pub use location::{Copy_, Where};
+pub use names::NAME_BYTES_MAX;
 pub(crate) use remote::Remote;
 pub(crate) use writing::Stamp;
 
@@ -269,7 +269,9 @@ impl FileSystem {
 
     /// A handle that was to be passed through, and that the kernel does not take so (it has not heard of it yet).
     pub fn without_passthrough(&self, handle: Handle) -> Result<Opened, FsError> {
-        self.counts.opens_passthrough.fetch_sub(1, Ordering::Relaxed);
+        self.counts
+            .opens_passthrough
+            .fetch_sub(1, Ordering::Relaxed);
         self.table.without_passthrough(handle)
     }
 
@@ -310,7 +312,10 @@ impl FileSystem {
     }
 
     /// Applies a change of this node's to its data directory, in its place.
-    async fn own<T>(&self, committed: &Committed<T>, event: &Event) {
+    async fn own<T>(&self, committed: &Committed<T>) {
+        let Some(event) = &committed.change else {
+            return;
+        };
         let applied = self
             .applier
             .own(committed.event, committed.previous, event)
@@ -330,10 +335,6 @@ impl FileSystem {
                 TreePath::root()
             }
         }
-    }
-
-    async fn path_bytes(&self, ino: Ino) -> Vec<u8> {
-        self.path_of(ino).await.as_bytes().to_vec()
     }
 
     /// The name of a node, for people.

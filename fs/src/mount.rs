@@ -236,7 +236,10 @@ fn open_session(
 /// `None`: this user may not mount. Set-user-id programs and devices of other nodes are not honoured: whoever can write on
 /// one node would else be root on all of them.
 fn mount_directly(mountpoint: &Path, source: &str) -> std::io::Result<Option<File>> {
-    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")?;
     let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::symlink_metadata(mountpoint)?);
     let data = format!(
         "fd={},rootmode={:o},user_id={},group_id={},default_permissions,allow_other",
@@ -248,7 +251,13 @@ fn mount_directly(mountpoint: &Path, source: &str) -> std::io::Result<Option<Fil
     let data = std::ffi::CString::new(data)?;
     let kind = format!("fuse.{FS_SUBTYPE}");
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    match rustix::mount::mount(source, mountpoint, kind.as_str(), flags, Some(data.as_c_str())) {
+    match rustix::mount::mount(
+        source,
+        mountpoint,
+        kind.as_str(),
+        flags,
+        Some(data.as_c_str()),
+    ) {
         Ok(()) => Ok(Some(device)),
         Err(rustix::io::Errno::PERM) => Ok(None),
         Err(error) => Err(error.into()),

@@ -3,7 +3,7 @@ use super::{
     FileSystem, Handle,
     handles::{Served, with_stamp},
     opening::{PRIVILEGE_BITS, Want, without_privileges},
-    writing::{Writing, now},
+    writing::Writing,
 };
 use crate::{
     catalog::{AttributeChange, Node_},
@@ -66,33 +66,22 @@ impl FileSystem {
         self.attributes(ino).await
     }
 
-    async fn change_attributes(
-        &self,
-        ino: Ino,
-        mut change: AttributeChange,
-    ) -> Result<(), FsError> {
-        change.ctime = Some(change.ctime.unwrap_or_else(now));
+    async fn change_attributes(&self, ino: Ino, change: AttributeChange) -> Result<(), FsError> {
         let open = self.table.live_inode(ino);
         let writing = open.and_then(|inode| inode.writing());
-        let before = writing.as_ref().map(|writing| writing.stamp()).transpose()?;
+        let before = writing
+            .as_ref()
+            .map(|writing| writing.stamp())
+            .transpose()?;
         let committed = self.catalog.set_attributes(ino, change.clone()).await?;
-        let event = Event::Attributes {
-            ino,
-            path: self.path_bytes(ino).await,
-        };
-        self.own(&committed, &event).await;
+        self.own(&committed).await;
         if let (Some(writing), Some(before)) = (writing, before) {
             keep_mtime(&writing, change.mtime.unwrap_or(before.mtime))?;
         }
         Ok(())
     }
 
-    async fn truncate(
-        &self,
-        ino: Ino,
-        handle: Option<Handle>,
-        size: u64,
-    ) -> Result<(), FsError> {
+    async fn truncate(&self, ino: Ino, handle: Option<Handle>, size: u64) -> Result<(), FsError> {
         let through = match handle {
             Some(handle) => Some(self.table.handle(handle)?.served.clone()),
             None => None,

@@ -135,6 +135,22 @@ pub(super) fn stale_after(event: &Event) -> Vec<Change> {
             stale.extend(replaced.map(Change::Attributes));
             stale
         }
+        Event::Exchanged {
+            first_parent,
+            first_name,
+            second_parent,
+            second_name,
+            first_ino,
+            second_ino,
+            ..
+        } => vec![
+            name(first_parent, first_name),
+            name(second_parent, second_name),
+            Change::Contents(*first_parent),
+            Change::Contents(*second_parent),
+            Change::Attributes(*first_ino),
+            Change::Attributes(*second_ino),
+        ],
         Event::Attributes { ino, .. } => vec![Change::Attributes(*ino)],
         Event::Published { ino, .. } => vec![Change::Contents(*ino)],
     }

@@ -67,8 +67,8 @@ impl FileSystem {
             Content::Live(forwarded) => forwarded.read(offset, len).await,
             Content::Remote(remote) => match remote.read(offset, len).await {
                 Ok((data, fetched)) => {
-                    if let (Some(group), true) = (open.group, fetched > 0) {
-                        self.usage.fetched(group, open.ino, fetched);
+                    if let Some(group) = open.group {
+                        self.usage.note_fetched(group, open.ino, fetched);
                     }
                     Ok(data)
                 }
@@ -138,17 +138,14 @@ impl FileSystem {
                 self.tell_contents(open.ino);
             }
             Ok(_) => {}
-            Err(error) => tracing::warn!(path = %found.path, %error, "the new version cannot be read"),
+            Err(error) => {
+                tracing::warn!(path = %found.path, %error, "the new version cannot be read")
+            }
         }
     }
 
     /// Writes all of `data` at `offset` (at the end where the handle appends).
-    pub async fn write(
-        &self,
-        handle: Handle,
-        offset: u64,
-        data: Bytes,
-    ) -> Result<u32, FsError> {
+    pub async fn write(&self, handle: Handle, offset: u64, data: Bytes) -> Result<u32, FsError> {
         self.write_as(handle, offset, data, WriteManner::default())
             .await
     }
@@ -174,9 +171,7 @@ impl FileSystem {
             }
             Served::Forwarded(forwarded) => {
                 let offset = (!at_end).then_some(offset);
-                forwarded
-                    .write(offset, data, manner.clear_privileges)
-                    .await
+                forwarded.write(offset, data, manner.clear_privileges).await
             }
             Served::Own(_) | Served::Shared => {
                 Err(FsError::Io(std::io::Error::from_raw_os_error(libc::EBADF)))

@@ -191,7 +191,10 @@ impl Table {
 
     pub(crate) fn all_writing(&self) -> Vec<Arc<Writing>> {
         let inodes = self.inodes.lock().unwrap();
-        inodes.values().filter_map(|inode| inode.writing()).collect()
+        inodes
+            .values()
+            .filter_map(|inode| inode.writing())
+            .collect()
     }
 
     /// Counts a new handle, decides its mode by what is open, and says what the kernel is to be told.
@@ -292,7 +295,10 @@ impl Table {
                 Mode::Cached | Mode::Direct => state.through_daemon -= 1,
             }
             if let Served::Forwarded(gone) = &removed.served
-                && state.forwarded.as_ref().is_some_and(|last| Arc::ptr_eq(last, gone))
+                && state
+                    .forwarded
+                    .as_ref()
+                    .is_some_and(|last| Arc::ptr_eq(last, gone))
             {
                 state.forwarded = None;
                 self.live_inodes.fetch_sub(1, Ordering::AcqRel);
@@ -398,13 +404,7 @@ impl Table {
 }
 
 impl InodeState {
-    fn count(
-        &mut self,
-        mode: Mode,
-        served: &Served,
-        identity: Option<(u64, u64)>,
-        table: &Table,
-    ) {
+    fn count(&mut self, mode: Mode, served: &Served, identity: Option<(u64, u64)>, table: &Table) {
         match mode {
             Mode::Passthrough => {
                 self.passthrough += 1;

@@ -32,15 +32,19 @@ fn check_name(parent: Ino, name: &[u8]) -> Result<(), FsError> {
     }
 }
 
+/// Whether a name may stand for something.
+fn check_there(parent: Ino, name: &[u8]) -> Result<(), FsError> {
+    match name.len() {
+        length if length > NAME_BYTES_MAX => Err(FsError::NameTooLong),
+        _ if is_hidden(parent, name) => Err(FsError::NotFound),
+        _ => Ok(()),
+    }
+}
+
 impl FileSystem {
     /// What a name stands for, with live attributes.
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Node_, FsError> {
-        if name.len() > NAME_BYTES_MAX {
-            return Err(FsError::NameTooLong);
-        }
-        if is_hidden(parent, name) {
-            return Err(FsError::NotFound);
-        }
+        check_there(parent, name)?;
         let node = self.catalog.lookup(parent, name).await?;
         Ok(self.live(node.ok_or(FsError::NotFound)?))
     }
@@ -98,9 +102,7 @@ impl FileSystem {
                 "this node takes nothing new (--read-only)",
             ));
         }
-        let inode = self
-            .new_inode(parent, name, Kind::File, mode, who)
-            .await?;
+        let inode = self.new_inode(parent, name, Kind::File, mode, who).await?;
         let node = self.enter(parent, name, inode).await?;
         let path = self.child_path(parent, name).await?;
         match self.store.create(&path, node.ino, &node.inode) {
@@ -153,12 +155,7 @@ impl FileSystem {
 
     async fn enter(&self, parent: Ino, name: &[u8], inode: Inode) -> Result<Node_, FsError> {
         let committed = self.catalog.create(parent, name, inode).await?;
-        let event = Event::Linked {
-            parent,
-            name: name.to_vec(),
-            ino: committed.value.ino,
-        };
-        self.own(&committed, &event).await;
+        self.own(&committed).await;
         Ok(committed.value)
     }
 
@@ -166,46 +163,23 @@ impl FileSystem {
     pub async fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Node_, FsError> {
         check_name(parent, name)?;
         let committed = self.catalog.link(ino, parent, name).await?;
-        let event = Event::Linked {
-            parent,
-            name: name.to_vec(),
-            ino,
-        };
-        self.own(&committed, &event).await;
+        self.own(&committed).await;
         Ok(self.live(committed.value))
     }
 
     /// Removes a name of something that is not a directory.
     pub async fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
-        let path = self.child_path(parent, name).await?;
-        let node = self.named(parent, name).await?;
+        check_there(parent, name)?;
         let committed = self.catalog.unlink(parent, name).await?;
-        let event = Event::Unlinked {
-            parent,
-            name: name.to_vec(),
-            ino: committed.value.unwrap_or(node.ino),
-            path: path.as_bytes().to_vec(),
-            gone: committed.value.is_some(),
-        };
-        self.own(&committed, &event).await;
+        self.own(&committed).await;
         Ok(())
     }
 
     /// Removes an empty directory.
     pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
-        let path = self.child_path(parent, name).await?;
-        if is_hidden(parent, name) {
-            return Err(FsError::NotFound);
-        }
+        check_there(parent, name)?;
         let committed = self.catalog.rmdir(parent, name).await?;
-        let event = Event::Unlinked {
-            parent,
-            name: name.to_vec(),
-            ino: committed.value,
-            path: path.as_bytes().to_vec(),
-            gone: true,
-        };
-        self.own(&committed, &event).await;
+        self.own(&committed).await;
         Ok(())
     }
 
@@ -221,38 +195,14 @@ impl FileSystem {
         if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) != 0 {
             return Err(FsError::Invalid("rename flags"));
         }
+        check_there(parent, name)?;
         check_name(new_parent, new_name)?;
-        let (from, to) = (
-            self.child_path(parent, name).await?,
-            self.child_path(new_parent, new_name).await?,
-        );
-        let moved = self.named(parent, name).await?;
-        let replaced = self.catalog.lookup(new_parent, new_name).await?;
         let committed = self
             .catalog
             .rename(parent, name, new_parent, new_name, flags)
             .await?;
-        let event = Event::Renamed {
-            from_parent: parent,
-            from_name: name.to_vec(),
-            to_parent: new_parent,
-            to_name: new_name.to_vec(),
-            ino: moved.ino,
-            from_path: from.as_bytes().to_vec(),
-            to_path: to.as_bytes().to_vec(),
-            replaced: replaced.map(|node| node.ino),
-        };
-        self.own(&committed, &event).await;
+        self.own(&committed).await;
         Ok(())
-    }
-
-    /// What a name stands for, where it is not one of the program's.
-    async fn named(&self, parent: Ino, name: &[u8]) -> Result<Node_, FsError> {
-        if is_hidden(parent, name) {
-            return Err(FsError::NotFound);
-        }
-        let node = self.catalog.lookup(parent, name).await?;
-        node.ok_or(FsError::NotFound)
     }
 
     async fn child_path(&self, parent: Ino, name: &[u8]) -> Result<TreePath, FsError> {

@@ -96,21 +96,18 @@ fn for_reading(situation: &Situation, home_here: bool) -> Source {
     }
 }
 
-/// Whole current copies first (the home before others), then partial ones of the current version; the home in any case.
+/// Those that hold all of the current version, the home first and in any case.
 fn candidates(situation: &Situation) -> Vec<NodeId> {
     let inode = situation.inode;
-    let mut current: Vec<_> = situation
+    let whole = |holding: &Holding| holding.version == inode.version && holding.bytes == inode.size;
+    let home = Some(inode.home).filter(|home| *home != NodeId::NONE);
+    let others = situation
         .holders
         .iter()
-        .filter(|(node, holding)| *node != situation.me && holding.version == inode.version)
-        .collect();
-    current.sort_by_key(|(node, holding)| (holding.bytes < inode.size, *node != inode.home));
-    let mut nodes: Vec<NodeId> = current.into_iter().map(|(node, _)| *node).collect();
-    let home = inode.home;
-    if home != NodeId::NONE && home != situation.me && !nodes.contains(&home) {
-        nodes.push(home);
-    }
-    nodes
+        .filter(|(node, holding)| *node != inode.home && whole(holding))
+        .map(|(node, _)| *node);
+    let all = home.into_iter().chain(others);
+    all.filter(|node| *node != situation.me).collect()
 }
 
 /// How an inode is open already, here.
@@ -212,8 +209,8 @@ mod tests {
                     prop_assert!(!asked.contains(&ME));
                     prop_assert_eq!(*ask_hash, !hashed);
                     for node in asked {
-                        let current = holders.iter().any(|(n, h)| n == node && h.version == version);
-                        prop_assert!(current || *node == inode.home);
+                        let whole = holders.iter().any(|(n, h)| n == node && h.version == version && h.bytes == size);
+                        prop_assert!(whole || *node == inode.home);
                     }
                 }
                 Source::Forward(node) => prop_assert!(write && !home_here && *node == inode.home),
@@ -246,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_copies_are_asked_before_partial_ones_and_the_home_first() {
+    fn whole_current_copies_are_asked_and_the_home_first() {
         let inode = file(3, 2, 100, true);
         let holders = [
             (
@@ -289,7 +286,7 @@ mod tests {
         assert_eq!(
             source(&situation),
             Source::Remote {
-                holders: vec![NodeId(3), NodeId(4), NodeId(2)],
+                holders: vec![NodeId(3), NodeId(4)],
                 ask_hash: false
             }
         );

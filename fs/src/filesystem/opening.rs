@@ -3,7 +3,7 @@ use super::{
     Caller, FileSystem, Handle, Opened,
     handles::{Content, NewHandle, Served},
     open_plan::{self, Situation, Source},
-    writing::{Stamp, Writing, now},
+    writing::{Stamp, Writing},
 };
 use crate::{
     catalog::{Located, Node_},
@@ -12,7 +12,6 @@ use crate::{
     peer::forward::{self, Forwarded},
     record::*,
     store::{CopyState, LocalMeta, OpenLocal, StoreError, partial::ContentKey},
-    usage::FileUse,
 };
 use std::{
     fs::File,
@@ -95,7 +94,9 @@ impl FileSystem {
         let opened = self.table.register(new)?;
         self.counts.opens.fetch_add(1, Ordering::Relaxed);
         if matches!(opened, Opened::Passthrough { .. }) {
-            self.counts.opens_passthrough.fetch_add(1, Ordering::Relaxed);
+            self.counts
+                .opens_passthrough
+                .fetch_add(1, Ordering::Relaxed);
         }
         Ok(opened)
     }
@@ -134,7 +135,7 @@ impl FileSystem {
     ) -> Result<Opened, FsError> {
         let ino = node.ino;
         let writing = self.start_writing(&node, file, false)?;
-        let group = self.watched_group(who);
+        let group = self.usage.group_of(who.pid);
         let opened = self.register(NewHandle {
             node,
             source: Source::Local,
@@ -188,8 +189,8 @@ impl FileSystem {
         let mine = |(node, holding): &(NodeId, Holding)| {
             *node == self.me() && holding.version == inode.version && holding.bytes == inode.size
         };
-        let should_be_local = inode.size > 0
-            && (inode.home == self.me() || found.located.holders.iter().any(mine));
+        let should_be_local =
+            inode.size > 0 && (inode.home == self.me() || found.located.holders.iter().any(mine));
         should_be_local
             && !matches!(
                 found.source,
@@ -267,9 +268,7 @@ impl FileSystem {
         let inode = &found.node().inode;
         (meta.epoch, meta.home) = (inode.epoch, inode.home);
         let fresh = Writing::start(&self.store, file, meta, want.truncate)?;
-        let joined = self
-            .table
-            .join_writing(found.node(), Some(Arc::new(fresh)));
+        let joined = self.table.join_writing(found.node(), Some(Arc::new(fresh)));
         Ok(joined.expect("a fresh one was given"))
     }
 
@@ -343,11 +342,7 @@ impl FileSystem {
     }
 
     /// No version can be had whole and checked (it is being written): what is at the home now is read there.
-    pub(super) async fn serve_live(
-        &self,
-        found: &Found,
-        tried: String,
-    ) -> Result<Served, FsError> {
+    pub(super) async fn serve_live(&self, found: &Found, tried: String) -> Result<Served, FsError> {
         let home = found.node().inode.home;
         if home == self.me() || home == NodeId::NONE {
             return Err(FsError::NoHolder {
@@ -424,32 +419,17 @@ impl FileSystem {
         self.table.writer_gone(ino);
     }
 
-    /// The caller's process group, when it is watched.
-    pub(super) fn watched_group(&self, who: Caller) -> Option<i32> {
-        if who.pid == 0 || !self.usage.is_watching() {
-            return None;
-        }
-        let pid = rustix::process::Pid::from_raw(who.pid as i32)?;
-        let group = rustix::process::getpgid(Some(pid)).ok()?.as_raw_nonzero().get();
-        self.usage.is_watched(group).then_some(group)
-    }
-
     fn note_open(&self, found: &Found, served: &Served, who: Caller) -> Option<i32> {
-        let group = self.watched_group(who)?;
+        let group = self.usage.group_of(who.pid)?;
         let node = found.node();
         let local_bytes = match served {
             Served::Own(Content::Local(_)) | Served::Writing(_) => node.inode.size,
             Served::Own(Content::Remote(remote)) => remote.progress().have_bytes,
             _ => 0,
         };
-        let file = FileUse {
-            ino: node.ino,
-            path: found.path.clone(),
-            size: node.inode.size,
-            local_bytes,
-            fetched_bytes: 0,
-        };
-        self.usage.opened(group, file);
+        let (ino, size) = (node.ino, node.inode.size);
+        self.usage
+            .note_open(group, ino, &found.path, size, local_bytes);
         Some(group)
     }
 
@@ -462,7 +442,6 @@ impl FileSystem {
         }
         let change = crate::catalog::AttributeChange {
             mode: Some(mode),
-            ctime: Some(now()),
             ..Default::default()
         };
         self.set_attributes(ino, None, None, change).await?;
@@ -479,12 +458,7 @@ pub(super) fn without_privileges(mode: u32) -> u32 {
     }
 }
 
-fn on_disk_copy(
-    file_system: &FileSystem,
-    path: &TreePath,
-    ino: Ino,
-    inode: &Inode,
-) -> CopyState {
+fn on_disk_copy(file_system: &FileSystem, path: &TreePath, ino: Ino, inode: &Inode) -> CopyState {
     super::on_disk(|| file_system.store.copy_state(path, ino, inode))
 }
 

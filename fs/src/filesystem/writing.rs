@@ -101,11 +101,7 @@ impl Writing {
     }
 
     /// Another open for writing: the file counts as dirty again.
-    pub(crate) async fn opened_again(
-        &self,
-        store: &Store,
-        truncate: bool,
-    ) -> Result<(), FsError> {
+    pub(crate) async fn opened_again(&self, store: &Store, truncate: bool) -> Result<(), FsError> {
         let mut published = self.published.lock().await;
         if !published.marked {
             mark_dirty(store, &self.file, &published.meta)?;
@@ -172,9 +168,7 @@ impl FileSystem {
     pub(crate) async fn publish(&self, writing: &Writing) -> Result<(), FsError> {
         let mut published = writing.published.lock().await;
         let written = writing.written.swap(false, Ordering::AcqRel);
-        let outcome = self
-            .publish_locked(writing, &mut published, written)
-            .await;
+        let outcome = self.publish_locked(writing, &mut published, written).await;
         if outcome.is_err() && written {
             writing.touch();
         }
@@ -230,16 +224,7 @@ impl FileSystem {
         published.marked = true;
         self.clean(writing, published)?;
         self.table.written_through(writing.ino, inode.version);
-        self.own(
-            &committed,
-            &crate::record::Event::Published {
-                ino: writing.ino,
-                path: self.path_bytes(writing.ino).await,
-                version: inode.version,
-                home: inode.home,
-            },
-        )
-        .await;
+        self.own(&committed).await;
         if hash.is_none() {
             self.queue_hash(writing.ino, inode.version).await;
         }
@@ -295,7 +280,11 @@ impl Clock {
             stamps.push(Stamp::of(&file)?.mtime);
         }
         let all_differ = stamps.windows(2).all(|pair| pair[0] != pair[1]);
-        Ok(if all_differ { Clock::Fine } else { Clock::Coarse })
+        Ok(if all_differ {
+            Clock::Fine
+        } else {
+            Clock::Coarse
+        })
     }
 
     fn may_hide_changes(self, stamp: Stamp) -> bool {

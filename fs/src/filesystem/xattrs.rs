@@ -90,11 +90,7 @@ impl FileSystem {
             return Err(FsError::Io(std::io::Error::from_raw_os_error(libc::E2BIG)));
         }
         let committed = self.catalog.set_xattr(ino, name, value, flags).await?;
-        let event = Event::Attributes {
-            ino,
-            path: self.path_bytes(ino).await,
-        };
-        self.own(&committed, &event).await;
+        self.own(&committed).await;
         Ok(())
     }
 }

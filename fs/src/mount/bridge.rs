@@ -153,7 +153,12 @@ impl Bridge {
     }
 
     /// The kernel is told of an entry: for how long it may keep the attributes, and the name.
-    pub(super) fn tell_entry(&self, node: &Node_, parent: Ino, name: &[u8]) -> (Duration, Duration) {
+    pub(super) fn tell_entry(
+        &self,
+        node: &Node_,
+        parent: Ino,
+        name: &[u8],
+    ) -> (Duration, Duration) {
         let keep = self.known.told(node.ino, parent, name);
         match self.fs.attributes_are_live(node.ino) {
             true => (Duration::ZERO, keep),
@@ -274,7 +279,7 @@ pub(super) fn attr(node: &Node_) -> FileAttr {
     let times = [inode.atime, inode.mtime, inode.ctime];
     let [atime, mut mtime, mut ctime] = times;
     if inode.kind == Kind::Directory {
-        mtime = mtime.max(node.dir_time);
+        mtime = node.dir_time;
         ctime = ctime.max(node.dir_time);
     }
     FileAttr {

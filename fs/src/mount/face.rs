@@ -1,7 +1,5 @@
 //! The requests, one by one: unpack, call the file system, answer.
-use super::bridge::{
-    Asked, Bridge, attr, caller, file_type, kind_of_mode, tree_time,
-};
+use super::bridge::{Asked, Bridge, attr, caller, file_type, kind_of_mode, tree_time};
 use crate::{
     catalog::{AttributeChange, Node_},
     error::FsError,
@@ -51,15 +49,16 @@ impl Face {
         reply: ReplyEntry,
     ) {
         let name = name.as_bytes().to_vec();
-        self.bridge.answer(asked, work, move |bridge, result| match result {
-            Ok(node) => {
-                let (attributes, entry) = bridge.tell_entry(&node, asked.ino, &name);
-                reply.entry_with_ttls(&attributes, &entry, &attr(&node), GENERATION);
-            }
-            // Not found is the commonest answer, and no failure.
-            Err(FsError::NotFound) => reply.error(Errno::ENOENT),
-            Err(error) => reply.error(bridge.errno(asked.operation, asked.ino, &error)),
-        });
+        self.bridge
+            .answer(asked, work, move |bridge, result| match result {
+                Ok(node) => {
+                    let (attributes, entry) = bridge.tell_entry(&node, asked.ino, &name);
+                    reply.entry_with_ttls(&attributes, &entry, &attr(&node), GENERATION);
+                }
+                // Not found is the commonest answer, and no failure.
+                Err(FsError::NotFound) => reply.error(Errno::ENOENT),
+                Err(error) => reply.error(bridge.errno(asked.operation, asked.ino, &error)),
+            });
     }
 
     fn empty(
@@ -68,10 +67,11 @@ impl Face {
         work: impl Future<Output = Result<(), FsError>> + Send + 'static,
         reply: ReplyEmpty,
     ) {
-        self.bridge.answer(asked, work, move |bridge, result| match result {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(bridge.errno(asked.operation, asked.ino, &error)),
-        });
+        self.bridge
+            .answer(asked, work, move |bridge, result| match result {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(bridge.errno(asked.operation, asked.ino, &error)),
+            });
     }
 
     fn xattr(
@@ -81,12 +81,13 @@ impl Face {
         work: impl Future<Output = Result<Vec<u8>, FsError>> + Send + 'static,
         reply: ReplyXattr,
     ) {
-        self.bridge.answer(asked, work, move |bridge, result| match result {
-            Ok(value) if size == 0 => reply.size(value.len() as u32),
-            Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-            Ok(value) => reply.data(&value),
-            Err(error) => reply.error(bridge.errno(asked.operation, asked.ino, &error)),
-        });
+        self.bridge
+            .answer(asked, work, move |bridge, result| match result {
+                Ok(value) if size == 0 => reply.size(value.len() as u32),
+                Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+                Ok(value) => reply.data(&value),
+                Err(error) => reply.error(bridge.errno(asked.operation, asked.ino, &error)),
+            });
     }
 }
 
@@ -151,20 +152,15 @@ impl Filesystem for Face {
         self.bridge.forget(ino.0, lookups);
     }
 
-    fn getattr(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        _: Option<FileHandle>,
-        reply: ReplyAttr,
-    ) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let fs = self.bridge.fs.clone();
         let asked = Asked::new("getattr", request, ino);
         let work = async move { fs.attributes(ino.0).await };
-        self.bridge.answer(asked, work, move |bridge, result| match result {
-            Ok(node) => reply.attr(&bridge.attributes_for(ino.0), &attr(&node)),
-            Err(error) => reply.error(bridge.errno("getattr", ino.0, &error)),
-        });
+        self.bridge
+            .answer(asked, work, move |bridge, result| match result {
+                Ok(node) => reply.attr(&bridge.attributes_for(ino.0), &attr(&node)),
+                Err(error) => reply.error(bridge.errno("getattr", ino.0, &error)),
+            });
     }
 
     fn setattr(
@@ -203,21 +199,23 @@ impl Filesystem for Face {
             }
             fs.set_attributes(ino.0, handle, size, change).await
         };
-        self.bridge.answer(asked, work, move |bridge, result| match result {
-            Ok(node) => reply.attr(&bridge.attributes_for(ino.0), &attr(&node)),
-            Err(error) => reply.error(bridge.errno("setattr", ino.0, &error)),
-        });
+        self.bridge
+            .answer(asked, work, move |bridge, result| match result {
+                Ok(node) => reply.attr(&bridge.attributes_for(ino.0), &attr(&node)),
+                Err(error) => reply.error(bridge.errno("setattr", ino.0, &error)),
+            });
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
         let fs = self.bridge.fs.clone();
         let asked = Asked::new("readlink", request, ino);
         let work = async move { fs.attributes(ino.0).await };
-        self.bridge.answer(asked, work, move |bridge, result| match result {
-            Ok(node) if node.inode.kind == Kind::Symlink => reply.data(&node.inode.target),
-            Ok(_) => reply.error(Errno::EINVAL),
-            Err(error) => reply.error(bridge.errno("readlink", ino.0, &error)),
-        });
+        self.bridge
+            .answer(asked, work, move |bridge, result| match result {
+                Ok(node) if node.inode.kind == Kind::Symlink => reply.data(&node.inode.target),
+                Ok(_) => reply.error(Errno::EINVAL),
+                Err(error) => reply.error(bridge.errno("readlink", ino.0, &error)),
+            });
     }
 
     fn mknod(
@@ -400,10 +398,11 @@ impl Filesystem for Face {
         let fs = self.bridge.fs.clone();
         let work = async move { fs.read(handle.0, offset, size as usize).await };
         let asked = Asked::new("read", request, ino);
-        self.bridge.answer(asked, work, move |bridge, result| match result {
-            Ok(data) => reply.data(&data),
-            Err(error) => reply.error(bridge.errno("read", ino.0, &error)),
-        });
+        self.bridge
+            .answer(asked, work, move |bridge, result| match result {
+                Ok(data) => reply.data(&data),
+                Err(error) => reply.error(bridge.errno("read", ino.0, &error)),
+            });
     }
 
     fn write(
@@ -425,10 +424,11 @@ impl Filesystem for Face {
         let (fs, data) = (self.bridge.fs.clone(), Bytes::copy_from_slice(data));
         let work = async move { fs.write_as(handle.0, offset, data, manner).await };
         let asked = Asked::new("write", request, ino);
-        self.bridge.answer(asked, work, move |bridge, result| match result {
-            Ok(written) => reply.written(written),
-            Err(error) => reply.error(bridge.errno("write", ino.0, &error)),
-        });
+        self.bridge
+            .answer(asked, work, move |bridge, result| match result {
+                Ok(written) => reply.written(written),
+                Err(error) => reply.error(bridge.errno("write", ino.0, &error)),
+            });
     }
 
     fn flush(
@@ -601,12 +601,22 @@ impl Filesystem for Face {
         let fs = self.bridge.fs.clone();
         let work = async move { Ok(fs.statfs().await) };
         let asked = Asked::new("statfs", request, ino);
-        self.bridge.answer(asked, work, move |_, result: Result<_, FsError>| {
-            let (total, free) = result.unwrap_or_default();
-            let (blocks, free) = (total / BLOCK_BYTES, free / BLOCK_BYTES);
-            let (unit, name) = (BLOCK_BYTES as u32, crate::filesystem::NAME_BYTES_MAX as u32);
-            reply.statfs(blocks, free, free, INODES_SAID, INODES_SAID, unit, name, unit);
-        });
+        self.bridge
+            .answer(asked, work, move |_, result: Result<_, FsError>| {
+                let (total, free) = result.unwrap_or_default();
+                let (blocks, free) = (total / BLOCK_BYTES, free / BLOCK_BYTES);
+                let (unit, name) = (BLOCK_BYTES as u32, crate::filesystem::NAME_BYTES_MAX as u32);
+                reply.statfs(
+                    blocks,
+                    free,
+                    free,
+                    INODES_SAID,
+                    INODES_SAID,
+                    unit,
+                    name,
+                    unit,
+                );
+            });
     }
 
     fn setxattr(

@@ -174,7 +174,10 @@ fn is_leaving(status: &str) -> bool {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         line.map(str::trim)
     };
-    if matches!(field("State:").and_then(|state| state.chars().next()), Some('Z' | 'X')) {
+    if matches!(
+        field("State:").and_then(|state| state.chars().next()),
+        Some('Z' | 'X')
+    ) {
         return true;
     }
     let mask = |name| field(name).and_then(|text| u64::from_str_radix(text, 16).ok());

@@ -44,7 +44,9 @@ fn unescape(text: &str) -> Vec<u8> {
     let mut plain = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let code = (bytes[at] == b'\\').then(|| bytes.get(at + 1..at + 4)).flatten();
+        let code = (bytes[at] == b'\\')
+            .then(|| bytes.get(at + 1..at + 4))
+            .flatten();
         let code = code.and_then(|code| std::str::from_utf8(code).ok());
         match code.and_then(|code| u8::from_str_radix(code, 8).ok()) {
             Some(byte) => {
@@ -64,7 +66,9 @@ fn unescape(text: &str) -> Vec<u8> {
 pub(super) fn mounted_at(mountpoint: &Path) -> std::io::Result<Option<MountLine>> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;
     let found = parse_mount_table(&table);
-    let on_top = found.into_iter().rfind(|line| line.mountpoint == mountpoint);
+    let on_top = found
+        .into_iter()
+        .rfind(|line| line.mountpoint == mountpoint);
     Ok(on_top)
 }
 

@@ -129,7 +129,11 @@ impl Forwarded {
         let mut held = self.stream.lock().await;
         // Taken out for the exchange: what ends early leaves the handle broken, not out of step.
         let Some(mut stream) = held.take() else {
-            return Err(unreachable(&self.path, &self.home, "the handle is broken".into()));
+            return Err(unreachable(
+                &self.path,
+                &self.home,
+                "the handle is broken".into(),
+            ));
         };
         let exchange = async {
             stream.write(request).await?;
@@ -164,7 +168,11 @@ impl Forwarded {
 
     fn nonsense(&self, reply: &FileReply) -> FsError {
         tracing::debug!(?reply, "an answer that does not belong to the question");
-        unreachable(&self.path, &self.home, "it does not speak our protocol".into())
+        unreachable(
+            &self.path,
+            &self.home,
+            "it does not speak our protocol".into(),
+        )
     }
 }
 

@@ -120,9 +120,11 @@ async fn answer(
     request: FileRequest,
 ) -> Result<FileReply, FsError> {
     Ok(match request {
-        FileRequest::Read { offset, len } => {
-            FileReply::Data(remote.read(offset, (len as usize).min(DATA_BYTES_MAX)).await?)
-        }
+        FileRequest::Read { offset, len } => FileReply::Data(
+            remote
+                .read(offset, (len as usize).min(DATA_BYTES_MAX))
+                .await?,
+        ),
         FileRequest::Write {
             offset,
             data,

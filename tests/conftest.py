@@ -1,0 +1,54 @@
+"""Fixtures: clusters that are there for a module, and clusters that a test makes and breaks."""
+
+import os
+
+import pytest
+
+from harness import Cluster, live_clusters
+from harness.node import need_running
+
+TRIO_WORKERS = 2
+
+
+def pytest_configure(config):
+    if os.geteuid() != 0:
+        pytest.exit("these tests make network and mount namespaces: run them as root, or with 'unshare -Urnm'", 2)
+
+
+@pytest.fixture(scope="module")
+def trio():
+    """Three nodes for a whole module: what a test makes in the tree stays, so each uses names of its own."""
+    need_running()
+    with Cluster(3) as cluster:
+        yield cluster.start(workers=TRIO_WORKERS)
+
+
+@pytest.fixture
+def make_cluster():
+    """Makes clusters that end with the test: `make_cluster(2)`, then `.start()`."""
+    need_running()
+    made = []
+
+    def make(count, **options):
+        made.append(Cluster(count, **options))
+        return made[-1]
+
+    yield make
+    problems = []
+    for cluster in made:
+        try:
+            cluster.close()
+        except Exception as error:
+            problems.append(str(error))
+    assert not problems, "\n".join(problems)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A failure comes with the end of every node's log."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        for cluster in live_clusters:
+            for node in cluster.nodes:
+                report.sections.append((f"log of {node.name} ({cluster.hosts.name})", node.log_tail()))
