@@ -1,6 +1,8 @@
 //! Calls: job, queue, placement, workers, and the node that puts it all together.
 
+pub mod frames;
 pub mod job;
+pub mod outlet;
 pub mod placement;
 pub mod protocol;
 pub mod queue;
