@@ -5,7 +5,7 @@ import os
 import pytest
 
 from harness import Cluster, live_clusters
-from harness.node import PROGRAM, PYTHON
+from harness.node import need_running
 
 TRIO_WORKERS = 2
 
@@ -15,15 +15,10 @@ def pytest_configure(config):
         pytest.exit("these tests make network and mount namespaces: run them as root, or with 'unshare -Urnm'", 2)
 
 
-def need_program():
-    if not PROGRAM.exists() or not PYTHON.exists():
-        pytest.exit(f"{PROGRAM} or {PYTHON} is missing: run scripts/setup", 2)
-
-
 @pytest.fixture(scope="module")
 def trio():
     """Three nodes for a whole module: what a test makes in the tree stays, so each uses names of its own."""
-    need_program()
+    need_running()
     with Cluster(3) as cluster:
         yield cluster.start(workers=TRIO_WORKERS)
 
@@ -31,7 +26,7 @@ def trio():
 @pytest.fixture
 def make_cluster():
     """Makes clusters that end with the test: `make_cluster(2)`, then `.start()`."""
-    need_program()
+    need_running()
     made = []
 
     def make(count, **options):

@@ -1,7 +1,11 @@
 //! Calls: job, queue, placement, workers, and the node that puts it all together.
 
+pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod frames;
 pub mod job;
+pub mod node;
 pub mod outlet;
 pub mod placement;
 pub mod protocol;

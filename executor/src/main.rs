@@ -1,2 +1,84 @@
-//! The `ks` program.
-fn main() {}
+//! The `ks` program: reads the command line, runs one command, and says how it went in its exit status:
+//! 0 done, 1 it failed, 2 used wrongly (or what the command that `ks run` ran says).
+mod commands;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use ks_executor::config::{self, MountArgs};
+use std::process::ExitCode;
+
+/// One tree over many machines' disks, and calls that run where the files are.
+#[derive(Parser)]
+#[command(name = "ks", version, propagate_version = true, infer_long_args = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a node: its files appear in the tree, and calls run on it
+    #[command(after_help = commands::mount::EXAMPLES)]
+    Mount(Box<MountArgs>),
+    /// Unmount the tree and end its node
+    Umount(commands::umount::UmountArgs),
+    /// What this machine's node does
+    Status(commands::status::StatusArgs),
+    /// The nodes of the cluster
+    Nodes(commands::nodes::NodesArgs),
+    /// Who holds files, how much of them, which version
+    Where(commands::r#where::WhereArgs),
+    /// Bring whole files to this node
+    Fetch(commands::fetch::FetchArgs),
+    /// Run a shell command where the data is
+    #[command(after_help = commands::run::EXAMPLES)]
+    Run(commands::run::RunArgs),
+    /// What is wrong here, and how to mend it
+    Doctor(commands::doctor::DoctorArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+impl Command {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Command::Mount(args) => commands::mount::run(*args),
+            Command::Umount(args) => args.run(),
+            Command::Status(args) => commands::block_on(args.run()),
+            Command::Nodes(args) => commands::block_on(args.run()),
+            Command::Where(args) => commands::block_on(args.run()),
+            Command::Fetch(args) => commands::block_on(args.run()),
+            Command::Run(args) => commands::block_on(args.run()),
+            Command::Doctor(args) => commands::block_on(args.run()),
+            Command::Completions { shell } => {
+                clap_complete::generate(shell, &mut Cli::command(), "ks", &mut std::io::stdout());
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let command = match config::with_config_file(Cli::command()) {
+        Ok(command) => command,
+        Err(error) => return wrong_use(&error),
+    };
+    let cli = match Cli::from_arg_matches(&command.get_matches()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    match cli.command.run() {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("ks: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn wrong_use(error: &anyhow::Error) -> ExitCode {
+    eprintln!("ks: {error:#}");
+    ExitCode::from(2)
+}

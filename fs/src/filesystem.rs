@@ -107,6 +107,10 @@ impl FileSystem {
     pub fn fetcher(&self) -> &Arc<Fetcher> {
         todo!()
     }
+    /// The catalog tells that an inode's record or directory changed elsewhere; `None`: anything may have.
+    pub fn changed(&self, ino: Option<Ino>) {
+        todo!()
+    }
     pub fn usage(&self) -> &Usage {
         todo!()
     }

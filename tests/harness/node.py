@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+import pytest
+
 from .hosts import REPOSITORY, Hosts, command_line
 from .waiting import wait_for
 
@@ -28,6 +30,13 @@ import json, os, sys, time
 def reply(value):
     print({marker!r} + json.dumps(value), flush=True)
 """
+
+
+def need_running() -> None:
+    """What these tests run has to be built; without it every one of them would fail in its own way."""
+    for needed in (PROGRAM, PYTHON):
+        if not needed.exists():
+            pytest.exit(f"{needed} is missing: run scripts/setup", 2)
 
 
 @dataclass

@@ -1,0 +1,347 @@
+//! `ks doctor`: looks at this machine and its node, and says what is wrong and how to mend it.
+use super::{Format, connect, print_json};
+use anyhow::Context;
+use clap::Args;
+use ks_executor::config::default_key_file;
+use ks_executor::control::mounted_trees;
+use ks_executor::node::default_python;
+use ks_executor::protocol::{Answer, Ask};
+use ks_transport::key::ClusterKey;
+use serde::Serialize;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// `ks doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// The cluster's secret [default: ~/.config/ks/cluster.key]
+    #[arg(long, value_name = "FILE", env = "KS_CLUSTER_KEY")]
+    cluster_key: Option<PathBuf>,
+    #[command(flatten)]
+    format: Format,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    Warning,
+    Failed,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: &'static str,
+    verdict: Verdict,
+    found: String,
+    cure: Option<String>,
+}
+
+impl Finding {
+    fn ok(what: &'static str, found: impl Into<String>) -> Self {
+        Self {
+            what,
+            verdict: Verdict::Ok,
+            found: found.into(),
+            cure: None,
+        }
+    }
+    fn warning(what: &'static str, found: impl Into<String>, cure: &str) -> Self {
+        Self {
+            what,
+            verdict: Verdict::Warning,
+            found: found.into(),
+            cure: Some(cure.into()),
+        }
+    }
+    fn failed(what: &'static str, found: impl Into<String>, cure: &str) -> Self {
+        Self {
+            what,
+            verdict: Verdict::Failed,
+            found: found.into(),
+            cure: Some(cure.into()),
+        }
+    }
+}
+
+impl DoctorArgs {
+    /// Exit status 1 when something is wrong that keeps a node from working.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let mut findings = vec![
+            fuse_device(),
+            fusermount(),
+            passthrough(),
+            redis_server(),
+            self.key(),
+            python(),
+        ];
+        findings.extend(nodes().await);
+        if self.format.json {
+            print_json(&findings)?;
+        } else {
+            findings.iter().for_each(print);
+        }
+        let failed = findings
+            .iter()
+            .any(|finding| finding.verdict == Verdict::Failed);
+        Ok(if failed {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        })
+    }
+
+    fn key(&self) -> Finding {
+        let file = match self.cluster_key.clone().map_or_else(default_key_file, Ok) {
+            Ok(file) => file,
+            Err(error) => {
+                return Finding::failed("cluster key", error.to_string(), "use --cluster-key FILE");
+            }
+        };
+        if !file.exists() {
+            let cure =
+                "the first 'ks mount' makes one; to join a cluster, copy its key file here first";
+            return Finding::warning(
+                "cluster key",
+                format!("{}: not there", file.display()),
+                cure,
+            );
+        }
+        match ClusterKey::load(&file) {
+            Ok(key) => Finding::ok(
+                "cluster key",
+                format!("{} ({})", file.display(), key.fingerprint()),
+            ),
+            Err(error) => Finding::failed(
+                "cluster key",
+                error.to_string(),
+                "copy the key file of a node that works, mode 0600",
+            ),
+        }
+    }
+}
+
+fn print(finding: &Finding) {
+    let mark = match finding.verdict {
+        Verdict::Ok => "ok     ",
+        Verdict::Warning => "warning",
+        Verdict::Failed => "FAILED ",
+    };
+    println!("{mark}  {:<14} {}", finding.what, finding.found);
+    if let Some(cure) = &finding.cure {
+        println!("{:<26}-> {cure}", "");
+    }
+}
+
+fn fuse_device() -> Finding {
+    match std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+    {
+        Ok(_) => Finding::ok("/dev/fuse", "can be opened"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Finding::failed(
+            "/dev/fuse",
+            "not there",
+            "modprobe fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN",
+        ),
+        Err(error) => Finding::failed(
+            "/dev/fuse",
+            error.to_string(),
+            "run as root, or: chmod 666 /dev/fuse",
+        ),
+    }
+}
+
+fn fusermount() -> Finding {
+    match version_of("fusermount3") {
+        Some(version) => Finding::ok("fusermount3", version),
+        None if rustix::process::geteuid().is_root() => {
+            Finding::ok("fusermount3", "not there; root needs none")
+        }
+        None => Finding::failed("fusermount3", "not there", "apt-get install fuse3"),
+    }
+}
+
+/// Kernel passthrough needs Linux 6.9 and CAP_SYS_ADMIN.
+fn passthrough() -> Finding {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy().into_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let what = "passthrough";
+    if version < (6, 9) {
+        let found = format!("Linux {release} has none: local files are read through the daemon");
+        return Finding::warning(
+            what,
+            found,
+            "Linux 6.9 or newer reads them at the disk's speed",
+        );
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Finding::warning(
+            what,
+            "needs CAP_SYS_ADMIN: local files are read through the daemon",
+            "run the node as root",
+        );
+    }
+    Finding::ok(what, format!("Linux {release}"))
+}
+
+fn redis_server() -> Finding {
+    match version_of("redis-server") {
+        Some(version) => Finding::ok("redis-server", version),
+        None => Finding::warning(
+            "redis-server",
+            "not there",
+            "the first node needs it: apt-get install redis-server (or use --redis URL)",
+        ),
+    }
+}
+
+/// The first line that `program --version` prints.
+fn version_of(program: &str) -> Option<String> {
+    let output = Command::new(program).arg("--version").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    output
+        .status
+        .success()
+        .then(|| text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// The interpreter that workers run must have the package.
+fn python() -> Finding {
+    let python = default_python();
+    let shown = python.display().to_string();
+    let check = "import sys, kitchensink; print('Python %d.%d, kitchensink' % sys.version_info[:2], kitchensink.__version__)";
+    match Command::new(&python).args(["-c", check]).output() {
+        Ok(output) if output.status.success() => Finding::ok(
+            "python",
+            format!(
+                "{shown}: {}",
+                String::from_utf8_lossy(&output.stdout).trim()
+            ),
+        ),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr)
+                .trim()
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .to_owned();
+            Finding::failed(
+                "python",
+                format!("{shown}: {said}"),
+                "install the package there: pip install kitchensink; or: ks mount --python default=PATH",
+            )
+        }
+        Err(error) => Finding::failed(
+            "python",
+            format!("{shown}: {error}"),
+            "ks mount --python default=PATH names the interpreter",
+        ),
+    }
+}
+
+/// Every mount here, its node, and the cluster as that node sees it.
+async fn nodes() -> Vec<Finding> {
+    let trees = match mounted_trees() {
+        Ok(trees) => trees,
+        Err(error) => {
+            return vec![Finding::failed(
+                "mounts",
+                format!("{error:#}"),
+                "mount /proc",
+            )];
+        }
+    };
+    if trees.is_empty() {
+        return vec![Finding::warning(
+            "mounts",
+            "no tree is mounted here",
+            "ks mount /ks --datadir DIR",
+        )];
+    }
+    let mut findings = Vec::new();
+    for tree in &trees {
+        let shown = tree.mountpoint.display().to_string();
+        match look_at_node(&tree.mountpoint).await {
+            Ok(more) => {
+                findings.push(Finding::ok("mount", shown));
+                findings.extend(more);
+            }
+            Err(error) => {
+                let cure = format!("ks umount {shown}; then ks mount again");
+                findings.push(Finding::failed(
+                    "mount",
+                    format!("{shown}: {error:#}"),
+                    &cure,
+                ));
+            }
+        }
+        findings.extend(socket_mode(&tree.socket));
+    }
+    findings
+}
+
+/// Others must not be able to talk to the node as this user.
+fn socket_mode(socket: &Path) -> Option<Finding> {
+    let mode = std::fs::metadata(socket).ok()?.permissions().mode();
+    (mode & 0o077 != 0).then(|| {
+        let found = format!(
+            "{} is open to others (mode {:o})",
+            socket.display(),
+            mode & 0o777
+        );
+        Finding::warning(
+            "control socket",
+            found,
+            &format!("chmod 600 {}", socket.display()),
+        )
+    })
+}
+
+async fn look_at_node(mountpoint: &Path) -> anyhow::Result<Vec<Finding>> {
+    let mut node = connect(Some(mountpoint)).await?;
+    let Answer::Status(status) = node.ask(Ask::Status).await? else {
+        anyhow::bail!("the node gave no status");
+    };
+    let mut findings = Vec::new();
+    let connected = status
+        .pointer("/redis/connected")
+        .context("an incomplete status")?;
+    findings.push(if connected == &serde_json::Value::Bool(true) {
+        Finding::ok("redis", "connected")
+    } else {
+        let cure =
+            "start it again, or the node that carries it; local files stay readable meanwhile";
+        Finding::failed("redis", "not connected", cure)
+    });
+    let Answer::Nodes(nodes) = node.ask(Ask::Nodes).await? else {
+        anyhow::bail!("the node gave no list of nodes");
+    };
+    for other in &nodes {
+        let shown = format!(
+            "{} at {}",
+            super::text(other, "name"),
+            super::text(other, "address")
+        );
+        findings.push(
+            if other.get("alive") == Some(&serde_json::Value::Bool(true)) {
+                Finding::ok("node", shown)
+            } else {
+                Finding::warning(
+                    "node",
+                    format!("{shown} is gone"),
+                    "start it again: what only it holds cannot be read meanwhile",
+                )
+            },
+        );
+    }
+    Ok(findings)
+}

@@ -1,0 +1,112 @@
+//! `ks mount`: runs a node, as a daemon or in the foreground.
+use anyhow::Context;
+use ks_executor::config::MountArgs;
+use ks_executor::daemon::{self, Ready};
+use ks_executor::node::Node;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Shown below the flags.
+pub const EXAMPLES: &str = "\
+Examples:
+  ks mount /ks --datadir /data                  the first node: starts a private redis-server of its own
+  ks mount /ks --datadir /data --join host1     each further node (with host1's cluster key file)
+  ks umount /ks
+
+Every flag is also an environment variable KS_… and a key of ks.toml (./, ~/.config/ks/ or /etc/ks/).
+A daemon logs to DATADIR/.ks/ks.log; RUST_LOG=debug says more.";
+
+/// Runs the node in this process, or as a daemon of its own.
+pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
+    let args = absolute(args)?;
+    if args.foreground {
+        return foreground(args);
+    }
+    args.check()?;
+    ks_fs::mount::prepare(&args.mountpoint)?;
+    let state_dir = args.datadir.join(ks_fs::path::STATE_DIR);
+    std::fs::create_dir_all(&state_dir).with_context(|| state_dir.display().to_string())?;
+    std::fs::set_permissions(
+        &state_dir,
+        std::os::unix::fs::PermissionsExt::from_mode(0o700),
+    )
+    .with_context(|| state_dir.display().to_string())?;
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    daemon::start(&arguments, &state_dir.join("ks.log"))?;
+    eprintln!(
+        "{} is mounted; the log is {}",
+        args.mountpoint.display(),
+        state_dir.join("ks.log").display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The same with absolute paths.
+fn absolute(mut args: MountArgs) -> anyhow::Result<MountArgs> {
+    for path in [
+        Some(&mut args.mountpoint),
+        Some(&mut args.datadir),
+        args.cluster_key.as_mut(),
+    ]
+    .into_iter()
+    .flatten()
+    {
+        *path = ks_executor::control::absolute(path)?;
+    }
+    for python in &mut args.pythons {
+        if python.path.components().count() > 1 {
+            python.path = ks_executor::control::absolute(&python.path)?;
+        }
+    }
+    Ok(args)
+}
+
+fn foreground(args: MountArgs) -> anyhow::Result<ExitCode> {
+    let mut ready = Ready::from_parent(args.ready_fd)?;
+    if args.ready_fd.is_some() {
+        // A daemon keeps nobody's directory busy; every path is absolute by now.
+        std::env::set_current_dir("/")?;
+    }
+    start_log();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("ks")
+        .build()?;
+    let outcome = runtime.block_on(live(args, &mut ready));
+    if let Err(error) = &outcome {
+        ready.failed(error);
+    }
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// A node's life: from its start to a signal, `ks umount` or the end of its mount.
+async fn live(args: MountArgs, ready: &mut Ready) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let starting = Node::start(args);
+    let node = tokio::select! {
+        node = starting => node?,
+        _ = terminate.recv() => anyhow::bail!("ended before the mount answered"),
+        _ = interrupt.recv() => anyhow::bail!("ended before the mount answered"),
+    };
+    ready.ready();
+    tokio::select! {
+        () = node.ended() => {}
+        _ = terminate.recv() => tracing::info!("SIGTERM: the node ends"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: the node ends"),
+    }
+    node.stop().await;
+    Ok(())
+}
+
+fn start_log() {
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,fuser=warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}

@@ -1,0 +1,157 @@
+//! `ks run`: runs a shell command where the data is; its output and exit status come back.
+use super::connect;
+use anyhow::{Context, bail};
+use clap::Args;
+use ks_executor::control::{Control, absolute, failed};
+use ks_executor::protocol::{Ask, Call, FunctionRef, Outcome, Part, Payload, Tell, Update};
+use serde_bytes::ByteBuf;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Shown below the flags.
+pub const EXAMPLES: &str = "\
+Examples:
+  ks run --near /ks/mylarge/dataset.h5 -- h5ls -r /ks/mylarge/dataset.h5
+  ks run --node host2 -- df -h /ks";
+
+/// The Python function that runs a command on a worker.
+const RUN_COMMAND: &str = "kitchensink.builtins:run_command";
+
+/// `ks run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Run where this file is (repeat for several) [default: the paths among the command's arguments]
+    #[arg(long, value_name = "PATH")]
+    near: Vec<PathBuf>,
+    /// Run on the node of this name
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// The command and its arguments
+    #[arg(required = true, last = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+impl RunArgs {
+    /// Returns the command's own exit status.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let mut control = connect(self.near.first().map(PathBuf::as_path)).await?;
+        let call = self.call(&control)?;
+        let job = call.job.clone();
+        let sent = control
+            .send(
+                Ask::Submit {
+                    functions: Vec::new(),
+                    calls: vec![call],
+                },
+                &[],
+            )
+            .await?;
+        let mut cancelled = false;
+        loop {
+            let next = tokio::select! {
+                next = control.next() => next?,
+                _ = tokio::signal::ctrl_c(), if !cancelled => {
+                    cancelled = true;
+                    control.send(Ask::Cancel { jobs: vec![job.clone()], all: false }, &[]).await?;
+                    continue;
+                }
+            };
+            match next {
+                (Tell::Reply { request, answer }, _) if request == sent => drop(failed(answer)?),
+                (Tell::Update { job: of, update }, frame) if of == job => {
+                    if let Some(status) = show(update, &frame)? {
+                        return Ok(status);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn call(&self, control: &Control) -> anyhow::Result<Call> {
+        let arguments = serde_json::json!({"args": [self.command], "kwargs": {}});
+        let near: Vec<PathBuf> = self
+            .near
+            .iter()
+            .map(|path| absolute(path))
+            .collect::<Result<_, _>>()?;
+        let bytes = |path: &PathBuf| ByteBuf::from(path.as_os_str().as_bytes());
+        let named = self
+            .command
+            .iter()
+            .map(PathBuf::from)
+            .filter(|path| path.starts_with(&control.hello.mountpoint));
+        let paths = if near.is_empty() {
+            named.map(|path| bytes(&path)).collect()
+        } else {
+            near.iter().map(bytes).collect()
+        };
+        let mut random = [0u8; 16];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+            .context("random bytes")?;
+        Ok(Call {
+            job: hex::encode(random),
+            name: self.command.join(" "),
+            function: FunctionRef::Name(RUN_COMMAND.into()),
+            format: "json".into(),
+            args: Payload {
+                parts: vec![Part::Inline(ByteBuf::from(serde_json::to_vec(&arguments)?))],
+            },
+            paths,
+            locality: Vec::new(),
+            mountpoint: Some(bytes(&control.hello.mountpoint)),
+            queue: "default".into(),
+            node: self.node.clone(),
+            timeout_ms: None,
+            retries: 0,
+            priority: 0,
+            data_threshold: None,
+            no_route_data: false,
+            intermediate_results: true,
+            python: None,
+        })
+    }
+}
+
+/// Passes on what happened; the exit status when it is the end.
+fn show(update: Update, frame: &[bytes::Bytes]) -> anyhow::Result<Option<ExitCode>> {
+    match update {
+        Update::Output {
+            stream: 1, data, ..
+        } => std::io::stdout().write_all(&data)?,
+        Update::Output { data, .. } => std::io::stderr().write_all(&data)?,
+        Update::Log { message, .. } => eprintln!("{message}"),
+        Update::Started { .. } => {}
+        Update::Ended {
+            outcome: Outcome::Returned(result),
+            ..
+        } => {
+            std::io::stdout().flush()?;
+            return Ok(Some(exit_code(&result, frame)?));
+        }
+        Update::Ended {
+            outcome: Outcome::Raised {
+                type_name, message, ..
+            },
+            ..
+        } => bail!("{type_name}: {message}"),
+        Update::Ended {
+            outcome: Outcome::Failed { kind, message, .. },
+            ..
+        } => bail!("{kind}: {message}"),
+    }
+    Ok(None)
+}
+
+/// The status that the function returned, as JSON.
+fn exit_code(result: &Payload, frame: &[bytes::Bytes]) -> anyhow::Result<ExitCode> {
+    let data = match result.parts.first() {
+        Some(Part::Inline(data)) => data.as_slice(),
+        Some(Part::Segment(index)) => frame.get(*index as usize).context("a cut answer")?,
+        _ => bail!("the command's status did not come back"),
+    };
+    let status: u8 = serde_json::from_slice(data).context("the command's status")?;
+    Ok(ExitCode::from(status))
+}

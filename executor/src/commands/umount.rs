@@ -1,0 +1,138 @@
+//! `ks umount`: unmounts a tree and waits until its node has ended. Works on a dead node's mount, too.
+use anyhow::{Context, bail};
+use clap::Args;
+use ks_executor::control::{self, MountedTree, mounted_trees};
+use rustix::mount::{UnmountFlags, unmount};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// How long a node may take to end in order.
+const END_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// `ks umount`.
+#[derive(Args, Debug)]
+pub struct UmountArgs {
+    /// Where the tree is mounted [default: the only one]
+    mountpoint: Option<PathBuf>,
+    /// Unmount although files are open: their readers and writers get errors
+    #[arg(short, long)]
+    force: bool,
+}
+
+impl UmountArgs {
+    /// Returns when the node has ended.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let tree = self.tree()?;
+        detach(&tree.mountpoint, self.force)?;
+        let deadline = Instant::now() + END_TIMEOUT;
+        while UnixStream::connect(&tree.socket).is_ok() || node_holds_lock(&tree) {
+            if Instant::now() > deadline {
+                bail!(
+                    "{} is unmounted, but its node has not ended after {END_TIMEOUT:?}; see its log",
+                    tree.mountpoint.display()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn tree(&self) -> anyhow::Result<MountedTree> {
+        let trees = mounted_trees()?;
+        match &self.mountpoint {
+            Some(path) => {
+                let wanted = control::absolute(path)?;
+                trees
+                    .into_iter()
+                    .rfind(|tree| tree.mountpoint == wanted)
+                    .with_context(|| format!("{}: no tree is mounted there", wanted.display()))
+            }
+            None if trees.len() > 1 => bail!("several trees are mounted here; say which"),
+            None => trees
+                .into_iter()
+                .next()
+                .context("no tree is mounted on this machine"),
+        }
+    }
+}
+
+/// The node's data directory lock tells whether its daemon still lives: the socket goes before the last work is done.
+fn node_holds_lock(tree: &MountedTree) -> bool {
+    let Some(state_dir) = tree.socket.parent() else {
+        return false;
+    };
+    let Ok(lock) = std::fs::File::open(state_dir.join("lock")) else {
+        return false;
+    };
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockShared).is_err()
+}
+
+fn detach(mountpoint: &Path, force: bool) -> anyhow::Result<()> {
+    let flags = if force {
+        UnmountFlags::DETACH
+    } else {
+        UnmountFlags::empty()
+    };
+    match unmount(mountpoint, flags) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::PERM) => with_helper(mountpoint, force),
+        Err(rustix::io::Errno::BUSY) => bail!("{}", busy(mountpoint)),
+        Err(error) => Err(error).with_context(|| mountpoint.display().to_string()),
+    }
+}
+
+/// A plain user's way.
+fn with_helper(mountpoint: &Path, force: bool) -> anyhow::Result<()> {
+    let mut helper = std::process::Command::new("fusermount3");
+    helper.arg(if force { "-uz" } else { "-u" }).arg(mountpoint);
+    let output = helper
+        .output()
+        .context("fusermount3 (run: apt-get install fuse3)")?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Who keeps the mount busy, as far as this user may see.
+fn busy(mountpoint: &Path) -> String {
+    let users: Vec<String> = users_of(mountpoint);
+    let who = if users.is_empty() {
+        "a process".to_owned()
+    } else {
+        users.join(", ")
+    };
+    format!(
+        "{}: in use by {who}; end it, or use --force",
+        mountpoint.display()
+    )
+}
+
+/// Processes with a descriptor or working directory below `mountpoint`, by their links in `/proc` alone.
+fn users_of(mountpoint: &Path) -> Vec<String> {
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let uses = |process: &Path| {
+        let descriptors = std::fs::read_dir(process.join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        descriptors
+            .map(|descriptor| descriptor.path())
+            .chain([process.join("cwd"), process.join("exe")])
+            .filter_map(|link| std::fs::read_link(link).ok())
+            .any(|target| target.starts_with(mountpoint))
+    };
+    processes
+        .flatten()
+        .filter_map(|process| {
+            let pid: u32 = process.file_name().to_str()?.parse().ok()?;
+            let name = std::fs::read_to_string(process.path().join("comm")).ok()?;
+            uses(&process.path()).then(|| format!("{} ({pid})", name.trim()))
+        })
+        .take(10)
+        .collect()
+}

@@ -1,0 +1,119 @@
+//! `ks where`: who holds files, how much of them, which version, their hashes.
+use super::{Format, connect, human_bytes, number, print_json, print_table, text};
+use anyhow::bail;
+use clap::Args;
+use ks_executor::control::absolute;
+use ks_executor::protocol::{Answer, Ask};
+use serde_bytes::ByteBuf;
+use serde_json::Value;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// `ks where`.
+#[derive(Args, Debug)]
+pub struct WhereArgs {
+    /// Files or directories in the tree
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    format: Format,
+}
+
+/// Paths as a node is told them.
+pub fn path_bytes(paths: &[PathBuf]) -> anyhow::Result<Vec<ByteBuf>> {
+    paths
+        .iter()
+        .map(|path| Ok(ByteBuf::from(absolute(path)?.as_os_str().as_bytes())))
+        .collect()
+}
+
+impl WhereArgs {
+    /// Asks the node and prints a row for each copy.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let mut node = connect(self.paths.first().map(PathBuf::as_path)).await?;
+        let ask = Ask::Where {
+            paths: path_bytes(&self.paths)?,
+        };
+        let found = match node.ask(ask).await? {
+            Answer::Where(found) => found,
+            other => bail!("the node said {other:?}"),
+        };
+        if self.format.json {
+            print_json(&found)?;
+        } else {
+            print_table(
+                &["path", "size", "version", "node", "has", "state", "blake3"],
+                found.iter().flat_map(rows).collect(),
+            );
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A row for each copy of a file; one for what has no copies (a directory).
+fn rows(file: &Value) -> Vec<Vec<String>> {
+    let size = number(file, "size");
+    let hash: String = text(file, "blake3").chars().take(16).collect();
+    let copies = file
+        .get("copies")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let first = [text(file, "path"), human_bytes(size), text(file, "version")];
+    if copies.is_empty() {
+        let [path, size, version] = first;
+        return vec![vec![
+            path,
+            size,
+            version,
+            text(file, "kind"),
+            String::new(),
+            String::new(),
+            hash,
+        ]];
+    }
+    copies
+        .iter()
+        .map(|copy| {
+            let [path, human_size, version] = first.clone();
+            vec![
+                path,
+                human_size,
+                version,
+                text(copy, "node"),
+                share(number(copy, "bytes"), size),
+                state(copy),
+                hash.clone(),
+            ]
+        })
+        .collect()
+}
+
+/// How much of a file a copy is.
+fn share(bytes: u64, size: u64) -> String {
+    if bytes >= size {
+        "whole".into()
+    } else {
+        format!("{:.1}%", 100.0 * bytes as f64 / size as f64)
+    }
+}
+
+fn state(copy: &Value) -> String {
+    let is = |field| copy.get(field) == Some(&Value::Bool(true));
+    let words = [
+        (is("home"), "home"),
+        (!is("current"), "old"),
+        (!is("alive"), "node gone"),
+    ];
+    let said: Vec<&str> = words
+        .iter()
+        .filter(|(so, _)| *so)
+        .map(|(_, word)| *word)
+        .collect();
+    if said.is_empty() {
+        "copy".into()
+    } else {
+        said.join(", ")
+    }
+}

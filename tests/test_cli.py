@@ -1,0 +1,150 @@
+"""The program `ks`: what it prints, its `--json`, its exit status."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from harness import Cluster, wait_for
+from harness.data import MIB, noise
+from harness.hosts import command_line
+from harness.node import PROGRAM, need_running
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    need_running()
+    with Cluster(3) as cluster:
+        cluster[2].put("data/two.bin", noise(MIB))
+        yield cluster.start()
+
+
+def test_mount_returns_soon_and_the_mount_answers(make_cluster):
+    cluster = make_cluster(1)
+    began = time.monotonic()
+    cluster[1].exec([*cluster[1].mount_command("--num-workers", "1")])
+    assert time.monotonic() - began < 5
+    cluster[1].exec(["ls", "/ks"], timeout=2)
+    cluster[1].pid = cluster[1].status()["pid"]
+
+
+def test_status(cluster):
+    status = cluster[1].status()
+    assert status["node"] == "host1" and status["mountpoint"] == "/ks" and status["nodes"]["alive"] == 3
+    assert command_line(status["pid"])
+    assert "host1" in cluster[1].ks("status").text
+
+
+def test_nodes(cluster):
+    rows = cluster[2].ks_json("nodes")
+    assert sorted(row["name"] for row in rows) == ["host1", "host2", "host3"]
+    assert all(row["alive"] for row in rows)
+    table = cluster[2].ks("nodes").text
+    assert all(name in table for name in ("host1", "host2", "host3"))
+
+
+def test_where(cluster):
+    (row,) = cluster[1].ks_json("where", "/ks/data/two.bin")
+    assert row["size"] == MIB and [copy["node"] for copy in row["copies"]] == ["host2"]
+    assert "host2" in cluster[1].ks("where", "/ks/data/two.bin").text
+    rows = cluster[1].ks_json("where", "/ks/data/two.bin", "/ks/data")
+    assert len(rows) == 2
+
+
+def test_where_takes_relative_paths(cluster):
+    said = cluster[1].shell(f"cd /ks/data && {PROGRAM} where two.bin --json").stdout
+    assert json.loads(said)[0]["size"] == MIB
+
+
+def test_fetch_shows_progress_and_says_what_is_there(cluster):
+    cluster[2].shell(f"head -c {4 * MIB} /dev/urandom > /ks/data/fetched")
+    assert cluster[3].ks("fetch", "/ks/data/fetched").status == 0
+    assert "host3" in cluster[3].holders("data/fetched")
+
+
+def test_fetch_of_a_directory(cluster):
+    cluster[2].shell("mkdir -p /ks/data/dir/sub; seq 1000 > /ks/data/dir/a; seq 2000 > /ks/data/dir/sub/b")
+    cluster[1].ks("fetch", "/ks/data/dir")
+    assert "host1" in cluster[1].holders("data/dir/a") and "host1" in cluster[1].holders("data/dir/sub/b")
+
+
+def test_run_near_a_file(cluster):
+    done = cluster[1].ks(
+        "run", "--near", "/ks/data/two.bin", "--", "bash", "-c", "hostname; pwd; echo oops >&2; exit 4", check=False
+    )
+    assert done.status == 4 and done.text.splitlines()[0] == "host2" and "oops" in done.error
+    done = cluster[1].ks("run", "--node", "host3", "--", "hostname")
+    assert done.text == "host3\n"
+    done = cluster[1].ks("run", "--near", "/ks/data/two.bin", "--", "sha256sum", "/ks/data/two.bin")
+    assert done.text.split()[0] == cluster[2].exec(["sha256sum", "/ks/data/two.bin"]).text.split()[0]
+
+
+def test_run_passes_a_signal_as_a_status(cluster):
+    done = cluster[1].ks("run", "--node", "host2", "--", "bash", "-c", "kill -9 $$", check=False)
+    assert done.status != 0
+
+
+def test_doctor(cluster):
+    done = cluster[1].ks("doctor", check=False)
+    assert done.status in (0, 1) and done.text.strip()
+    assert json.loads(cluster[1].ks("doctor", "--json", check=False).stdout)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completions(cluster, shell):
+    assert "umount" in cluster[1].ks("completions", shell).text
+
+
+def test_help_and_version(cluster):
+    assert "mount" in cluster[1].ks("--help").text
+    assert cluster[1].ks("--version").text.startswith("ks ")
+
+
+def test_foreground_ends_in_order_on_sigterm(make_cluster):
+    cluster = make_cluster(1)
+    node = cluster[1]
+    process = node.spawn(
+        [*node.mount_command("--foreground", "--num-workers", "1")], stderr=open(node.home / "stderr", "w")
+    )
+    wait_for(lambda: "/ks" in cluster.hosts.mounts(1), 30)
+    wait_for(lambda: node.ks("status", check=False).status == 0, 10)
+    node.shell("echo x > /ks/x")
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=20) == 0
+    wait_for(lambda: not node.leftovers(), 5)
+
+
+def test_umount_while_files_are_open_says_so(make_cluster):
+    cluster = make_cluster(1).start()
+    node = cluster[1]
+    node.shell("echo x > /ks/x")
+    busy = node.spawn(["bash", "-c", "exec 3< /ks/x; sleep 60"])
+    wait_for(lambda: any(line == "sleep 60" for line in node.hosts.processes(1).values()), 5)
+    done = node.ks("umount", "/ks", check=False, timeout=30)
+    if done.status != 0:
+        assert "/ks" in done.error
+    for pid, line in node.hosts.processes(1).items():
+        if "sleep 60" in line:
+            os.kill(pid, signal.SIGKILL)
+    busy.wait(timeout=5)
+    if done.status != 0:
+        node.stop()
+    node.pid = None
+    wait_for(lambda: not node.leftovers(), 10)
+
+
+def test_environment_and_file_are_flags_too(make_cluster):
+    cluster = make_cluster(1)
+    node = cluster[1]
+    (node.home / "ks.toml").write_text("num_workers = 1\nnode_name = 'fromfile'\n")
+    node.exec(["env", f"KS_DATADIR={node.datadir}", PROGRAM, "mount", "/ks"])
+    status = node.status()
+    node.pid = status["pid"]
+    assert status["node"] == "fromfile"
+
+
+def test_memory_at_rest(cluster):
+    time.sleep(1)
+    assert cluster[3].status()["memory_bytes"] < 100 * MIB

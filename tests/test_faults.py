@@ -1,0 +1,244 @@
+"""What dies, what is cut off, and what is over within its deadline all the same."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from harness import wait_for
+from harness.data import MIB, write_noise
+from harness.hosts import command_line
+
+SLOW_MBIT = 200
+LARGE_BYTES = 128 * MIB
+
+# Reads a whole file and tells how that ended: its SHA-256, or the errno; and the seconds.
+READER = """
+import hashlib, json, sys, time
+began = time.monotonic()
+digest = hashlib.sha256()
+try:
+    with open(sys.argv[1], "rb", buffering=0) as file:
+        print("open", flush=True)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    end = digest.hexdigest()
+except OSError as error:
+    end = error.errno
+print(json.dumps([end, time.monotonic() - began]))
+"""
+
+
+class Reader:
+    """A process in a host that reads one file."""
+
+    def __init__(self, node, path):
+        self.process = node.spawn(["python3", "-c", READER, path], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "open\n"
+
+    def end(self, timeout):
+        """[SHA-256 or errno, seconds] of the whole read."""
+        try:
+            output, _ = self.process.communicate(timeout=timeout)
+        finally:
+            self.process.kill()
+        return json.loads(output)
+
+
+def fetched(node):
+    return node.read_counters()["bytes_fetched"]
+
+
+def start_slow_read(cluster, reader, holders, path="large"):
+    """A read in full swing, with most of the file still to come."""
+    for number in holders:
+        cluster.hosts.rate(number, SLOW_MBIT)
+    before = fetched(cluster[reader])
+    running = Reader(cluster[reader], f"/ks/{path}")
+    wait_for(lambda: fetched(cluster[reader]) - before > 8 * MIB, 30, "the read is under way")
+    return running
+
+
+def test_the_only_holder_dies_during_a_read(make_cluster):
+    cluster = make_cluster(3)
+    write_noise(cluster[3].datadir / "large", LARGE_BYTES)
+    cluster.start()
+    reader = start_slow_read(cluster, 1, [3])
+    cluster[3].kill9()
+    began = time.monotonic()
+    end, _ = reader.end(timeout=40)
+    assert end == errno.EIO
+    assert time.monotonic() - began < 10
+    assert "large" in cluster[1].log(), "the log names the file"
+    # The rest of the tree is as it was, and the file is there again when its holder is.
+    cluster[1].shell("echo alive > /ks/alive")
+    cluster.hosts.rate(3, "off")
+    cluster[3].restart()
+    original = noise_sum(cluster[3].datadir / "large")
+    wait_for(lambda: original in cluster[1].exec(["sha256sum", "/ks/large"], check=False).text, 30)
+
+
+def noise_sum(path):
+    return subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True, timeout=60).stdout.split()[0]
+
+
+def test_one_of_two_holders_dies_during_a_read(make_cluster):
+    cluster = make_cluster(3)
+    sha256 = write_noise(cluster[2].datadir / "large", LARGE_BYTES)
+    cluster.start()
+    assert sha256 in cluster[3].exec(["sha256sum", "/ks/large"]).text
+    wait_for(lambda: set(cluster[1].holders("large")) == {"host2", "host3"}, 20)
+    reader = start_slow_read(cluster, 1, [2, 3])
+    cluster[2].kill9()
+    began = time.monotonic()
+    end, _ = reader.end(timeout=60)
+    assert end == sha256
+    unhindered_s = LARGE_BYTES * 8 / (SLOW_MBIT * 1e6)
+    assert time.monotonic() - began < unhindered_s + 10
+
+
+def test_a_reader_that_waits_can_be_killed(make_cluster):
+    cluster = make_cluster(2)
+    write_noise(cluster[2].datadir / "large", LARGE_BYTES)
+    cluster.start()
+    reader = start_slow_read(cluster, 1, [2])
+    cluster.hosts.cut(2)
+    time.sleep(0.5)
+    pids = [pid for pid, line in cluster.hosts.processes(1).items() if line.startswith("python3 -c")]
+    assert len(pids) == 1
+    os.kill(pids[0], signal.SIGKILL)
+    wait_for(lambda: not command_line(pids[0]), 5, "the reader is gone")
+    reader.process.wait(timeout=5)
+    reader.process.stdout.close()
+    cluster.hosts.mend(2)
+
+
+def test_a_cut_link_ends_reads_and_a_mended_one_serves_them(make_cluster):
+    cluster = make_cluster(3)
+    sha256 = write_noise(cluster[3].datadir / "large", LARGE_BYTES)
+    cluster[3].put("small", "small\n")
+    cluster.start()
+    reader = start_slow_read(cluster, 2, [3])
+    cluster.hosts.cut(3)
+    end, _ = reader.end(timeout=45)
+    assert end == errno.EIO
+    cluster[2].exec(["df", "/ks"], timeout=5)
+    cluster[2].exec(["stat", "/ks/small"], timeout=5)
+    cluster.hosts.mend(3)
+    cluster.hosts.rate(3, "off")
+    wait_for(lambda: cluster[2].exec(["cat", "/ks/small"], check=False, timeout=40).text == "small\n", 60)
+    assert sha256 in cluster[2].exec(["sha256sum", "/ks/large"]).text
+
+
+@pytest.mark.parametrize("victim", [1, 2])
+def test_mounting_again_is_the_whole_repair(make_cluster, victim):
+    cluster = make_cluster(2)
+    cluster[victim].put("before", "put before\n")
+    cluster.start()
+    cluster[victim].shell("mkdir /ks/dir; echo written > /ks/dir/file; echo more >> /ks/before")
+    cluster[victim].kill9()
+    dead = cluster[victim].exec(["ls", "/ks"], check=False, timeout=10)
+    assert dead.status != 0
+    cluster[victim].restart()
+    for node in cluster.nodes:
+        wait_for(
+            lambda node=node: (
+                node.exec(["cat", "/ks/dir/file", "/ks/before"], check=False, timeout=40).text
+                == "written\nput before\nmore\n"
+            ),
+            40,
+            f"the files on {node.name}",
+        )
+
+
+def test_the_daemons_death_takes_its_processes_along(make_cluster):
+    cluster = make_cluster(1).start(workers=2)
+    cluster[1].client("assert c.call(lambda: 1, _async=False) == 1")
+    cluster[1].kill9()
+    wait_for(lambda: not cluster.hosts.processes(1), 10, "workers and redis-server are gone")
+
+
+def test_what_was_closed_survives_the_death_of_everything(make_cluster):
+    cluster = make_cluster(3).start()
+    for node in cluster.nodes:
+        node.shell(f"mkdir /ks/{node.name}; for i in $(seq 40); do echo $i > /ks/{node.name}/$i; done")
+    cluster[1].shell("mv /ks/host2/7 /ks/host3/seven; rm /ks/host1/1; ln -s seven /ks/host3/link")
+    for node in cluster.nodes:
+        node.kill_all()
+    for node in cluster.nodes:
+        wait_for(lambda node=node: not cluster.hosts.processes(node.number), 10)
+    cluster[1].restart()
+    cluster[2].restart()
+    cluster[3].restart()
+    for node in cluster.nodes:
+        assert len(node.exec(["ls", "/ks/host1"]).text.split()) == 39
+        assert len(node.exec(["ls", "/ks/host2"]).text.split()) == 39
+        assert node.exec(["cat", "/ks/host3/link"]).text == "7\n"
+        assert node.shell("cat /ks/host*/* | sort -n | uniq -c | wc -l").text == "40\n"
+
+
+def test_a_dead_redis_is_started_again(make_cluster):
+    cluster = make_cluster(2).start()
+    cluster[2].shell("echo one > /ks/one")
+    for turn in range(2):
+        (redis,) = [pid for pid, line in cluster.hosts.processes(1).items() if "redis-server" in line]
+        os.kill(redis, signal.SIGKILL)
+        wait_for(
+            lambda turn=turn: cluster[2].shell(f"echo {turn} > /ks/after{turn}", check=False, timeout=40).status == 0,
+            40,
+        )
+        assert cluster[1].exec(["cat", "/ks/one", f"/ks/after{turn}"], timeout=40).text == f"one\n{turn}\n"
+
+
+def test_the_first_node_goes_and_comes_back(make_cluster):
+    """Redis goes with it: what needs the catalog ends with an error in time, and works again when it is back."""
+    cluster = make_cluster(3).start()
+    cluster[2].shell("echo two > /ks/two")
+    cluster[1].kill9()
+    began = time.monotonic()
+    cluster[3].exec(["bash", "-c", "echo x > /ks/x"], check=False, timeout=35)
+    assert time.monotonic() - began < 32
+    cluster[3].exec(["df", "/ks"], timeout=5)
+    cluster[1].restart()
+    for node in cluster.nodes:
+        wait_for(lambda node=node: node.exec(["cat", "/ks/two"], check=False, timeout=40).text == "two\n", 40)
+    cluster[3].shell("echo three > /ks/three")
+    assert cluster[2].exec(["cat", "/ks/three"]).text == "three\n"
+
+
+def test_a_write_to_a_file_whose_home_is_gone_says_so(make_cluster):
+    cluster = make_cluster(2).start()
+    cluster[2].shell("echo kept > /ks/theirs")
+    cluster[2].kill9()
+    began = time.monotonic()
+    refused = cluster[1].exec(["bash", "-c", "echo more >> /ks/theirs"], check=False, timeout=35)
+    assert refused.status != 0 and time.monotonic() - began < 32
+    cluster[2].restart()
+    wait_for(lambda: cluster[1].exec(["cat", "/ks/theirs"], check=False).text == "kept\n", 40)
+
+
+def test_random_kills_lose_nothing_that_was_acknowledged(make_cluster):
+    """Nodes 2 and 3 write and fsync; now and then one of them is killed and mounted again."""
+    cluster = make_cluster(3).start()
+    dice = random.Random(7)
+    acknowledged = {}
+    for turn in range(24):
+        node = cluster[dice.choice([2, 3])]
+        if turn % 6 == 5:
+            node.kill9()
+            node.restart()
+            continue
+        path, text = f"/ks/kept{dice.randrange(6)}-{node.name}", f"turn {turn} " + "y" * dice.randrange(50_000)
+        done = node.exec(["dd", f"of={path}", "conv=fsync", "status=none"], input=text.encode(), check=False)
+        if done.status == 0:
+            acknowledged[path] = text
+    assert len(acknowledged) > 5
+    for node in cluster.nodes:
+        for path, text in acknowledged.items():
+            got = wait_for(lambda node=node, path=path: node.exec(["cat", path], check=False, timeout=40), 60)
+            assert got.text == text, (node.name, path)

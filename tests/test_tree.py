@@ -1,0 +1,273 @@
+"""One tree over three nodes: what one node does, every node sees, as if they were one machine."""
+
+import json
+import random
+import selectors
+import subprocess
+
+import pytest
+
+from harness import Cluster, agent
+from harness.data import MIB, noise
+from harness.node import PYTHON, need_running
+
+ANSWER_TIMEOUT_S = 40
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    need_running()
+    with Cluster(3) as cluster:
+        for node in cluster.nodes:
+            node.put(f"before/{node.name}.txt", f"put on {node.name}\n")
+            node.put(f"before/deep/{node.name}/a/b/c.bin", noise(100_000, seed=node.number))
+        cluster[1].put("before/empty", b"")
+        yield cluster.start()
+
+
+def on_all(cluster, argv):
+    """Runs a command on every node; they all have to say the same, which is returned."""
+    said = {node.name: node.exec(argv).text for node in cluster.nodes}
+    assert len(set(said.values())) == 1, said
+    return said["host1"]
+
+
+def test_what_was_there_before_appears_everywhere(cluster):
+    listing = on_all(cluster, ["bash", "-c", "cd /ks/before && find . | sort"]).split()
+    assert "./host1.txt" in listing and "./host2.txt" in listing and "./host3.txt" in listing
+    assert "./deep/host3/a/b/c.bin" in listing
+    assert on_all(cluster, ["cat", "/ks/before/host2.txt"]) == "put on host2\n"
+    assert on_all(cluster, ["cat", "/ks/before/empty"]) == ""
+    for number in (1, 2, 3):
+        path = f"before/deep/host{number}/a/b/c.bin"
+        for node in cluster.nodes:
+            assert node.exec(["cat", f"/ks/{path}"]).stdout == noise(100_000, seed=number)
+
+
+def test_attributes_are_the_same_everywhere(cluster):
+    cluster[2].shell(
+        "cd /ks; echo hello > attr; chmod 640 attr; chown 12:34 attr; touch -d '2001-02-03 04:05:06.7' attr"
+    )
+    cluster[2].shell("mkdir -m 1750 /ks/attrdir; ln -s ../attr /ks/attrdir/link")
+    told = on_all(cluster, ["stat", "-c", "%n %F %a %u %g %s %y %i", "/ks/attr", "/ks/attrdir/link"])
+    assert "/ks/attr regular file 640 12 34 6 2001-02-03 04:05:06.700000000" in told
+    assert on_all(cluster, ["stat", "-c", "%F %a", "/ks/attrdir"]) == "directory 1750\n"
+    assert on_all(cluster, ["readlink", "/ks/attrdir/link"]) == "../attr\n"
+    assert on_all(cluster, ["cat", "/ks/attrdir/link"]) == "hello\n"
+
+
+def test_a_closed_file_is_seen_by_the_next_open_anywhere(cluster):
+    for turn in range(30):
+        writer, reader = random.Random(turn).sample(cluster.nodes, 2)
+        text = f"turn {turn}: " + "x" * (turn * 997)
+        writer.exec(["tee", "/ks/turns"], input=text.encode())
+        assert reader.exec(["cat", "/ks/turns"]).text == text
+
+
+def test_names_change_everywhere_at_once(cluster):
+    cluster[1].shell("mkdir -p /ks/names/d/e; echo 1 > /ks/names/d/e/f; echo 2 > /ks/names/g")
+    assert on_all(cluster, ["cat", "/ks/names/d/e/f"]) == "1\n"
+    cluster[2].shell("mv /ks/names/d /ks/names/moved")
+    assert on_all(cluster, ["ls", "/ks/names"]) == "g\nmoved\n"
+    assert on_all(cluster, ["cat", "/ks/names/moved/e/f"]) == "1\n"
+    cluster[3].shell("mv /ks/names/g /ks/names/moved/e/f")
+    assert on_all(cluster, ["cat", "/ks/names/moved/e/f"]) == "2\n"
+    cluster[1].shell("rm /ks/names/moved/e/f; rmdir /ks/names/moved/e")
+    assert on_all(cluster, ["find", "/ks/names"]) == "/ks/names\n/ks/names/moved\n"
+
+
+def test_a_directory_that_is_not_empty_is_not_removed(cluster):
+    cluster[1].shell("mkdir /ks/full; echo 1 > /ks/full/file")
+    refused = cluster[2].exec(["rmdir", "/ks/full"], check=False)
+    assert refused.status == 1 and "not empty" in refused.error
+    assert cluster[3].exec(["cat", "/ks/full/file"]).text == "1\n"
+
+
+def test_writing_a_little_into_a_remote_file_moves_a_little(cluster):
+    data = bytearray(noise(64 * MIB, seed=9))
+    cluster[1].exec(["tee", "/ks/large"], input=bytes(data))
+    before = cluster.link_bytes()
+    cluster[3].shell("printf 'here it is' | dd of=/ks/large bs=1 seek=30000000 conv=notrunc,fsync status=none")
+    assert cluster.link_bytes() - before < MIB
+    data[30_000_000:30_000_010] = b"here it is"
+    for node in cluster.nodes:
+        assert node.exec(["cat", "/ks/large"]).stdout == data, node.name
+
+
+def test_several_nodes_append_to_one_file(cluster):
+    cluster[1].shell("touch /ks/appended")
+    script = "for i in $(seq 50); do echo $HOSTNAME-$i >> /ks/appended; done"
+    writers = [node.spawn(["bash", "-c", script]) for node in cluster.nodes]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
+    lines = on_all(cluster, ["cat", "/ks/appended"]).split()
+    assert sorted(lines) == sorted(f"host{n}-{i}" for n in (1, 2, 3) for i in range(1, 51))
+
+
+def test_names_are_bytes(cluster):
+    names = ["with space", "umlaut-ä-\N{SNOWMAN}", "new\nline", "x" * 255, "-dash", "%41", "quo'te\"s", "back\\slash"]
+    code = f"""
+        for name in {names!r}:
+            open(os.path.join("/ks/odd", name), "w").write(name)
+        open(b"/ks/odd/not-utf8-\\xff\\xfe", "wb").write(b"raw")
+    """
+    cluster[1].exec(["mkdir", "/ks/odd"])
+    cluster[1].python(code)
+    check = f"""
+        assert sorted(os.listdir(b"/ks/odd")) == sorted([n.encode() for n in {names!r}] + [b"not-utf8-\\xff\\xfe"])
+        for name in {names!r}:
+            assert open(os.path.join("/ks/odd", name)).read() == name
+        assert open(b"/ks/odd/not-utf8-\\xff\\xfe", "rb").read() == b"raw"
+        try:
+            open("/ks/odd/" + "y" * 256, "w")
+        except OSError as error:
+            assert error.errno == 36, error
+        else:
+            assert False, "a name of 256 bytes was taken"
+    """
+    for node in cluster.nodes:
+        node.python(check)
+
+
+def test_the_programs_own_files_are_not_in_the_tree(cluster):
+    for node in cluster.nodes:
+        assert ".ks" not in node.exec(["ls", "-a", "/ks"]).text.split()
+        assert node.exec(["stat", "/ks/.ks"], check=False).status == 1
+
+
+def test_df_tells_the_disk(cluster):
+    for node in cluster.nodes:
+        size, free = map(int, node.exec(["df", "-B1", "--output=size,avail", "/ks"]).text.split("\n")[1].split())
+        assert 0 < free <= size
+
+
+def test_everyday_programs_work(cluster):
+    cluster[1].shell("mkdir /ks/project; cd /ks/project; printf 'a needle\\n' > one; mkdir sub; seq 5000 > sub/two")
+    cluster[2].shell("cp -a /ks/project /ks/copy; diff -r /ks/project /ks/copy")
+    cluster[3].shell(
+        "cd /ks; tar cf archive.tar project; mkdir out; tar xf archive.tar -C out; diff -r project out/project"
+    )
+    assert cluster[1].shell("cd /ks; grep -rl needle out copy | sort").text == "copy/one\nout/project/one\n"
+    cluster[2].shell("cd /ks/copy; sed -i s/needle/thread/ one; sort -rn sub/two -o sub/two")
+    assert cluster[3].shell("cat /ks/copy/one; head -n1 /ks/copy/sub/two").text == "a thread\n5000\n"
+    cluster[3].shell(
+        "cd /ks; git init -q repo; cd repo; cp ../project/one .; git add .; "
+        "git -c user.name=n -c user.email=e commit -qm first; git fsck --strict"
+    )
+    assert (
+        cluster[1].shell("git config --global --add safe.directory '*'; git -C /ks/repo log --oneline").text.count("\n")
+        == 1
+    )
+
+
+def test_an_unlinked_file_stays_readable_while_it_is_open(cluster):
+    cluster[1].python("""
+        with open("/ks/unlinked", "w+") as file:
+            file.write("still here")
+            file.flush()
+            os.unlink("/ks/unlinked")
+            file.seek(0)
+            assert file.read() == "still here"
+        assert not os.path.exists("/ks/unlinked")
+    """)
+    assert cluster[2].exec(["ls", "/ks/unlinked"], check=False).status == 2
+
+
+def test_the_files_are_plain_files_of_the_node(cluster):
+    cluster[3].shell("mkdir -p /ks/plain/dir; echo mine > /ks/plain/dir/file")
+    assert (cluster[3].datadir / "plain/dir/file").read_text() == "mine\n"
+
+
+class Agent:
+    """An `agent.py` in a host: operations below a directory of the tree."""
+
+    def __init__(self, node, base):
+        self.name = node.name
+        argv = [PYTHON, agent.__file__, base]
+        self.process = node.spawn(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.answers = selectors.DefaultSelector()
+        self.answers.register(self.process.stdout, selectors.EVENT_READ)
+
+    def __call__(self, operation, *arguments):
+        self.process.stdin.write(json.dumps([operation, *arguments]) + "\n")
+        self.process.stdin.flush()
+        assert self.answers.select(ANSWER_TIMEOUT_S), f"{self.name}: no answer to {operation} {arguments}"
+        return json.loads(self.process.stdout.readline())
+
+    def close(self):
+        self.answers.close()
+        self.process.kill()
+        self.process.wait(timeout=10)
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+NAMES = ["a", "b", "c", "d/a", "d/b", "d/c", "e/a", "e/b", "d", "e", "d/e", "d/e/a"]
+
+
+def random_operation(dice):
+    """Operations that succeed and such that fail; names collide on purpose."""
+    path, other = dice.choice(NAMES), dice.choice(NAMES)
+    text = dice.choice("xyz") * dice.randrange(1, 3000)
+    return dice.choice(
+        [
+            ("write", path, dice.randrange(5000), text),
+            ("write", path, dice.randrange(200_000), text),
+            ("replace", path, text),
+            ("append", path, text),
+            ("read", path),
+            ("read", path),
+            ("attributes", path),
+            ("truncate", path, dice.randrange(10_000)),
+            ("mkdir", path),
+            ("mkdir", path),
+            ("rmdir", path),
+            ("unlink", path),
+            ("rename", path, other),
+            ("rename", path, other),
+            ("symlink", "a", path),
+            ("chmod", path, dice.choice([0o644, 0o600, 0o755])),
+            ("list", path),
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_operations_do_what_they_do_on_one_machine(cluster, tmp_path, seed):
+    base = f"/ks/model{seed}"
+    cluster[1].exec(["mkdir", base])
+    agents = [Agent(node, base) for node in cluster.nodes]
+    dice = random.Random(seed)
+    history = []
+    try:
+        for step in range(300):
+            operation = random_operation(dice)
+            chosen = dice.choice(agents)
+            expected = agent.apply(tmp_path, operation[0], operation[1:])
+            got = chosen(*operation)
+            history.append(f"{step}: {chosen.name} {str(operation)[:100]} -> {str(got)[:60]}")
+            assert got == expected, "\n".join(history[-25:])
+            if step % 50 == 49:
+                expected = agent.tree(tmp_path)
+                for one in agents:
+                    assert one("tree") == expected, one.name + "\n" + "\n".join(history[-50:])
+    finally:
+        for one in agents:
+            one.close()
+
+
+def test_the_tree_is_the_same_after_all_nodes_were_away(make_cluster):
+    cluster = make_cluster(3)
+    cluster[2].put("old/file", "from before\n")
+    cluster.start()
+    cluster[1].shell("mkdir /ks/new; echo one > /ks/new/file; ln -s file /ks/new/link; chmod 600 /ks/new/file")
+    cluster[3].shell("mv /ks/old /ks/new/old; echo more >> /ks/new/old/file")
+    survey = ["bash", "-c", "cd /ks; find . -printf '%p %y %m %s %l\\n' | sort; cat new/old/file"]
+    before = on_all(cluster, survey)
+    assert "from before\nmore\n" in before
+    for node in reversed(cluster.nodes):
+        node.stop()
+        assert not node.leftovers()
+    cluster[1].restart()
+    cluster[3].restart()
+    cluster[2].restart()
+    assert on_all(cluster, survey) == before

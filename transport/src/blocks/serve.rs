@@ -1,0 +1,185 @@
+//! The sending side: finds the content, says yes or no, sends.
+use super::encode::{Layout, Patience, Piece, Reader};
+use super::ranges::{groups_of, tree};
+use super::{BlockRequest, BlockSource, Content, REQUEST_BYTES_MAX, Refusal};
+use crate::{
+    BoxFuture,
+    endpoint::{Handler, code},
+    frame::{self, FrameError, Stream},
+    identity::PeerIdentity,
+};
+use bytes::Bytes;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// How long a peer may take to send its request, or to take what is sent.
+const PEER_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the store may take to open a content.
+const OPEN_DEADLINE: Duration = Duration::from_secs(5);
+/// Requests served at once; further ones wait a little, then hear "busy".
+const REQUESTS_MAX: usize = 128;
+/// How long a request waits for its turn.
+const TURN_DEADLINE: Duration = Duration::from_secs(1);
+/// The first piece of an answer is small: its first byte is waited for.
+const PIECE_BYTES_FIRST: usize = 64 << 10;
+/// Further pieces.
+const PIECE_BYTES: usize = 512 << 10;
+
+/// Serves `StreamKind::BLOCKS`.
+pub struct BlockServer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    source: Arc<dyn BlockSource>,
+    turns: Semaphore,
+    bytes_sent: AtomicU64,
+}
+
+impl BlockServer {
+    /// A server of what `source` finds.
+    pub fn new(source: Arc<dyn BlockSource>) -> Self {
+        BlockServer {
+            shared: Arc::new(Shared {
+                source,
+                turns: Semaphore::new(REQUESTS_MAX),
+                bytes_sent: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// Bytes sent since the start.
+    pub fn bytes_sent(&self) -> u64 {
+        self.shared.bytes_sent.load(Ordering::Relaxed)
+    }
+}
+
+impl Handler for BlockServer {
+    fn open_to_clients(&self) -> bool {
+        true
+    }
+
+    fn handle(&self, peer: Arc<PeerIdentity>, mut stream: Stream) -> BoxFuture<'static, ()> {
+        let shared = self.shared.clone();
+        Box::pin(async move {
+            if let Err(ended) = shared.answer(&mut stream).await {
+                tracing::debug!(peer = %peer.name, %ended, "a block request ended early");
+                stream.abandon(ended.code());
+            }
+        })
+    }
+}
+
+/// Why an answer was not sent to its end.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("no request came")]
+    NoRequest,
+    #[error("the peer took nothing for too long")]
+    TooSlow,
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("reading: {0}")]
+    Read(#[from] io::Error),
+}
+
+impl Ended {
+    fn code(&self) -> quinn::VarInt {
+        match self {
+            Ended::NoRequest => code::CUT_OFF,
+            Ended::TooSlow => code::TOO_SLOW,
+            Ended::Frame(_) => code::CANCELLED,
+            Ended::Read(_) => code::UNREADABLE,
+        }
+    }
+}
+
+impl Shared {
+    async fn answer(&self, stream: &mut Stream) -> Result<(), Ended> {
+        let request = tokio::time::timeout(PEER_DEADLINE, stream.read(REQUEST_BYTES_MAX))
+            .await
+            .map_err(|_| Ended::TooSlow)??
+            .ok_or(Ended::NoRequest)?;
+        let turn = tokio::time::timeout(TURN_DEADLINE, self.turns.acquire()).await;
+        let opened = match &turn {
+            Ok(_turn) => self.open(&request).await,
+            Err(_) => Err(Refusal::Busy),
+        };
+        match opened {
+            Ok((layout, content)) => self.send(stream, layout, content).await,
+            Err(refusal) => {
+                tracing::debug!(%refusal, "refused a block request");
+                let head: Result<(), Refusal> = Err(refusal);
+                self.write(stream, frame::encode(&head)?).await?;
+                // An error says that the peer has left.
+                let _ = stream.send.finish();
+                Ok(())
+            }
+        }
+    }
+
+    async fn open(&self, request: &BlockRequest) -> Result<(Layout, Content), Refusal> {
+        let groups = groups_of(request).map_err(Refusal::Nonsense)?;
+        let content = tokio::time::timeout(OPEN_DEADLINE, self.source.open(request))
+            .await
+            .map_err(|_| Refusal::Busy)??;
+        if content.size != request.size {
+            return Err(Refusal::Changed);
+        }
+        Ok((Layout::new(tree(content.size), groups), content))
+    }
+
+    /// Sends the head and all pieces; the first goes out together with the head.
+    async fn send(
+        &self,
+        stream: &mut Stream,
+        mut layout: Layout,
+        content: Content,
+    ) -> Result<(), Ended> {
+        let head: Result<(), Refusal> = Ok(());
+        let mut buffer = frame::encode(&head)?;
+        let mut reader = Reader::new(content);
+        let mut goal = PIECE_BYTES_FIRST;
+        while let Some(piece) = layout.next_piece(goal) {
+            (reader, buffer) = read_piece(reader, piece, buffer).await?;
+            self.write(stream, std::mem::take(&mut buffer)).await?;
+            goal = PIECE_BYTES;
+        }
+        if !buffer.is_empty() {
+            self.write(stream, buffer).await?;
+        }
+        let _ = stream.send.finish();
+        Ok(())
+    }
+
+    async fn write(&self, stream: &mut Stream, bytes: Vec<u8>) -> Result<(), Ended> {
+        let len = bytes.len() as u64;
+        tokio::time::timeout(PEER_DEADLINE, stream.write_raw(Bytes::from(bytes)))
+            .await
+            .map_err(|_| Ended::TooSlow)??;
+        self.bytes_sent.fetch_add(len, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Appends a piece to `buffer`: here if the page cache has it, else on a thread that may wait.
+async fn read_piece(
+    mut reader: Reader,
+    piece: Piece,
+    mut buffer: Vec<u8>,
+) -> io::Result<(Reader, Vec<u8>)> {
+    let start = buffer.len();
+    buffer.resize(start + piece.len, 0);
+    if reader.fill(&piece, &mut buffer[start..], Patience::Now)? {
+        return Ok((reader, buffer));
+    }
+    let read = tokio::task::spawn_blocking(move || {
+        let filled = reader.fill(&piece, &mut buffer[start..], Patience::Wait);
+        filled.map(|_| (reader, buffer))
+    });
+    read.await
+        .unwrap_or_else(|error| Err(io::Error::other(error)))
+}

@@ -1,0 +1,137 @@
+//! What QUIC is told about this kind of network: fast, near, and peers that may die.
+//!
+//! The numbers were measured between two network namespaces (`examples/throughput.rs`).
+use crate::identity::Identity;
+use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
+use quinn::{EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A peer that is silent this long is gone.
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often a quiet connection says that it lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// Bytes that may be on their way in one stream.
+const STREAM_WINDOW_BYTES: u32 = 12 << 20;
+/// Bytes that may be on their way in one connection.
+const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+/// Bytes a connection keeps until they are acknowledged.
+const SEND_WINDOW_BYTES: u64 = 12 << 20;
+/// Streams a peer may have open at once in one connection.
+const STREAMS_MAX: u32 = 1024;
+/// What every path carries.
+const MTU_MIN: u16 = 1200;
+/// The largest UDP payload there is, less a little for headers: jumbo links and loopback use it.
+const MTU_MAX: u16 = 65_400;
+/// The largest UDP payload that is received.
+const RECEIVE_PAYLOAD_BYTES_MAX: u16 = 65_527;
+/// Round trip time until it is measured: a lost first packet is repeated after three of these.
+const RTT_INITIAL: Duration = Duration::from_millis(100);
+/// Bytes that may be sent before the path is known: on a near network slow start is only slow.
+const WINDOW_INITIAL_BYTES: u64 = 1 << 20;
+/// Connections that wait for our attention at most, before any is looked at.
+const INCOMING_MAX: usize = 256;
+
+pub(super) fn server_config(
+    identity: &Identity,
+) -> Result<quinn::ServerConfig, NoInitialCipherSuite> {
+    let crypto = QuicServerConfig::try_from(identity.server.clone())?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(Arc::new(transport(STREAMS_MAX, 0)));
+    config.max_incoming(INCOMING_MAX);
+    Ok(config)
+}
+
+pub(super) fn client_config(
+    identity: &Identity,
+) -> Result<quinn::ClientConfig, NoInitialCipherSuite> {
+    let crypto = QuicClientConfig::try_from(identity.client.clone())?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    // Streams are opened by the side that connected; the other opens its welcome.
+    config.transport_config(Arc::new(transport(0, 1)));
+    Ok(config)
+}
+
+pub(super) fn endpoint_config(identity: &Identity) -> EndpointConfig {
+    let mut config = EndpointConfig::new(Arc::new(ResetKey(identity.reset_key)));
+    // Random connection ids, and a reset key that outlives the process: a node that was killed and
+    // started again answers its old peers with a reset, and they need not wait for the idle timeout.
+    config.cid_generator(|| Box::new(RandomIds));
+    config
+        .max_udp_payload_size(RECEIVE_PAYLOAD_BYTES_MAX)
+        .expect("a constant within QUIC's bounds");
+    config
+}
+
+fn transport(bidirectional_max: u32, unidirectional_max: u32) -> TransportConfig {
+    let mut mtu_discovery = MtuDiscoveryConfig::default();
+    mtu_discovery.upper_bound(MTU_MAX);
+    let mut cubic = quinn::congestion::CubicConfig::default();
+    cubic.initial_window(WINDOW_INITIAL_BYTES);
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(bidirectional_max))
+        .max_concurrent_uni_streams(VarInt::from_u32(unidirectional_max))
+        .max_idle_timeout(Some(IDLE_TIMEOUT.try_into().expect("seconds fit")))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .send_window(SEND_WINDOW_BYTES)
+        .initial_mtu(MTU_MIN)
+        .min_mtu(MTU_MIN)
+        .mtu_discovery_config(Some(mtu_discovery))
+        .initial_rtt(RTT_INITIAL)
+        .datagram_receive_buffer_size(None)
+        .congestion_controller_factory(Arc::new(cubic));
+    config
+}
+
+/// Connection ids without a meaning.
+struct RandomIds;
+
+/// Bytes of a connection id.
+const CONNECTION_ID_BYTES: usize = 8;
+
+impl quinn::ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> quinn::ConnectionId {
+        let mut bytes = [0; CONNECTION_ID_BYTES];
+        rustls::crypto::ring::default_provider()
+            .secure_random
+            .fill(&mut bytes)
+            .expect("the system's random generator works");
+        quinn::ConnectionId::new(&bytes)
+    }
+
+    fn cid_len(&self) -> usize {
+        CONNECTION_ID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Signs stateless resets (keyed BLAKE3).
+struct ResetKey([u8; 32]);
+
+impl quinn::crypto::HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], signature_out: &mut [u8]) {
+        signature_out.copy_from_slice(blake3::keyed_hash(&self.0, data).as_bytes());
+    }
+
+    fn signature_len(&self) -> usize {
+        blake3::OUT_LEN
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), quinn::crypto::CryptoError> {
+        let expected = blake3::keyed_hash(&self.0, data);
+        let signature =
+            blake3::Hash::from_slice(signature).map_err(|_| quinn::crypto::CryptoError)?;
+        // Hash compares in constant time.
+        if expected == signature {
+            Ok(())
+        } else {
+            Err(quinn::crypto::CryptoError)
+        }
+    }
+}
