@@ -6,7 +6,7 @@
 use ks_fs::record::NodeId;
 use std::fmt::Write;
 
-// pub mod resolve;
+pub mod resolve;
 
 /// How fast a node is assumed to fetch from a peer, bytes a millisecond (a gigabit link carries about this much).
 pub const FETCH_BYTES_PER_MS: u64 = 110_000;

@@ -151,9 +151,9 @@ impl Worker {
         true
     }
 
-    /// Sends an assigned call. A worker that cannot be written to is dying: its end is told soon.
-    pub fn run(&self, message: &ToWorker) {
-        self.outlet.send(frames::frame(message, Vec::new()));
+    /// Sends an assigned call (a frame of `ToWorker::Run`). A worker that cannot be written to is dying: its end is told soon.
+    pub fn send(&self, frame: Vec<Bytes>) {
+        self.outlet.send(frame);
     }
 
     /// Signals its process group, if it still runs `job`.

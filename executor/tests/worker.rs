@@ -82,7 +82,7 @@ impl Bench {
     }
     fn run(&self, job: &str, name: &str) {
         assert!(self.worker.assign(job), "{:?}", self.worker.state());
-        self.worker.run(&ToWorker::Run {
+        let message = ToWorker::Run {
             job: job.into(),
             name: name.into(),
             function: FunctionRef::Hash(vec![1; 32].into()),
@@ -94,7 +94,9 @@ impl Bench {
             mountpoint_from: None,
             mountpoint_to: b"/ks".to_vec().into(),
             intermediate_results: true,
-        });
+        };
+        self.worker
+            .send(ks_executor::frames::frame(&message, Vec::new()));
     }
     async fn exit(&mut self) -> Exit {
         loop {

@@ -131,6 +131,11 @@ impl Restarts {
         self.not_before_ms.saturating_sub(now_ms)
     }
 
+    /// Whether the last start failed.
+    pub fn is_failing(&self) -> bool {
+        self.failures > 0
+    }
+
     /// Why calls cannot be run, when it failed too often.
     pub fn hopeless(&self) -> Option<&str> {
         (self.failures >= START_FAILURES_MAX).then_some(&self.reason)

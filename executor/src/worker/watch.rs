@@ -46,11 +46,14 @@ impl Watcher {
         let pid = rustix::process::Pid::from_child(&process.child);
         let ended = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
         rustix::io::ioctl_fionbio(&process.fault, true)?;
+        let readable = tokio::io::Interest::READABLE;
+        // SAFETY: an `OwnedFd` is open for as long as it lives, always the same, and the `AsyncFd` owns it.
+        let ended = unsafe { AsyncFd::register_with_interest(ended, readable) }?;
         Ok(Self {
             worker,
             supervisor,
             child: process.child,
-            ended: AsyncFd::with_interest(ended, tokio::io::Interest::READABLE)?,
+            ended,
             socket,
             decoder: Decoder::default(),
             output: [
