@@ -36,7 +36,7 @@ pub fn check_count(count: u32) -> io::Result<usize> {
     }
 }
 
-/// Checks lengths before anything is allocated for them.
+/// Checks lengths (of the head, after the count) before anything is allocated for them.
 pub fn check_lengths(raw: &[u8]) -> io::Result<Vec<usize>> {
     let lengths: Vec<u64> = raw
         .chunks_exact(8)
