@@ -1,0 +1,102 @@
+"""Local files through /ks beside the same files without it, what making and listing costs, and the daemon's memory."""
+
+import itertools
+import json
+import time
+from pathlib import Path
+
+from harness import Cluster
+from harness.data import MIB, write_noise
+
+from . import inside
+from .report import Report, alternate
+
+LOCAL_BYTES = 1024 * MIB
+FIO_SECONDS = 2
+REST_SECONDS = 5
+OPENS = 5000
+
+
+def run_inside(node, name: str, *arguments, timeout: float = 120) -> dict:
+    """One of the programs of `inside`, in the node's host."""
+    return json.loads(node.exec(["python3", inside.__file__, name, *arguments], timeout=timeout).stdout)
+
+
+def fio(node, path: str, *flags: str) -> dict:
+    argv = ["fio", "--name=bench", f"--filename={path}", "--readonly", "--output-format=json", "--time_based"]
+    argv += [f"--runtime={FIO_SECONDS}", "--invalidate=0", "--thread", *flags]
+    return json.loads(node.exec(argv, timeout=60).stdout)["jobs"][0]["read"]
+
+
+def local_reads(report: Report, node) -> None:
+    direct, through = str(node.datadir / "local"), "/ks/local"
+    run_inside(node, "read_whole", direct)
+    patterns = [
+        ("local read, sequential", ["--rw=read", "--bs=1M", "--ioengine=psync"], "bw_bytes", 1e6, "MB/s", 0.95),
+        ("local read, random 4 KiB", ["--rw=randread", "--bs=4k", "--ioengine=psync"], "iops", 1, "/s", 0.9),
+        ("local read, mmap", ["--rw=read", "--bs=4k", "--ioengine=mmap"], "bw_bytes", 1e6, "MB/s", 0.9),
+    ]
+    for name, flags, key, scale, unit, target in patterns:
+        if report.wants(name):
+            ours, plain = alternate(
+                report.rounds,
+                lambda flags=flags, key=key: fio(node, through, *flags)[key],
+                lambda flags=flags, key=key: fio(node, direct, *flags)[key],
+            )
+            report.add(name, ours / scale, unit, ("without /ks", plain / scale), ratio=(">=", target))
+    name = "local open+close"
+    if report.wants(name):
+        ours, plain = alternate(
+            report.rounds,
+            lambda: run_inside(node, "open_close", through, OPENS)["seconds"] * 1e6,
+            lambda: run_inside(node, "open_close", direct, OPENS)["seconds"] * 1e6,
+        )
+        report.add(name, ours, "µs", ("without /ks", plain))
+
+
+def created_files(report: Report, node) -> None:
+    name = "2,000 files of 16 KiB created"
+    if not report.wants(name):
+        return
+    plain = node.home / "plain"
+    plain.mkdir()
+
+    turns = itertools.count()
+
+    def rate(base):
+        done = run_inside(node, "create_files", f"{base}/made{next(turns)}", 2000, 16384)
+        return done["files"] / done["seconds"]
+
+    ours, without = alternate(report.rounds, lambda: rate("/ks"), lambda: rate(plain))
+    report.add(name, ours, "/s", ("without /ks", without), value_target=(">=", 5000))
+
+
+def context_switches(pid: int) -> int:
+    """How often the process's threads have been woken up so far."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for line in (task / "status").read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches"):
+                total += int(line.split()[1])
+    return total
+
+
+def at_rest(report: Report, node, name: str) -> None:
+    time.sleep(2)
+    before = context_switches(node.pid)
+    time.sleep(REST_SECONDS)
+    report.add(f"wake-ups at rest, {name}", (context_switches(node.pid) - before) / REST_SECONDS, "/s")
+    report.add(f"memory at rest, {name}", node.status()["memory_bytes"] / MIB, "MiB", value_target=("<=", 50))
+
+
+def measure(report: Report) -> None:
+    with Cluster(1) as cluster:
+        node = cluster[1]
+        write_noise(node.datadir / "local", LOCAL_BYTES)
+        cluster.start()
+        for step in (local_reads, created_files):
+            try:
+                step(report, node)
+            except AssertionError as error:
+                report.failed(step.__name__, error)
+        at_rest(report, node, "after the files")

@@ -1,0 +1,228 @@
+"""Remote files: the first read of them, beside a bare stream between the same hosts, and beside sshfs."""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+
+from harness import REPOSITORY, Cluster, wait_for
+from harness.data import MIB, noise, write_hdf5, write_noise
+
+from . import inside
+from .files import at_rest, run_inside
+from .report import Report, alternate
+
+LARGE_BYTES = 512 * MIB
+RANDOM_READS = 500
+SMALL_FILES = 2000
+LISTED_FILES = 10_000
+STREAM_PORT = 7100
+SFTP_PORT = 7200
+SSHFS_MOUNT = "/tmp/sshfs"
+THROUGHPUT = REPOSITORY / "target" / "release" / "examples" / "throughput"
+
+
+class Pair:
+    """Two hosts with a node each: host 2 holds, host 1 reads. Every cold read takes a file that was not read before."""
+
+    def __init__(self, cluster: Cluster, rounds: int):
+        self.cluster, self.rounds = cluster, rounds
+        self.reader, self.holder = cluster[1], cluster[2]
+        self.used: dict = {}
+
+    def fill(self) -> None:
+        """Everything that will be read, put there before the nodes start."""
+        data = self.holder.datadir
+        for turn in range(self.rounds):
+            write_noise(data / f"large{turn}", LARGE_BYTES, seed=turn)
+            write_noise(data / f"random{turn}", LARGE_BYTES // 4, seed=turn + 50)
+            for number in range(SMALL_FILES):
+                path = data / f"small{turn}" / str(number)
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(os.urandom(16384))
+            listed = data / f"listed{turn}"
+            listed.mkdir()
+            for number in range(LISTED_FILES):
+                (listed / f"measurement-{number:05}.dat").touch()
+            for number in range(20):
+                self.holder.put(f"first{turn}/{number}", noise(65536, seed=number))
+        write_hdf5(data / "hdf0", datasets=200, dataset_bytes=1024 * MIB // 200 // 65536 * 65536)
+        for turn in range(1, self.rounds):
+            shutil.copy(data / "hdf0", data / f"hdf{turn}")
+
+    def fresh(self, name: str) -> str:
+        """The path of the next file of that name, which nobody has read yet."""
+        turn = self.used.get(name, 0)
+        self.used[name] = turn + 1
+        return f"{name}{turn}"
+
+    def received(self) -> int:
+        return self.reader.link_bytes()["received"]
+
+    def wait_until_hashed(self) -> None:
+        """What the holder still does in the background would be measured along."""
+        for turn in range(self.rounds):
+            for name in ("large", "random", "hdf"):
+                path = f"/ks/{name}{turn}"
+                wait_for(lambda path=path: self.holder.ks_json("where", path)[0]["blake3"], 120, f"the hash of {path}")
+
+
+class Streams:
+    """Bare streams from host 2 to host 1 (`transport/examples/throughput`), while the context lasts."""
+
+    def __init__(self, pair: Pair):
+        self.pair = pair
+        self.common = [str(THROUGHPUT), "--key", ".config/ks/cluster.key"]
+
+    def __enter__(self) -> "Streams":
+        file = self.pair.holder.datadir / "large0"
+        argv = [*self.common, "serve", "--listen", f"0.0.0.0:{STREAM_PORT}", "--file", file]
+        self.server = self.pair.holder.spawn(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert self.server.stdout.readline() == b"ready\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.kill()
+        self.server.wait()
+        self.server.stdout.close()
+
+    def fetch(self, mode: str, *flags: str) -> dict:
+        argv = [*self.common, "fetch", "--connect", f"{self.pair.holder.address}:{STREAM_PORT}", "--mode", mode, *flags]
+        return json.loads(self.pair.reader.exec(argv).stdout)
+
+    def speed(self, mode: str, *flags: str) -> float:
+        return self.fetch(mode, "--count", str(LARGE_BYTES), *flags)["megabytes_per_second"]
+
+
+def sequential(report: Report, pair: Pair) -> None:
+    def ours() -> float:
+        done = run_inside(pair.reader, "read_whole", f"/ks/{pair.fresh('large')}")
+        assert done["bytes"] == LARGE_BYTES
+        return done["bytes"] / done["seconds"] / 1e6
+
+    name = "remote read, cold, sequential"
+    with Streams(pair) as streams:
+        speed, quic, tcp, blocks = alternate(
+            report.rounds,
+            ours,
+            lambda: streams.speed("raw-quic"),
+            lambda: streams.speed("raw-tcp"),
+            lambda: streams.speed("blocks", "--out", "blocks"),
+        )
+        ping = streams.fetch("ping", "--count", "2000")
+    report.add(name, speed, "MB/s", ("bare quinn stream", quic), ratio=(">=", 0.8))
+    report.add(f"{name}, beside TCP", speed, "MB/s", ("bare TCP stream, not encrypted", tcp))
+    report.add(f"{name}, beside blocks alone", speed, "MB/s", ("verified blocks into a file, no mount", blocks))
+    report.add("question and answer between nodes, p50", ping["p50_microseconds"], "µs")
+
+
+def first_byte(report: Report, pair: Pair) -> None:
+    taken = []
+    for _ in range(report.rounds):
+        directory = f"/ks/{pair.fresh('first')}"
+        taken.append(run_inside(pair.reader, "first_bytes", *(f"{directory}/{n}" for n in range(20)))["p50"])
+    report.add("remote read, time to first byte, p50", statistics.median(taken) * 1e3, "ms", value_target=("<=", 3))
+
+
+def random_reads(report: Report, pair: Pair) -> None:
+    taken, moved = [], []
+    for _ in range(report.rounds):
+        before = pair.received()
+        taken.append(run_inside(pair.reader, "read_random", f"/ks/{pair.fresh('random')}", RANDOM_READS))
+        moved.append((pair.received() - before) / (RANDOM_READS * 4096))
+    p50 = statistics.median(one["p50"] for one in taken)
+    p99 = statistics.median(one["p99"] for one in taken)
+    name = "remote read, cold, random 4 KiB"
+    report.add(f"{name}, p50", p50 * 1e3, "ms", value_target=("<=", 0.3))
+    report.add(f"{name}, p99", p99 * 1e3, "ms")
+    report.add(f"{name}, moved per asked", statistics.median(moved), "x", value_target=("<=", 5))
+
+
+def hdf5(report: Report, pair: Pair) -> None:
+    name = "h5ls -r, remote 1 GiB"
+    taken, moved = [], []
+    for _ in range(report.rounds):
+        before = pair.received()
+        taken.append(run_inside(pair.reader, "run", "h5ls", "-r", f"/ks/{pair.fresh('hdf')}")["seconds"])
+        moved.append(pair.received() - before)
+    local = run_inside(pair.holder, "run", "h5ls", "-r", pair.holder.datadir / "hdf0")["seconds"]
+    report.add(name, statistics.median(taken), "s", ("on the file itself", local), value_target=("<=", 0.1))
+    report.add(f"{name}, moved", statistics.median(moved) / 1e6, "MB", value_target=("<=", 4))
+
+
+def small_files(report: Report, pair: Pair) -> None:
+    rates = []
+    for _ in range(report.rounds):
+        done = run_inside(pair.reader, "read_files", f"/ks/{pair.fresh('small')}")
+        rates.append(done["files"] / done["seconds"])
+    report.add("2,000 remote files of 16 KiB, cold", statistics.median(rates), "/s", value_target=(">=", 3000))
+
+
+def listing_rate(node, directory) -> float:
+    done = run_inside(node, "run", "ls", "-l", directory)
+    assert done["lines"] == LISTED_FILES + 1
+    return LISTED_FILES / done["seconds"]
+
+
+def listings(report: Report, pair: Pair) -> None:
+    name = "ls -l of 10,000 files"
+    cold, warm, moved, local = [], [], [], []
+    for _ in range(report.rounds):
+        directory = pair.fresh("listed")
+        cold.append(listing_rate(pair.reader, f"/ks/{directory}"))
+        before = pair.received()
+        warm.append(listing_rate(pair.reader, f"/ks/{directory}"))
+        moved.append(pair.received() - before)
+        local.append(listing_rate(pair.holder, pair.holder.datadir / directory))
+    beside = ("without /ks", statistics.median(local))
+    report.add(f"{name}, cold", statistics.median(cold), "/s", beside, value_target=(">=", 50_000))
+    report.add(f"{name}, warm", statistics.median(warm), "/s", beside, value_target=(">=", 250_000))
+    report.add(f"{name}, warm, moved", statistics.median(moved) / 1e3, "kB")
+
+
+def beside_sshfs(report: Report, pair: Pair) -> None:
+    """The same reads through sshfs, without ssh: nothing is encrypted."""
+    if not shutil.which("sshfs") or not os.path.exists("/usr/lib/openssh/sftp-server"):
+        return
+    server = pair.holder.spawn(["python3", inside.__file__, "serve_sftp", str(SFTP_PORT)], stdout=subprocess.PIPE)
+    reader = pair.reader
+    try:
+        server.stdout.readline()
+        reader.exec(["mkdir", "-p", SSHFS_MOUNT])
+        source = f"host2:{pair.holder.datadir}"
+        reader.exec(["sshfs", "-o", f"directport={SFTP_PORT}", source, SSHFS_MOUNT])
+        try:
+            speeds = []
+            for turn in range(report.rounds):
+                done = run_inside(reader, "read_whole", f"{SSHFS_MOUNT}/large{turn}")
+                speeds.append(done["bytes"] / done["seconds"] / 1e6)
+            report.add("sshfs: read, cold, sequential", statistics.median(speeds), "MB/s")
+            lone = run_inside(reader, "read_random", f"{SSHFS_MOUNT}/random0", RANDOM_READS)
+            report.add("sshfs: read, cold, random 4 KiB, p50", lone["p50"] * 1e3, "ms")
+            before = pair.received()
+            listed = run_inside(reader, "run", "h5ls", "-r", f"{SSHFS_MOUNT}/hdf0")
+            report.add("sshfs: h5ls -r, 1 GiB", listed["seconds"], "s")
+            report.add("sshfs: h5ls -r, 1 GiB, moved", (pair.received() - before) / 1e6, "MB")
+            small = run_inside(reader, "read_files", f"{SSHFS_MOUNT}/small0")
+            report.add("sshfs: 2,000 files of 16 KiB, cold", small["files"] / small["seconds"], "/s")
+        finally:
+            reader.exec(["umount", "-l", SSHFS_MOUNT])
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
+def measure(report: Report) -> None:
+    with Cluster(2) as cluster:
+        pair = Pair(cluster, report.rounds)
+        pair.fill()
+        cluster.start()
+        pair.wait_until_hashed()
+        for step in (sequential, first_byte, random_reads, hdf5, small_files, listings, beside_sshfs):
+            try:
+                step(report, pair)
+            except AssertionError as error:
+                report.failed(step.__name__, error)
+        at_rest(report, pair.reader, "after remote reads")
