@@ -21,6 +21,8 @@ mod scratch;
 mod surroundings;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wire_tests;
 
 use self::backing::{Backing, OVERFLOW_BYTES, SMALL_BYTES};
 use self::budget::Budget;
