@@ -524,7 +524,8 @@ impl Core {
         let Some(partial) = self.backing.as_partial() else {
             return;
         };
-        if *self.kept.borrow() == Kept::Done || partial.had_bytes() == 0 {
+        let over = matches!(*self.kept.borrow(), Kept::Done | Kept::Failed(libc::ESTALE));
+        if over || partial.had_bytes() == 0 {
             return;
         }
         let core = self.clone();

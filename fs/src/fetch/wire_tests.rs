@@ -198,7 +198,7 @@ impl Cluster {
             hash: self.original.hash,
         };
         let backing = if key.size <= super::backing::SMALL_BYTES {
-            Backing::small(key.size)
+            Backing::small(key.size, None)
         } else {
             Backing::partial(self.wire.store.open_partial(&key).expect("a partial"))
         };
