@@ -1,10 +1,10 @@
 //! The shell over real connections, into a real data directory.
-use super::FetchCounters;
 use super::backing::Backing;
 use super::budget::Budget;
 use super::core::{ContentKind, Core, Opening, Shared};
 use super::plan::Limits;
 use super::surroundings::{Keep, Surroundings, Whereabouts, put};
+use super::{FetchCounters, Fetcher, RemoteFile};
 use crate::error::FsError;
 use crate::path::TreePath;
 use crate::record::{Hash, Inode, Kind, NodeId};
@@ -24,6 +24,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, Runtime};
 use tokio::time::timeout;
@@ -191,12 +192,7 @@ impl Cluster {
     }
 
     fn open(&self) -> Arc<Core> {
-        let key = ContentKey {
-            ino: 12,
-            version: 1,
-            size: self.original.size,
-            hash: self.original.hash,
-        };
+        let key = self.key();
         let backing = if key.size <= super::backing::SMALL_BYTES {
             Backing::small(key.size, None)
         } else {
@@ -220,6 +216,29 @@ impl Cluster {
             limits: Limits::default(),
         };
         Core::new(opening, shared)
+    }
+
+    fn fetcher(&self, read_only: bool) -> Arc<Fetcher> {
+        let store = self.wire.store.clone();
+        Fetcher::within(self.wire.clone(), store, 64 << 20, read_only)
+    }
+
+    fn key(&self) -> ContentKey {
+        ContentKey {
+            ino: 12,
+            version: 1,
+            size: self.original.size,
+            hash: self.original.hash,
+        }
+    }
+
+    fn open_file(&self, fetcher: &Arc<Fetcher>) -> Arc<RemoteFile> {
+        let path = TreePath::new(b"big.bin").expect("a path");
+        let inode = Arc::new(self.wire.inode.clone());
+        let holders = self.wire.addresses.keys().copied().collect();
+        fetcher
+            .open(self.key(), path, inode, holders)
+            .expect("opened")
     }
 
     async fn read_range(&self, core: &Arc<Core>, from: u64, to: u64) {
@@ -346,4 +365,122 @@ async fn the_only_holder_is_killed_and_the_reader_hears() {
         begin.elapsed()
     );
     core.close();
+}
+
+async fn closed(fetcher: &Arc<Fetcher>) {
+    let begin = Instant::now();
+    while !fetcher.open.lock().expect("no panic").is_empty() {
+        assert!(begin.elapsed() < DEADLINE, "a file was not closed");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(fetcher.bytes_under_way(), 0, "memory was not given back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_fetched_is_found_again_after_a_restart() {
+    let cluster = Cluster::new(8 * MIB, 1);
+    let fetcher = cluster.fetcher(false);
+    let file = cluster.open_file(&fetcher);
+    assert!(Arc::ptr_eq(&file, &cluster.open_file(&fetcher)));
+    let (data, fetched) = file.read(3 * MIB, 64 * 1024).await.expect("a read");
+    assert!(data == cluster.original.slice(3 * MIB, 64 * 1024));
+    assert_eq!(fetched, 64 * 1024);
+    drop(file);
+    closed(&fetcher).await;
+    let file = cluster.open_file(&cluster.fetcher(false));
+    assert_eq!(file.progress().have_bytes, 64 * 1024);
+    let (data, fetched) = file.read(3 * MIB + 5, 1000).await.expect("a read");
+    assert!(data == cluster.original.slice(3 * MIB + 5, 1000));
+    assert_eq!(fetched, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_is_closed_and_opened_in_turn() {
+    let cluster = Cluster::new(4 * MIB, 2);
+    let fetcher = cluster.fetcher(false);
+    for step in 0..64u64 {
+        let file = cluster.open_file(&fetcher);
+        let offset = step * 64 * 1024;
+        let read = timeout(DEADLINE, file.read(offset, 64 * 1024)).await;
+        let (data, _) = read.expect("in time").expect("a read");
+        assert!(data == cluster.original.slice(offset, data.len()));
+        if step % 3 == 0 {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+    }
+    closed(&fetcher).await;
+    assert!(cluster.kept().await == cluster.original.slice(0, 4 << 20));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_whole_is_fetched_from_two_holders() {
+    let cluster = Cluster::new(48 * MIB + 99, 2);
+    let fetcher = cluster.fetcher(false);
+    let file = cluster.open_file(&fetcher);
+    let fetching = file.fetch_whole(|progress| assert!(progress.have_bytes <= progress.size));
+    let fetched = timeout(DEADLINE, fetching).await;
+    fetched.expect("in time").expect("fetched");
+    assert!(cluster.directory.path().join("big.bin").exists());
+    assert!(cluster.kept().await == cluster.original.slice(0, (48 << 20) + 99));
+    drop(file);
+    closed(&fetcher).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_only_node_keeps_nothing() {
+    let cluster = Cluster::new(4 * MIB, 1);
+    let fetcher = cluster.fetcher(true);
+    let file = cluster.open_file(&fetcher);
+    let mut offset = 0;
+    while offset < 4 * MIB {
+        let (data, _) = file.read(offset, 256 * 1024).await.expect("a read");
+        assert!(data == cluster.original.slice(offset, 256 * 1024));
+        offset += data.len() as u64;
+    }
+    let refused = file.fetch_whole(|_| {}).await;
+    assert!(matches!(refused, Err(FsError::ReadOnly(_))));
+    drop(file);
+    closed(&fetcher).await;
+    assert!(!cluster.directory.path().join("big.bin").exists());
+    assert!(cluster.wire.store.partials().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payload_is_fetched_once_for_all_who_want_it() {
+    for size in [40_000, 3 * MIB + 7] {
+        let cluster = Cluster::new(size, 2);
+        let fetcher = cluster.fetcher(false);
+        let hash = cluster.original.hash;
+        let mut tasks = Vec::new();
+        for number in 0..12 {
+            let fetcher = fetcher.clone();
+            let task = tokio::spawn(async move {
+                let blob = fetcher.blob(hash, size, &[NodeId(1), NodeId(2)]);
+                // Some are cancelled at once.
+                let patience = if number % 4 == 1 {
+                    Duration::from_micros(300)
+                } else {
+                    DEADLINE
+                };
+                timeout(patience, blob)
+                    .await
+                    .ok()
+                    .map(|path| path.expect("fetched"))
+            });
+            tasks.push(task);
+        }
+        for task in tasks {
+            if let Some(path) = task.await.expect("no panic") {
+                let bytes = std::fs::read(path).expect("read");
+                assert!(bytes == cluster.original.slice(0, size as usize));
+            }
+        }
+        assert!(cluster.wire.store.has_blob(&hash));
+        let fetched = fetcher.counters().bytes_fetched.load(Ordering::Relaxed);
+        assert!(
+            fetched < 4 * size,
+            "{fetched} bytes for one payload of {size}"
+        );
+        assert_eq!(fetcher.bytes_under_way(), 0);
+    }
 }
