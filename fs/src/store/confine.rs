@@ -56,6 +56,11 @@ impl Root {
         self
     }
 
+    /// Whether a file of that device is of the data directory's own file system.
+    pub(crate) fn is_same_device(&self, device: u64) -> bool {
+        self.device == device
+    }
+
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }

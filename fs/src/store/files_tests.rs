@@ -241,6 +241,21 @@ fn the_mark_of_unsynced_data_stays_with_its_version() {
 }
 
 #[test]
+fn a_copy_with_all_attributes_is_a_file_of_its_own() {
+    let (directory, store) = store();
+    let file = store.create(&path("f"), 5, &inode(Kind::File, 0o600)).unwrap();
+    let mut bytes = vec![0; 512];
+    let (length, copy) = (
+        rustix::fs::fgetxattr(&file, meta::ATTRIBUTE, &mut bytes[..]).unwrap(),
+        File::create(directory.path().join("copy")).unwrap(),
+    );
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::fsetxattr(&copy, meta::ATTRIBUTE, &bytes[..length], flags).unwrap();
+    assert!(store.open_file(&path("f"), 5, READ).is_ok());
+    assert!(store.open_file(&path("copy"), 5, READ).is_err());
+}
+
+#[test]
 fn pipes_and_directories_are_not_files() {
     let (directory, store) = store();
     let fifo = rustix::fs::mknodat(

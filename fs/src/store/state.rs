@@ -85,7 +85,7 @@ pub(super) fn node_identity(state_dir: &Path) -> Result<NodeId, StoreError> {
     }
 }
 
-fn random_number() -> std::io::Result<u64> {
+pub(super) fn random_number() -> std::io::Result<u64> {
     let mut bytes = [0u8; 8];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
