@@ -88,6 +88,12 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn new() -> Self {
+        // What the parts log goes with the test's output (RUST_LOG chooses).
+        let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(filter.unwrap_or_else(|_| "ks_fs=debug,ks_transport=info".into()))
+            .with_test_writer()
+            .try_init();
         Self {
             nodes: Vec::new(),
             redis: TestRedis::start().await,
