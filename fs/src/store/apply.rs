@@ -73,7 +73,7 @@ impl Applier {
         catalog: Catalog,
         on_event: OnEvent,
     ) -> Result<Arc<Self>, StoreError> {
-        let cluster = names::cluster(&catalog).await?;
+        let cluster = names::cluster(&catalog);
         store.set_cluster(cluster);
         let mut file = PositionFile::open(&store.state_dir(), cluster)?;
         let last = catalog.last_event().await?;
@@ -97,6 +97,7 @@ impl Applier {
             order: Mutex::new(file),
             position: watch::Sender::new(position),
         });
+        reconcile::place_parked(&shared.local(), position).await?;
         while shared.position() < last {
             shared.follow_once().await?;
         }
@@ -273,7 +274,9 @@ impl Shared {
 
     /// The stream does not reach back to our position.
     async fn compare_all(&self) -> Result<(), StoreError> {
-        tracing::warn!("too many changes since this node was last here: comparing its whole data directory with the catalog");
+        tracing::warn!(
+            "too many changes since this node was last here: comparing its whole data directory with the catalog"
+        );
         let mut order = self.order.lock().await;
         let last = self.catalog.last_event().await?;
         reconcile::reconcile(&self.local(), last).await?;

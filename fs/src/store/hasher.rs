@@ -205,7 +205,13 @@ impl Shared {
             Ok(_) => return Err(Failure::NotHere),
             Err(error) => return Err(Failure::Catalog(error.to_string())),
         };
-        let (store, job) = (Arc::clone(&self.store), Job { path, ..job.clone() });
+        let (store, job) = (
+            Arc::clone(&self.store),
+            Job {
+                path,
+                ..job.clone()
+            },
+        );
         let hashed = tokio::task::spawn_blocking(move || hash_one(&store, &job)).await;
         hashed.unwrap_or_else(|panic| Err(panicked(panic)))
     }
@@ -314,8 +320,8 @@ fn work(store: &Arc<Store>, tasks: &std::sync::mpsc::Receiver<Task>) {
                 let _ = done.send(hash_one(store, &job));
             }
             Task::FindMore(max, done) => {
-                let walk = walker
-                    .get_or_insert_with(|| Walker::new(Arc::clone(store), TreePath::root()));
+                let walk =
+                    walker.get_or_insert_with(|| Walker::new(Arc::clone(store), TreePath::root()));
                 let found: Vec<Job> = walk
                     .filter_map(|found| without_hash(store, found))
                     .take(max)

@@ -152,9 +152,15 @@ mod tests {
             };
             let parent = path.as_bytes().iter().rposition(|&b| b == b'/');
             if let Some(slash) = parent {
-                assert!(seen.contains_key(&path.as_bytes()[..slash]), "after its directory");
+                assert!(
+                    seen.contains_key(&path.as_bytes()[..slash]),
+                    "after its directory"
+                );
             }
-            assert!(seen.insert(path.as_bytes().to_vec(), kind).is_none(), "once");
+            assert!(
+                seen.insert(path.as_bytes().to_vec(), kind).is_none(),
+                "once"
+            );
         }
         seen
     }
@@ -193,7 +199,8 @@ mod tests {
         }
         let root = &store.root;
         root.make_parents(&deep.join(b"f"), |_| ()).unwrap();
-        root.make_parents(&TreePath::new(b"wide/x/f").unwrap(), |_| ()).unwrap();
+        root.make_parents(&TreePath::new(b"wide/x/f").unwrap(), |_| ())
+            .unwrap();
         assert_eq!(walked(&store).len(), OPEN_MAX * 3 + 2);
     }
 }

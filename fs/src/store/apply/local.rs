@@ -43,6 +43,19 @@ impl Local<'_> {
                 (Some(from), Some(to)) => self.renamed(id, &from, &to, *ino, *replaced).await,
                 _ => Ok(()),
             },
+            Event::Exchanged {
+                first_ino,
+                second_ino,
+                first_path,
+                second_path,
+                ..
+            } => match (TreePath::new(first_path), TreePath::new(second_path)) {
+                (Some(first), Some(second)) => {
+                    let (first, second) = ((&first, *first_ino), (&second, *second_ino));
+                    self.exchanged(id, first, second).await
+                }
+                _ => Ok(()),
+            },
             Event::Attributes { ino, path } => match TreePath::new(path) {
                 Some(path) => self.attributes(&path, *ino).await,
                 None => Ok(()),
@@ -96,24 +109,68 @@ impl Local<'_> {
         if let Some(replaced) = replaced {
             self.clear(id, to, replaced).await?;
         }
-        let standing = self.look(from)?;
-        match &standing {
-            Standing::File { .. } if standing.meta_of(ino).is_some() => {
-                if self.seen_at(from)? < id {
-                    self.move_file(id, from, to, ino).await?;
-                }
-            }
-            Standing::Directory { .. } if self.seen_at(from)? < id => {
-                self.move_directory(id, from, to).await?;
-            }
-            Standing::Symlink => {
-                self.redo_symlink(from).await?;
-                self.redo_symlink(to).await?;
-            }
-            // Not here, or here already: made where it stands now before this event came by.
-            _ => {}
+        if let Standing::Symlink = self.look(from)? {
+            self.redo_symlink(from).await?;
+            return self.redo_symlink(to).await;
+        }
+        // Else: not here, or here already, made where it stands now before this event came by.
+        if self.is_to_move(id, from, ino)? {
+            self.move_any(id, from, to, ino).await?;
         }
         Ok(())
+    }
+
+    async fn exchanged(
+        &self,
+        id: EventId,
+        (first, first_ino): (&TreePath, Ino),
+        (second, second_ino): (&TreePath, Ino),
+    ) -> Result<(), StoreError> {
+        let one = self.is_to_move(id, first, first_ino)?;
+        let other = self.is_to_move(id, second, second_ino)?;
+        if one && other {
+            self.exchange(first, second)?;
+            self.mark(id, first)?;
+            return self.mark(id, second);
+        }
+        for path in [first, second] {
+            if matches!(self.look(path)?, Standing::Symlink) {
+                // Out of the way; made again below where it stands now.
+                let removed = self.store.root.unlink(path, false);
+                removed.map_err(self.store.io(path))?;
+            }
+        }
+        if one {
+            self.move_any(id, first, second, first_ino).await?;
+        } else if other {
+            self.move_any(id, second, first, second_ino).await?;
+        }
+        self.redo_symlink(first).await?;
+        self.redo_symlink(second).await
+    }
+
+    /// Whether what stands at `path` is the event's (file of that inode, or directory) and has not been moved by it or later.
+    fn is_to_move(&self, id: EventId, path: &TreePath, ino: Ino) -> Result<bool, StoreError> {
+        let standing = self.look(path)?;
+        let is_of_event = match standing {
+            Standing::File { .. } => standing.meta_of(ino).is_some(),
+            Standing::Directory { .. } => true,
+            _ => false,
+        };
+        Ok(is_of_event && self.seen_at(path)? < id)
+    }
+
+    async fn move_any(
+        &self,
+        id: EventId,
+        from: &TreePath,
+        to: &TreePath,
+        ino: Ino,
+    ) -> Result<(), StoreError> {
+        match self.look(from)? {
+            Standing::Directory { .. } => self.move_directory(id, from, to).await,
+            _ => self.move_file(id, from, to, ino).await,
+        }
     }
 
     /// What lost the name `path` goes, or to where else it stands.
@@ -166,7 +223,10 @@ impl Local<'_> {
         version: u64,
     ) -> Result<(), StoreError> {
         let standing = self.look(path)?;
-        if standing.meta_of(ino).is_some_and(|meta| meta.version < version) {
+        if standing
+            .meta_of(ino)
+            .is_some_and(|meta| meta.version < version)
+        {
             if standing.is_dirty() {
                 let aside = self.store.set_aside(path)?;
                 tracing::warn!(
@@ -229,7 +289,7 @@ impl Local<'_> {
         }
     }
 
-    /// Renames without replacing. `false`: something stands at `to`, or nothing at `from` any more.
+    /// Renames. `false`: something stands at `to` or in the way to it, or nothing at `from` any more.
     pub(super) fn rename(
         &self,
         from: &TreePath,
@@ -245,7 +305,7 @@ impl Local<'_> {
             .with_parents(to, || self.store.root.rename(from, to, flags));
         match renamed {
             Ok(()) => Ok(true),
-            Err(error) if is(&error, Errno::EXIST) => Ok(false),
+            Err(error) if is(&error, Errno::EXIST) || is_not_that_file(&error) => Ok(false),
             Err(error) => Err(self.store.io(from)(error)),
         }
     }

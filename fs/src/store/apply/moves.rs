@@ -13,6 +13,12 @@ use rustix::fs::RenameFlags;
 /// Names of a directory that are looked at in one go while two directories are merged.
 const NAMES_MAX: usize = 10_000;
 
+/// What is still to be done of a merge, innermost last.
+enum Merge {
+    Enter(TreePath, TreePath),
+    Leave(TreePath, TreePath),
+}
+
 impl Local<'_> {
     /// Moves the file of `ino` from `from` to `to`.
     pub(super) async fn move_file(
@@ -148,37 +154,33 @@ impl Local<'_> {
 
     /// Moves what is in `from` into `to`, then removes `from`.
     async fn merge(&self, id: EventId, from: &TreePath, to: &TreePath) -> Result<(), StoreError> {
-        let mut waiting = vec![(from.clone(), to.clone())];
-        let mut emptied = Vec::new();
-        while let Some((from, to)) = waiting.pop() {
-            while let names = self.names_in(&from)?
-                && !names.is_empty()
-            {
-                let mut has_moved = false;
-                for name in names {
-                    let (below, target) = (from.join(&name), to.join(&name));
-                    if self.merge_one(id, &below, &target).await? {
-                        has_moved = true;
-                    } else {
-                        waiting.push((below, target));
-                    }
+        let mut steps = vec![Merge::Enter(from.clone(), to.clone())];
+        while let Some(step) = steps.pop() {
+            let (from, to) = match step {
+                Merge::Enter(from, to) => (from, to),
+                Merge::Leave(from, to) => {
+                    self.mark(id, &to)?;
+                    self.remove_empty(&from)?;
+                    continue;
                 }
-                if !has_moved {
-                    break;
-                }
-                // What waits is still listed: it must not be taken twice.
-                let inner = from.as_bytes().len();
-                if waiting.iter().any(|(below, _)| {
-                    below.as_bytes().starts_with(from.as_bytes()) && below.as_bytes().len() > inner
-                }) {
-                    break;
+            };
+            let names = self.names_in(&from)?;
+            let is_all = names.len() < NAMES_MAX;
+            let mut inner = Vec::new();
+            for name in &names {
+                let (below, target) = (from.join(name), to.join(name));
+                if !self.merge_one(id, &below, &target).await? {
+                    inner.push(Merge::Enter(below, target));
                 }
             }
-            self.mark(id, &to)?;
-            emptied.push(from);
-        }
-        for directory in emptied.iter().rev() {
-            self.remove_empty(directory)?;
+            // What is left of a huge directory comes after the directories in it.
+            let has_moved = inner.len() < names.len();
+            steps.push(if is_all || !has_moved {
+                Merge::Leave(from, to)
+            } else {
+                Merge::Enter(from, to)
+            });
+            steps.append(&mut inner);
         }
         Ok(())
     }

@@ -42,24 +42,10 @@ impl Names for Catalog {
     }
 }
 
-/// Which catalog this is: a random number that it got when it was first used.
-pub(super) async fn cluster(catalog: &Catalog) -> Result<u64, StoreError> {
-    let failed = |error: crate::redis_client::RedisError| StoreError::Catalog(error.to_string());
-    let mut propose = redis::cmd("HSETNX");
-    propose.arg("ks:meta").arg("cluster").arg(random_number()?);
-    let mut ask = redis::cmd("HGET");
-    ask.arg("ks:meta").arg("cluster");
-    catalog.redis().run(&propose).await.map_err(failed)?;
-    let answer = catalog.redis().run(&ask).await.map_err(failed)?;
-    let bytes: Vec<u8> = redis::from_redis_value(answer)
-        .map_err(|error| StoreError::Catalog(format!("ks:meta: {error}")))?;
-    let digest = blake3::hash(&bytes);
+/// Which catalog this is, as a number for `user.ks`.
+pub(super) fn cluster(catalog: &Catalog) -> u64 {
+    let digest = blake3::hash(catalog.cluster().as_bytes());
     let mut number = [0; 8];
     number.copy_from_slice(&digest.as_bytes()[..8]);
-    Ok(u64::from_le_bytes(number))
-}
-
-fn random_number() -> Result<u64, StoreError> {
-    let path = std::path::Path::new("/dev/urandom");
-    super::super::state::random_number().map_err(super::super::io_at(path))
+    u64::from_le_bytes(number)
 }

@@ -43,8 +43,7 @@ impl PositionFile {
         let mut bytes = [0u8; BYTES];
         let length = rustix::fs::fgetxattr(&self.file, ATTRIBUTE, &mut bytes[..]).ok()?;
         let number = |at: usize| Some(u64::from_le_bytes(bytes[at..at + 8].try_into().ok()?));
-        (length == BYTES && number(0)? == self.cluster)
-            .then_some(EventId(number(8)?, number(16)?))
+        (length == BYTES && number(0)? == self.cluster).then_some(EventId(number(8)?, number(16)?))
     }
 
     pub(super) fn write(&mut self, position: EventId) -> Result<(), StoreError> {

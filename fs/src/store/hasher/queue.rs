@@ -75,9 +75,10 @@ mod tests {
             let mut model: Vec<(u64, u64)> = Vec::new();
             let mut is_overflown = false;
             for (ino, version) in pushes {
+                let is_full = model.len() == 8;
                 match model.iter_mut().find(|(of, _)| *of == ino) {
                     Some((_, queued)) => *queued = version.max(*queued),
-                    None if model.len() == 8 => is_overflown = true,
+                    None if is_full => is_overflown = true,
                     None => model.push((ino, version)),
                 }
                 queue.push(job(ino, version));
