@@ -139,9 +139,27 @@ fn compare(mounted: &Path, plain: &Path, datadir: &Path, seed: u64, count: usize
         let last = &done[done.len().saturating_sub(8)..];
         assert_eq!(ours, theirs, "seed {seed}, step {step}: {last:#?}");
         if step % 25 == 24 || step + 1 == count {
-            let expected = whole_tree(plain);
-            assert_eq!(whole_tree(mounted), expected, "seed {seed}, step {step}: {last:#?}");
-            assert_eq!(whole_tree(datadir), expected, "the data directory, seed {seed}, step {step}: {last:#?}");
+            let mut expected = whole_tree(plain);
+            assert_eq!(
+                whole_tree(mounted),
+                expected,
+                "seed {seed}, step {step}: {last:#?}"
+            );
+            // Of a file with several names, the data directory has one.
+            let several: Vec<_> = expected
+                .iter()
+                .filter(|(_, what)| what.starts_with("file") && what.split(' ').nth(2) != Some("1"))
+                .map(|(path, _)| path.clone())
+                .collect();
+            let mut standing = whole_tree(datadir);
+            for path in several {
+                expected.remove(&path);
+                standing.remove(&path);
+            }
+            assert_eq!(
+                standing, expected,
+                "the data directory, seed {seed}, step {step}: {last:#?}"
+            );
         }
     }
 }

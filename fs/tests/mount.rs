@@ -11,7 +11,10 @@ use std::{
 };
 
 fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
-    result.expect_err("must fail").raw_os_error().expect("an errno")
+    result
+        .expect_err("must fail")
+        .raw_os_error()
+        .expect("an errno")
 }
 
 /// Runs a test on a node with passthrough and on one without.
@@ -28,10 +31,10 @@ async fn on_both(test: fn(&TestNode)) {
         let node = cluster.nodes.remove(0);
         let node = away(move || {
             test(&node);
+            node.await_closed();
             node
         })
         .await;
-        assert_eq!(node.fs.counters().open_handles, 0, "handles left open");
         away(move || drop(node)).await;
     }
 }
@@ -50,7 +53,11 @@ async fn files_are_written_read_appended_and_cut() {
         drop(appending);
         assert_eq!(fs::metadata(&path).unwrap().len(), 3_000_004);
 
-        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
         file.write_all_at(b"XYZ", 1_000_000).unwrap();
         let mut back = [0; 5];
         file.read_exact_at(&mut back, 999_999).unwrap();
@@ -65,7 +72,12 @@ async fn files_are_written_read_appended_and_cut() {
 
         fs::write(&path, b"short").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"short");
-        File::options().write(true).open(&path).unwrap().set_len(10).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(10)
+            .unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"short\0\0\0\0\0");
         cut(&path, 2);
         assert_eq!(fs::read(&path).unwrap(), b"sh");
@@ -115,7 +127,12 @@ fn map_and_sum(path: &Path) -> u64 {
             fd,
             0,
         );
-        assert_ne!(address, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+        assert_ne!(
+            address,
+            libc::MAP_FAILED,
+            "{}",
+            std::io::Error::last_os_error()
+        );
         let bytes = std::slice::from_raw_parts(address.cast::<u8>(), len);
         let sum = bytes.iter().map(|byte| u64::from(*byte)).sum();
         libc::munmap(address, len);
@@ -129,13 +146,22 @@ async fn mapped_files_can_be_read_and_written() {
         let path = node.path("mapped");
         fs::write(&path, pattern(3, 100_000)).unwrap();
         assert!(map_and_sum(&path) > 0);
-        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
         let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
         // SAFETY: as in `map_and_sum`; shared and writable.
         unsafe {
             let access = libc::PROT_READ | libc::PROT_WRITE;
             let address = libc::mmap(std::ptr::null_mut(), 8192, access, libc::MAP_SHARED, fd, 0);
-            assert_ne!(address, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+            assert_ne!(
+                address,
+                libc::MAP_FAILED,
+                "{}",
+                std::io::Error::last_os_error()
+            );
             std::slice::from_raw_parts_mut(address.cast::<u8>(), 8192)[5000] = 77;
             assert_eq!(libc::msync(address, 8192, libc::MS_SYNC), 0);
             libc::munmap(address, 8192);
@@ -226,7 +252,8 @@ async fn attributes_are_kept() {
         std::os::unix::fs::chown(&path, Some(1000), Some(1001)).unwrap();
         let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 5);
         let file = File::options().write(true).open(&path).unwrap();
-        file.set_times(fs::FileTimes::new().set_modified(time).set_accessed(time)).unwrap();
+        file.set_times(fs::FileTimes::new().set_modified(time).set_accessed(time))
+            .unwrap();
         drop(file);
         for path in [path.clone(), node.plain("f")] {
             let seen = fs::metadata(&path).unwrap();
@@ -246,7 +273,10 @@ async fn attributes_are_kept() {
         fs::create_dir(node.path("shared/below")).unwrap();
         fs::write(node.path("shared/file"), b"").unwrap();
         let below = fs::metadata(node.path("shared/below")).unwrap();
-        assert_eq!((below.gid(), below.mode() & libc::S_ISGID), (77, libc::S_ISGID));
+        assert_eq!(
+            (below.gid(), below.mode() & libc::S_ISGID),
+            (77, libc::S_ISGID)
+        );
         assert_eq!(fs::metadata(node.path("shared/file")).unwrap().gid(), 77);
 
         let space = rustix::fs::statvfs(&node.mountpoint).unwrap();
@@ -261,7 +291,8 @@ async fn changing_the_mode_while_writing_loses_nothing() {
         let path = node.path("f");
         let mut file = File::create(&path).unwrap();
         file.write_all(b"before").unwrap();
-        file.set_permissions(fs::Permissions::from_mode(0o600)).unwrap();
+        file.set_permissions(fs::Permissions::from_mode(0o600))
+            .unwrap();
         file.write_all(b" and after").unwrap();
         drop(file);
         assert_eq!(fs::read(&path).unwrap(), b"before and after");
@@ -341,7 +372,10 @@ async fn special_names_and_files() {
         )
         .unwrap();
         assert!(fs::metadata(&fifo).unwrap().file_type().is_fifo());
-        let again = OpenOptions::new().write(true).create_new(true).open(node.path("d/.ks"));
+        let again = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(node.path("d/.ks"));
         assert_eq!(errno(again), libc::EEXIST);
         let directory = OpenOptions::new().write(true).open(node.path("d"));
         assert_eq!(errno(directory), libc::EISDIR);
@@ -426,7 +460,10 @@ async fn it_is_in_the_mount_table_and_goes() {
         let socket = format!("ks:{}", node.plain(".ks/control").display());
         let mounted = table();
         let mounted = mounted.lines().find(|text| text.contains(&line)).unwrap();
-        assert!(mounted.contains(" fuse.ks ") && mounted.contains(&socket), "{mounted}");
+        assert!(
+            mounted.contains(" fuse.ks ") && mounted.contains(&socket),
+            "{mounted}"
+        );
         assert!(node.mount().is_mounted());
         let open = File::create(node.path("open")).unwrap();
         node.unmount();

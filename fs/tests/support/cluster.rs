@@ -43,6 +43,13 @@ impl TestNode {
         self.fs.counters().reads
     }
 
+    /// The kernel gives handles back after `close()` has returned.
+    pub fn await_closed(&self) {
+        eventually("all handles are given back", || {
+            self.fs.counters().open_handles == 0
+        });
+    }
+
     pub fn mount(&self) -> &Mount {
         self.mount.as_ref().expect("mounted")
     }
