@@ -25,6 +25,7 @@ pub mod scan;
 pub mod source;
 mod state;
 pub mod trees;
+mod walk;
 
 use crate::catalog::EventId;
 use crate::error::FsError;
@@ -71,7 +72,9 @@ pub enum StoreError {
         keep: u64,
     },
     /// The events of others did not arrive in time.
-    #[error("{datadir}: the catalog's events up to {event:?} were not applied within {waited_ms} ms")]
+    #[error(
+        "{datadir}: the catalog's events up to {event:?} were not applied within {waited_ms} ms"
+    )]
     Behind {
         /// Whose events.
         datadir: PathBuf,
@@ -292,6 +295,7 @@ impl Store {
         let EventId(ms, sequence) = self.position();
         Tag {
             cluster: self.cluster.load(Ordering::Acquire),
+            disk_ino: 0,
             seen: (ms, sequence),
             stored: None,
             meta,

@@ -1,5 +1,6 @@
 """Remote files: the first read of them, beside a bare stream between the same hosts, and beside sshfs."""
 
+import json
 import os
 import shutil
 import statistics
@@ -67,31 +68,53 @@ class Pair:
                 wait_for(lambda path=path: self.holder.ks_json("where", path)[0]["blake3"], 120, f"the hash of {path}")
 
 
-def bare_stream(pair: Pair, mode: str) -> float:
-    """MB/s of a bare stream from host 2 to host 1."""
-    serve = [THROUGHPUT, "serve", mode, f"0.0.0.0:{STREAM_PORT}"]
-    server = pair.holder.spawn([str(word) for word in serve], stdout=subprocess.PIPE, text=True)
-    try:
-        server.stdout.readline()
-        fetch = [THROUGHPUT, "fetch", mode, f"{pair.holder.address}:{STREAM_PORT}", str(LARGE_BYTES)]
-        return float(pair.reader.exec(fetch).text.split()[0])
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()
+class Streams:
+    """Bare streams from host 2 to host 1 (`transport/examples/throughput`), while the context lasts."""
+
+    def __init__(self, pair: Pair):
+        self.pair = pair
+        self.common = [str(THROUGHPUT), "--key", ".config/ks/cluster.key"]
+
+    def __enter__(self) -> "Streams":
+        file = self.pair.holder.datadir / "large0"
+        argv = [*self.common, "serve", "--listen", f"0.0.0.0:{STREAM_PORT}", "--file", file]
+        self.server = self.pair.holder.spawn(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert self.server.stdout.readline() == b"ready\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.kill()
+        self.server.wait()
+        self.server.stdout.close()
+
+    def fetch(self, mode: str, *flags: str) -> dict:
+        argv = [*self.common, "fetch", "--connect", f"{self.pair.holder.address}:{STREAM_PORT}", "--mode", mode, *flags]
+        return json.loads(self.pair.reader.exec(argv).stdout)
+
+    def speed(self, mode: str, *flags: str) -> float:
+        return self.fetch(mode, "--count", str(LARGE_BYTES), *flags)["megabytes_per_second"]
 
 
 def sequential(report: Report, pair: Pair) -> None:
-    def ours():
+    def ours() -> float:
         done = run_inside(pair.reader, "read_whole", f"/ks/{pair.fresh('large')}")
         assert done["bytes"] == LARGE_BYTES
         return done["bytes"] / done["seconds"] / 1e6
 
-    speed, quic, tcp = alternate(
-        report.rounds, ours, lambda: bare_stream(pair, "raw-quic"), lambda: bare_stream(pair, "raw-tcp")
-    )
-    report.add("remote read, cold, sequential", speed, "MB/s", ("bare quinn stream", quic), ratio=(">=", 0.8))
-    report.add("remote read, cold, sequential, beside TCP", speed, "MB/s", ("bare TCP stream, not encrypted", tcp))
+    name = "remote read, cold, sequential"
+    with Streams(pair) as streams:
+        speed, quic, tcp, blocks = alternate(
+            report.rounds,
+            ours,
+            lambda: streams.speed("raw-quic"),
+            lambda: streams.speed("raw-tcp"),
+            lambda: streams.speed("blocks", "--out", "blocks"),
+        )
+        ping = streams.fetch("ping", "--count", "2000")
+    report.add(name, speed, "MB/s", ("bare quinn stream", quic), ratio=(">=", 0.8))
+    report.add(f"{name}, beside TCP", speed, "MB/s", ("bare TCP stream, not encrypted", tcp))
+    report.add(f"{name}, beside blocks alone", speed, "MB/s", ("verified blocks into a file, no mount", blocks))
+    report.add("question and answer between nodes, p50", ping["p50_microseconds"], "µs")
 
 
 def first_byte(report: Report, pair: Pair) -> None:

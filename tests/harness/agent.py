@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import sys
+from typing import Any, Callable, Dict
 
 
 def apply(base, operation, arguments):
@@ -16,7 +17,7 @@ def apply(base, operation, arguments):
     try:
         return OPERATIONS[operation](base, *arguments)
     except OSError as error:
-        return errno.errorcode[error.errno]
+        return errno.errorcode[error.errno or 0]
 
 
 def write(base, path, offset, text):
@@ -66,7 +67,7 @@ def tree(base):
     return everything
 
 
-OPERATIONS = {
+OPERATIONS: Dict[str, Callable[..., Any]] = {
     "write": write,
     "replace": replace,
     "append": append,
