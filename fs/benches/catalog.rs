@@ -63,7 +63,9 @@ async fn create_in_order(catalog: &Catalog) -> Vec<Ino> {
     let started = Instant::now();
     for number in 0..FILES {
         let name = format!("file-{number:06}");
-        let made = catalog.create(dir, name.as_bytes(), file(catalog.me())).await;
+        let made = catalog
+            .create(dir, name.as_bytes(), file(catalog.me()))
+            .await;
         inos.push(made.unwrap().value.ino);
     }
     report("create, one after the other", FILES, started.elapsed());
@@ -98,7 +100,11 @@ async fn reads(redis: &TestRedis, inos: &[Ino]) {
     for _ in 0..10 {
         assert_eq!(other.list(dir).await.unwrap().entries.len(), listed);
     }
-    report("list, warm: entries with inodes", listed * 10, started.elapsed());
+    report(
+        "list, warm: entries with inodes",
+        listed * 10,
+        started.elapsed(),
+    );
     let started = Instant::now();
     for ino in inos {
         other.node(*ino).await.unwrap().unwrap();
@@ -135,7 +141,12 @@ async fn changes(catalog: &Catalog, inos: &[Ino]) {
         catalog.publish(*ino, 0, publication).await.unwrap();
     }
     report("publish", inos.len(), started.elapsed());
-    let dir = catalog.lookup(ROOT, b"in-order").await.unwrap().unwrap().ino;
+    let dir = catalog
+        .lookup(ROOT, b"in-order")
+        .await
+        .unwrap()
+        .unwrap()
+        .ino;
     let started = Instant::now();
     for number in 0..FILES {
         let name = format!("file-{number:06}");
@@ -155,7 +166,9 @@ async fn changes(catalog: &Catalog, inos: &[Ino]) {
 async fn memory(catalog: &Catalog) {
     let info = catalog.redis().run(redis::cmd("INFO").arg("memory")).await;
     let text: String = redis::from_redis_value(info.unwrap()).unwrap();
-    let used = text.lines().find(|line| line.starts_with("used_memory_human"));
+    let used = text
+        .lines()
+        .find(|line| line.starts_with("used_memory_human"));
     println!("redis: {}", used.unwrap_or("?"));
 }
 

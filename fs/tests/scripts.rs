@@ -30,13 +30,18 @@ async fn run(redis: &Redis, words: &[&str]) -> Value {
 
 async fn call(redis: &Redis, source: &'static str, words: &[&str]) -> Value {
     let args: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
-    redis.script(&Script::new(source), &[], &args).await.unwrap()
+    redis
+        .script(&Script::new(source), &[], &args)
+        .await
+        .unwrap()
 }
 
 /// Two names in directory 1: file 2 (held by node a), directory 3.
 async fn small_tree(redis: &Redis) {
     for words in [
-        &["HSET", "ks:d:1", "/t", "5", "/n", "1", "f", "2 0", "d", "3 1"][..],
+        &[
+            "HSET", "ks:d:1", "/t", "5", "/n", "1", "f", "2 0", "d", "3 1",
+        ][..],
         &["HSET", "ks:d:3", "/t", "6", "/n", "0"],
         &["SET", "ks:i:1", "root"],
         &["SET", "ks:i:2", "file"],
@@ -78,10 +83,18 @@ async fn inodes_are_told_by_number() {
     let answer = call(&redis, source, &["2 1", "3 1", "9 1", "3 0"]).await;
     let nil = || Value::Nil;
     let expected = vec![
-        text("file"), nil(), nil(),
-        text("dir"), text("6"), text("0"),
-        nil(), nil(), nil(),
-        text("dir"), nil(), nil(),
+        text("file"),
+        nil(),
+        nil(),
+        text("dir"),
+        text("6"),
+        text("0"),
+        nil(),
+        nil(),
+        nil(),
+        text("dir"),
+        nil(),
+        nil(),
     ];
     assert_eq!(answer, list(expected));
 }
@@ -98,9 +111,15 @@ async fn resolve_walks_as_far_as_there_is_something() {
     assert_eq!(answer, list(vec![list(file), Value::Nil, Value::Nil, held]));
     let dir = vec![text("3 1"), text("dir")];
     let answer = call(&redis, source, &["d"]).await;
-    assert_eq!(answer, list(vec![list(dir.clone()), text("6"), text("0"), list(vec![])]));
+    assert_eq!(
+        answer,
+        list(vec![list(dir.clone()), text("6"), text("0"), list(vec![])])
+    );
     let answer = call(&redis, source, &["d", "none", "x"]).await;
-    assert_eq!(answer, list(vec![list(dir), Value::Nil, Value::Nil, list(vec![])]));
+    assert_eq!(
+        answer,
+        list(vec![list(dir), Value::Nil, Value::Nil, list(vec![])])
+    );
 }
 
 #[tokio::test]
@@ -111,9 +130,15 @@ async fn locate_tells_the_holders() {
     let source = include_str!("../src/catalog/locate.lua");
     let held = list(vec![text("a"), text("whole")]);
     let answer = call(&redis, source, &["2"]).await;
-    assert_eq!(answer, list(vec![text("file"), Value::Nil, Value::Nil, held]));
+    assert_eq!(
+        answer,
+        list(vec![text("file"), Value::Nil, Value::Nil, held])
+    );
     let answer = call(&redis, source, &["9"]).await;
-    assert_eq!(answer, list(vec![Value::Nil, Value::Nil, Value::Nil, list(vec![])]));
+    assert_eq!(
+        answer,
+        list(vec![Value::Nil, Value::Nil, Value::Nil, list(vec![])])
+    );
 }
 
 #[tokio::test]
@@ -123,7 +148,14 @@ async fn nodes_come_with_their_beats() {
     run(&redis, &["HSET", "ks:nodes", "a", "info", "b", "other"]).await;
     run(&redis, &["SET", "ks:alive:a", "1 5"]).await;
     let source = include_str!("../src/catalog/nodes.lua");
-    let expected = vec![text("a"), text("info"), text("1 5"), text("b"), text("other"), Value::Nil];
+    let expected = vec![
+        text("a"),
+        text("info"),
+        text("1 5"),
+        text("b"),
+        text("other"),
+        Value::Nil,
+    ];
     assert_eq!(call(&redis, source, &[]).await, list(expected));
 }
 
@@ -133,11 +165,24 @@ async fn a_large_directory_comes_in_pages_each_name_at_least_once() {
     let server = TestRedis::start().await;
     let redis = connect(&server).await;
     let mut pipeline = redis::pipe();
-    pipeline.cmd("HSET").arg("ks:d:1").arg("/t").arg(5).arg("/n").arg(0);
+    pipeline
+        .cmd("HSET")
+        .arg("ks:d:1")
+        .arg("/t")
+        .arg(5)
+        .arg("/n")
+        .arg(0);
     for number in 0..NAMES {
         let ino = number + 10;
-        pipeline.cmd("HSET").arg("ks:d:1").arg(format!("n{number}")).arg(format!("{ino} 0"));
-        pipeline.cmd("SET").arg(format!("ks:i:{ino}")).arg(format!("inode{number}"));
+        pipeline
+            .cmd("HSET")
+            .arg("ks:d:1")
+            .arg(format!("n{number}"))
+            .arg(format!("{ino} 0"));
+        pipeline
+            .cmd("SET")
+            .arg(format!("ks:i:{ino}"))
+            .arg(format!("inode{number}"));
     }
     redis.pipe(&pipeline).await.unwrap();
     let source = include_str!("../src/catalog/list.lua");
@@ -152,7 +197,10 @@ async fn a_large_directory_comes_in_pages_each_name_at_least_once() {
                 panic!("{row:?}");
             };
             let number: usize = name[1..].parse().unwrap();
-            assert_eq!((entry, inode), (&format!("{} 0", number + 10), &format!("inode{number}")));
+            assert_eq!(
+                (entry, inode),
+                (&format!("{} 0", number + 10), &format!("inode{number}"))
+            );
             names.insert(number);
         }
         pages += 1;
@@ -164,7 +212,10 @@ async fn a_large_directory_comes_in_pages_each_name_at_least_once() {
     assert_eq!(names.len(), NAMES);
     assert!(pages <= NAMES / 1000 + 1, "{pages} pages");
     let none = call(&redis, source, &["77", "0"]).await;
-    assert_eq!(none, list(vec![text("0"), Value::Nil, Value::Nil, list(vec![])]));
+    assert_eq!(
+        none,
+        list(vec![text("0"), Value::Nil, Value::Nil, list(vec![])])
+    );
 }
 
 #[tokio::test]
@@ -173,7 +224,10 @@ async fn commit_numbers_its_events() {
     let redis = connect(&server).await;
     let commit = Script::new(include_str!("../src/catalog/commit.lua"));
     let change = Transaction {
-        event: Some(Event::Attributes { ino: 1, path: vec![] }),
+        event: Some(Event::Attributes {
+            ino: 1,
+            path: vec![],
+        }),
         ..Transaction::default()
     };
     let mut before = Default::default();
@@ -181,7 +235,10 @@ async fn commit_numbers_its_events() {
         let words = change.arguments(NodeId(7), nonce);
         let args: Vec<&[u8]> = words.iter().map(|word| &word[..]).collect();
         let reply = redis.script(&commit, &[], &args).await.unwrap();
-        let Some(Outcome::Done { event, previous, .. }) = Outcome::from_reply(reply) else {
+        let Some(Outcome::Done {
+            event, previous, ..
+        }) = Outcome::from_reply(reply)
+        else {
             panic!("not done");
         };
         assert_eq!(previous, before);
@@ -240,7 +297,10 @@ fn transaction() -> impl Strategy<Value = Transaction> {
     let checks = prop::collection::vec(check(), 0..2);
     (checks, prop::collection::vec(operation(), 0..5)).prop_map(|(checks, operations)| {
         Transaction {
-            conditions: checks.into_iter().map(|check| (check, Otherwise::Stale)).collect(),
+            conditions: checks
+                .into_iter()
+                .map(|check| (check, Otherwise::Stale))
+                .collect(),
             operations,
             event: None,
         }
@@ -257,14 +317,20 @@ async fn contents(redis: &Redis) -> Store {
         }
     }
     for place in HASHES {
-        let value = redis.run(redis::cmd("HGETALL").arg(place.key())).await.unwrap();
+        let value = redis
+            .run(redis::cmd("HGETALL").arg(place.key()))
+            .await
+            .unwrap();
         let hash: BTreeMap<Vec<u8>, Vec<u8>> = redis::from_redis_value(value).unwrap();
         if !hash.is_empty() {
             store.hashes.insert(place, hash);
         }
     }
     for place in SETS {
-        let value = redis.run(redis::cmd("SMEMBERS").arg(place.key())).await.unwrap();
+        let value = redis
+            .run(redis::cmd("SMEMBERS").arg(place.key()))
+            .await
+            .unwrap();
         let set: BTreeSet<Vec<u8>> = redis::from_redis_value(value).unwrap();
         if !set.is_empty() {
             store.sets.insert(place, set);
@@ -283,30 +349,33 @@ fn commit_does_what_the_store_in_memory_does() {
     });
     let commit = Script::new(include_str!("../src/catalog/commit.lua"));
     let mut runner = TestRunner::new(Config::with_cases(150));
-    let ran = runner.run(&prop::collection::vec(transaction(), 1..15), |transactions| {
-        runtime.block_on(async {
-            run(&redis, &["FLUSHALL"]).await;
-            let mut store = Store::default();
-            for change in transactions {
-                let words = change.arguments(NodeId(1), 1);
-                let args: Vec<&[u8]> = words.iter().map(|word| &word[..]).collect();
-                let reply = redis.script(&commit, &[], &args).await.unwrap();
-                let outcome = Outcome::from_reply(reply).unwrap();
-                let expected = store.commit(&change);
-                // Redis has no empty hashes.
-                store.hashes.retain(|_, hash| !hash.is_empty());
-                match outcome {
-                    Outcome::Done { .. } => prop_assert!(expected.is_ok(), "{:?}", change),
-                    Outcome::Failed(_) => prop_assert!(expected.is_err(), "{:?}", change),
+    let ran = runner.run(
+        &prop::collection::vec(transaction(), 1..15),
+        |transactions| {
+            runtime.block_on(async {
+                run(&redis, &["FLUSHALL"]).await;
+                let mut store = Store::default();
+                for change in transactions {
+                    let words = change.arguments(NodeId(1), 1);
+                    let args: Vec<&[u8]> = words.iter().map(|word| &word[..]).collect();
+                    let reply = redis.script(&commit, &[], &args).await.unwrap();
+                    let outcome = Outcome::from_reply(reply).unwrap();
+                    let expected = store.commit(&change);
+                    // Redis has no empty hashes.
+                    store.hashes.retain(|_, hash| !hash.is_empty());
+                    match outcome {
+                        Outcome::Done { .. } => prop_assert!(expected.is_ok(), "{:?}", change),
+                        Outcome::Failed(_) => prop_assert!(expected.is_err(), "{:?}", change),
+                    }
+                    let there = contents(&redis).await;
+                    prop_assert_eq!(&there.strings, &store.strings, "{:?}", &change);
+                    prop_assert_eq!(&there.hashes, &store.hashes, "{:?}", &change);
+                    prop_assert_eq!(&there.sets, &store.sets, "{:?}", &change);
                 }
-                let there = contents(&redis).await;
-                prop_assert_eq!(&there.strings, &store.strings, "{:?}", &change);
-                prop_assert_eq!(&there.hashes, &store.hashes, "{:?}", &change);
-                prop_assert_eq!(&there.sets, &store.sets, "{:?}", &change);
-            }
-            Ok(())
-        })
-    });
+                Ok(())
+            })
+        },
+    );
     ran.unwrap();
     drop(redis);
     drop(server);

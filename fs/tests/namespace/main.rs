@@ -19,7 +19,11 @@ const HOME: NodeId = NodeId(1);
 
 fn inode(directory: bool) -> Inode {
     Inode {
-        kind: if directory { Kind::Directory } else { Kind::File },
+        kind: if directory {
+            Kind::Directory
+        } else {
+            Kind::File
+        },
         mode: 0o755,
         uid: 0,
         gid: 0,
@@ -47,7 +51,10 @@ fn tree() -> Store {
     let mut root = inode(true);
     root.parent = ROOT;
     let bytes = encode(&root);
-    change.then(ks_fs::catalog::transaction::Operation::Set(Place::Inode(ROOT), bytes));
+    change.then(ks_fs::catalog::transaction::Operation::Set(
+        Place::Inode(ROOT),
+        bytes,
+    ));
     namespace::new_directory(&mut change, ROOT, 1);
     let mut store = Store::default();
     store.commit(&change).unwrap();
@@ -73,8 +80,7 @@ fn on_store(store: &mut Store, model: &Model, step: &Step) -> Result<Option<Even
         }
         Step::Link(f, d, n) => {
             let file = model.file(f).map_or(999, ino);
-            let plan =
-                store.change(|known| namespace::link(known, file, dir(d), &name(n), NOW))?;
+            let plan = store.change(|known| namespace::link(known, file, dir(d), &name(n), NOW))?;
             Ok(plan.transaction.event)
         }
         Step::Unlink(d, n) => {
@@ -97,9 +103,9 @@ fn on_store(store: &mut Store, model: &Model, step: &Step) -> Result<Option<Even
 /// The same step on the model.
 fn on_model(model: &mut Model, step: &Step) -> Result<(), i32> {
     match *step {
-        Step::Create(d, n, directory) => {
-            model.create(model.directory(d), &name(n), directory).map(|_| ())
-        }
+        Step::Create(d, n, directory) => model
+            .create(model.directory(d), &name(n), directory)
+            .map(|_| ()),
         Step::Link(f, d, n) => match model.file(f) {
             Some(file) => model.link(file, model.directory(d), &name(n)),
             None => Err(libc::ENOENT),
@@ -119,7 +125,10 @@ fn shape(store: &Store) -> Shape {
     let mut reached: BTreeSet<Ino> = [ROOT].into();
     visit(store, ROOT, &[], &mut shape, &mut reached);
     let inodes: BTreeSet<Ino> = store.strings.keys().filter_map(Place::ino).collect();
-    assert_eq!(inodes, reached, "inodes without a name, or names without an inode");
+    assert_eq!(
+        inodes, reached,
+        "inodes without a name, or names without an inode"
+    );
     for place in store.hashes.keys().chain(store.sets.keys()) {
         let ino = place.ino().unwrap();
         assert!(reached.contains(&ino), "{place:?} was left behind");
@@ -173,23 +182,36 @@ fn check_first_links(store: &Store, shape: &Shape) {
 
 /// An event's paths are those that things had before and have after it.
 fn check_paths(event: &Event, before: &Shape, after: &Shape) {
-    let at = |shape: &Shape, path: &[u8]| {
-        shape.get(&[b"/", path].concat()).map(|(id, _, _)| ino(*id))
-    };
+    let at =
+        |shape: &Shape, path: &[u8]| shape.get(&[b"/", path].concat()).map(|(id, _, _)| ino(*id));
     match event {
-        Event::Unlinked { path, ino, gone, .. } => {
+        Event::Unlinked {
+            path, ino, gone, ..
+        } => {
             assert_eq!(at(before, path), Some(*ino));
             assert_eq!(at(after, path), None);
             let still = after.values().any(|(id, _, _)| *id + 1 == *ino as Id);
             assert_eq!(*gone, !still);
         }
-        Event::Renamed { from_path, to_path, ino, replaced, .. } => {
+        Event::Renamed {
+            from_path,
+            to_path,
+            ino,
+            replaced,
+            ..
+        } => {
             assert_eq!(at(before, from_path), Some(*ino));
             assert_eq!(at(before, to_path), *replaced);
             assert_eq!(at(after, to_path), Some(*ino));
             assert_eq!(at(after, from_path), None);
         }
-        Event::Exchanged { first_path, second_path, first_ino, second_ino, .. } => {
+        Event::Exchanged {
+            first_path,
+            second_path,
+            first_ino,
+            second_ino,
+            ..
+        } => {
             assert_eq!(at(before, first_path), Some(*first_ino));
             assert_eq!(at(before, second_path), Some(*second_ino));
             assert_eq!(at(after, first_path), Some(*second_ino));
@@ -358,11 +380,13 @@ fn two_nodes_on_one_redis_see_the_models_tree() {
         .build()
         .unwrap();
     let redis = runtime.block_on(TestRedis::start());
-    let mut runner = TestRunner::new(Config::with_cases(60));
+    let mut runner = TestRunner::new(Config::with_cases(25));
     let sequences = prop::collection::vec((0usize..2, prop::bool::ANY), 50);
     let ran = runner.run(&(steps(50), sequences), |(steps, how)| {
         runtime.block_on(async {
-            let clean = Catalog::open(redis.target(), NodeId(9), Arc::new(|_| {})).await.unwrap();
+            let clean = Catalog::open(redis.target(), NodeId(9), Arc::new(|_| {}))
+                .await
+                .unwrap();
             clean.redis().run(&redis::cmd("FLUSHALL")).await.unwrap();
             let (mut nodes, mut model) = (Nodes::open(&redis).await, Model::default());
             for (step, (node, look)) in steps.iter().zip(how) {
@@ -376,7 +400,10 @@ fn two_nodes_on_one_redis_see_the_models_tree() {
             for node in 0..2 {
                 prop_assert_eq!(nodes.shape(node).await, model.shape());
             }
-            let events = nodes.catalogs[0].events(EventId::default(), 1).await.unwrap();
+            let events = nodes.catalogs[0]
+                .events(EventId::default(), 1)
+                .await
+                .unwrap();
             prop_assert!(events.is_ok());
             Ok(())
         })

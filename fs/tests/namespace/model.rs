@@ -60,12 +60,16 @@ impl Default for Model {
 impl Model {
     /// The n-th directory ever made (the root is one).
     pub fn directory(&self, number: usize) -> Id {
-        let all: Vec<Id> = (0..self.things.len()).filter(|id| self.is_directory(*id)).collect();
+        let all: Vec<Id> = (0..self.things.len())
+            .filter(|id| self.is_directory(*id))
+            .collect();
         all[number % all.len()]
     }
     /// The n-th file ever made.
     pub fn file(&self, number: usize) -> Option<Id> {
-        let all: Vec<Id> = (0..self.things.len()).filter(|id| !self.is_directory(*id)).collect();
+        let all: Vec<Id> = (0..self.things.len())
+            .filter(|id| !self.is_directory(*id))
+            .collect();
         (!all.is_empty()).then(|| all[number % all.len()])
     }
     /// The number the next created thing gets.
@@ -90,13 +94,19 @@ impl Model {
     fn is_below(&self, id: Id, above: Id) -> bool {
         id == above
             || self.is_directory(above)
-                && self.names(above).values().any(|child| self.is_below(id, *child))
+                && self
+                    .names(above)
+                    .values()
+                    .any(|child| self.is_below(id, *child))
     }
     fn exists(&self, id: Id) -> bool {
         self.is_below(id, 0)
     }
     fn get(&self, dir: Id, name: &[u8]) -> Option<Id> {
-        self.names(dir).get(name).copied().filter(|_| self.exists(dir))
+        self.names(dir)
+            .get(name)
+            .copied()
+            .filter(|_| self.exists(dir))
     }
 
     pub fn create(&mut self, dir: Id, name: &[u8], directory: bool) -> Result<Id, i32> {

@@ -78,7 +78,10 @@ impl Store {
                 return Err(*otherwise);
             }
         }
-        transaction.operations.iter().for_each(|operation| self.act(operation));
+        transaction
+            .operations
+            .iter()
+            .for_each(|operation| self.act(operation));
         Ok(())
     }
 
@@ -95,8 +98,14 @@ impl Store {
                 known.learn_entry(parent, &name, entry);
             }
             Need::Links(ino) => {
-                let members = self.sets.get(&Place::Links(ino)).cloned().unwrap_or_default();
-                let links = members.iter().map(|member| Link::from_bytes(member).unwrap());
+                let members = self
+                    .sets
+                    .get(&Place::Links(ino))
+                    .cloned()
+                    .unwrap_or_default();
+                let links = members
+                    .iter()
+                    .map(|member| Link::from_bytes(member).unwrap());
                 known.learn_links(ino, links.collect());
             }
         }
