@@ -16,17 +16,20 @@ pub enum Step {
 }
 
 pub fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec(step(), 1..count)
+}
+
+pub fn step() -> impl Strategy<Value = Step> {
     let dir = 0usize..12;
     let name = 0u8..4;
-    let step = prop_oneof![
+    prop_oneof![
         4 => (dir.clone(), name.clone(), prop::bool::ANY).prop_map(|(d, n, k)| Step::Create(d, n, k)),
         2 => (0usize..12, dir.clone(), name.clone()).prop_map(|(f, d, n)| Step::Link(f, d, n)),
         2 => (dir.clone(), name.clone()).prop_map(|(d, n)| Step::Unlink(d, n)),
         1 => (dir.clone(), name.clone()).prop_map(|(d, n)| Step::Rmdir(d, n)),
         4 => (dir.clone(), name.clone(), dir, name, prop_oneof![4 => Just(0u32), 1 => Just(1), 1 => Just(2)])
             .prop_map(|(d, n, e, m, f)| Step::Rename(d, n, e, m, f)),
-    ];
-    prop::collection::vec(step, 1..count)
+    ]
 }
 
 /// The names that steps use.
