@@ -410,3 +410,22 @@ fn two_nodes_on_one_redis_see_the_models_tree() {
     });
     ran.unwrap();
 }
+
+/// Two nodes move each of two directories into the other: both see them side by side, one of them only may go on.
+#[test]
+fn the_second_of_two_moves_that_make_a_circle_is_planned_anew() {
+    let mut store = tree();
+    for (ino, name) in [(2, b"x"), (3, b"y")] {
+        let time = ParentTime::Changes(NOW);
+        store
+            .change(|_| namespace::create(ROOT, name, ino, inode(true), time))
+            .unwrap();
+    }
+    let plan = |from: &'static [u8], to: Ino| {
+        let plan = store.plan(|known| rename::rename(known, (ROOT, from), (to, b"in"), 0, NOW));
+        plan.unwrap().transaction
+    };
+    let (first, second) = (plan(b"x", 3), plan(b"y", 2));
+    assert_eq!(store.commit(&first), Ok(()));
+    assert_eq!(store.commit(&second), Err(Otherwise::Stale));
+}
