@@ -262,7 +262,7 @@ class Session:
             if self._leader is None and self._followers:
                 for turn in self._followers.pop(next(iter(self._followers))):
                     turn.release()
-            elif self._leader is None and self._jobs and self._background is not None and self._background.asleep:
+            elif self._leader is None and (self._jobs or self.retired) and self._background and self._background.asleep:
                 self._background.awake.set()
 
     def _lead(self, target: Union[Job, Reply], deadline: Optional[float]) -> None:
