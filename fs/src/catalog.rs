@@ -1,26 +1,58 @@
 //! The catalog in Redis: names, versions, holders, nodes. One shared truth; every change is one atomic script.
 //!
-//! Keys (all begin with `ks:`): `ks:meta` (hash: format, cluster, next_ino) · `ks:i:<ino>` (encoded Inode) · `ks:d:<ino>` (hash: name -> encoded Entry;
+//! Keys (all begin with `ks:`): `ks:meta` (hash: format, cluster, next_ino) · `ks:i:<ino>` (encoded Inode) · `ks:d:<ino>` (hash: name -> Entry;
 //! the illegal names `/t` and `/n` keep the directory's change time and its number of subdirectories) · `ks:l:<ino>` (set of parent+name: further hard links) ·
 //! `ks:h:<ino>` (hash: NodeId -> encoded Holding) · `ks:nodes` (hash: NodeId -> encoded NodeInfo) · `ks:alive:<node>` (expires with the heart-beat) · `ks:events` (stream of encoded Events).
+//!
+//! Who takes part: `namespace` decides what a change is (pure), `transaction` is the change as a value (pure),
+//! `commit.lua` carries it out, `cache` remembers what was read (pure), `reads`, `changes`, `adopt`, `events` and
+//! `nodes` are the shells around them.
+//!
+//! What always holds: what is remembered is current as far as Redis's pushes have come; `located`, `locate_path` and a
+//! `lookup` of a name that is not there always ask. Data never goes through here.
+mod adopt;
 pub mod cache;
+mod changes;
+mod events;
+mod memory;
 pub mod namespace;
 pub mod nodes;
+mod numbers;
+mod reads;
 pub mod transaction;
 
 use crate::{
     path::TreePath,
     record::*,
-    redis_client::{Redis, RedisError},
+    redis_client::{Push, Redis, RedisError, RedisTarget},
 };
-use std::sync::Arc;
+use memory::Memory;
+use namespace::{ParentTime, attributes, rename};
+use redis::Value;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use transaction::{Check, Operation, Place, Transaction};
 
+/// The format of what is in Redis; another one is refused.
+const FORMAT: &str = "1";
+
+/// Why the catalog did not answer, or said no.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
+    /// Redis did not answer or refused.
     #[error(transparent)]
     Redis(#[from] RedisError),
+    /// Redis has something that this program cannot read.
     #[error(transparent)]
     Damaged(#[from] DamagedRecord),
+    /// The Redis was filled by another version of the program.
+    #[error(
+        "the catalog in this redis has format {found}, this program has format {FORMAT}: use the program that made it, or another redis or database"
+    )]
+    Format {
+        /// What it says.
+        found: String,
+    },
     /// What POSIX says no to: ENOENT, EEXIST, ENOTDIR, EISDIR, ENOTEMPTY, EINVAL, ...
     #[error("{}", std::io::Error::from_raw_os_error(*.0))]
     Posix(i32),
@@ -32,27 +64,44 @@ pub enum CatalogError {
 /// An inode with the attributes the catalog derives.
 #[derive(Clone, Debug)]
 pub struct Node_ {
+    /// Its number.
     pub ino: Ino,
+    /// Its record.
     pub inode: Arc<Inode>,
-    /// Directories: change time of their entries, 2 + subdirectories.
+    /// Directories: change time of their entries (or what utimens said since): the mtime to show. Others: their mtime.
     pub dir_time: Time,
+    /// Directories: 2 + subdirectories. Others: hard links.
     pub nlink: u32,
 }
 
 /// A position in the event stream ("ms-seq" of Redis, comparable).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct EventId(pub u64, pub u64);
 
 /// A whole directory.
 #[derive(Debug)]
 pub struct Listing {
+    /// Names with what they stand for, by name.
     pub entries: Vec<(Vec<u8>, Node_)>,
 }
 
 /// A file's current record and who holds copies of it.
 #[derive(Clone, Debug)]
 pub struct Located {
+    /// The file.
     pub node: Node_,
+    /// Every copy, whole or not, current or not.
     pub holders: Vec<(NodeId, Holding)>,
 }
 
@@ -60,107 +109,269 @@ pub struct Located {
 /// caller can tell whether its data directory is up to date), and what it made.
 #[derive(Clone, Debug)]
 pub struct Committed<T> {
+    /// Its event's id; 0-0 when nothing had to be done.
     pub event: EventId,
+    /// The id of the last event before it.
     pub previous: EventId,
+    /// The operation's result.
     pub value: T,
+    /// What all nodes are told; `None` when nothing had to be done (a rename of a name onto itself).
+    pub change: Option<Event>,
 }
+
+/// Told which inodes' records or directories others changed; `None`: all of them. Must not block.
+pub type OnChange = Arc<dyn Fn(Option<Ino>) + Send + Sync>;
 
 /// Handle; cheap to clone.
 #[derive(Clone)]
-pub struct Catalog {/* redis, cache, me, .. */}
+pub struct Catalog {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    redis: Redis,
+    me: NodeId,
+    memory: Arc<Memory>,
+    on_change: OnChange,
+    numbers: numbers::Numbers,
+    nonce: AtomicU64,
+    last_own_event: Mutex<EventId>,
+    events: Mutex<Option<redis::aio::MultiplexedConnection>>,
+    nodes: nodes::NodesMemory,
+    cluster: String,
+}
 
 /// What changes attributes (setattr, chmod, chown, utimens).
 #[derive(Clone, Debug, Default)]
 pub struct AttributeChange {
+    /// Permission bits (07777).
     pub mode: Option<u32>,
+    /// Owner.
     pub uid: Option<u32>,
+    /// Group.
     pub gid: Option<u32>,
+    /// Access time.
     pub atime: Option<Time>,
+    /// Modification time.
     pub mtime: Option<Time>,
+    /// Change time; now where it is not given.
     pub ctime: Option<Time>,
 }
 
 /// A content that became current.
 #[derive(Clone, Debug)]
 pub struct Publication {
+    /// Bytes.
     pub size: u64,
+    /// When it was last written.
     pub mtime: Time,
+    /// When anything of it last changed.
     pub ctime: Time,
+    /// Its hash, where it is known already.
     pub blake3: Option<Hash>,
+}
+
+/// The time now, nanoseconds since 1970.
+pub(crate) fn now() -> Time {
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+    Time::try_from(since.as_nanos()).unwrap_or(Time::MAX)
+}
+
+impl EventId {
+    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
+        if text.is_empty() {
+            return Some(Self::default());
+        }
+        let (milliseconds, sequence) = std::str::from_utf8(text).ok()?.split_once('-')?;
+        Some(Self(milliseconds.parse().ok()?, sequence.parse().ok()?))
+    }
+    pub(crate) fn from_value(value: &Value) -> Option<Self> {
+        match value {
+            Value::BulkString(text) => Self::parse(text),
+            Value::SimpleString(text) => Self::parse(text.as_bytes()),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for EventId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.0, self.1)
+    }
+}
+
+/// What a push means for what is remembered, and whom it is told.
+fn take_push(memory: &Memory, nodes: &nodes::NodesMemory, on_change: &OnChange, push: Push) {
+    match push {
+        Push::Invalidated(keys) => {
+            let places: Vec<Place> = keys
+                .iter()
+                .filter_map(|key| Place::from_tracked_key(key))
+                .collect();
+            let mut cache = memory.locked();
+            places.iter().for_each(|place| cache.invalidate(*place));
+            drop(cache);
+            let mut inos: Vec<Ino> = places.iter().filter_map(Place::ino).collect();
+            inos.sort_unstable();
+            inos.dedup();
+            inos.into_iter().for_each(|ino| on_change(Some(ino)));
+        }
+        Push::Reset => {
+            memory.locked().reset();
+            nodes.forget();
+            on_change(None);
+        }
+        Push::Message { .. } => {}
+    }
 }
 
 impl Catalog {
     /// Opens (and at first makes) the tree. `on_change` is told which inodes' records or directories changed elsewhere; `None`: all of them.
     pub async fn open(
-        redis_target: crate::redis_client::RedisTarget,
+        redis_target: RedisTarget,
         me: NodeId,
-        on_change: Arc<dyn Fn(Option<Ino>) + Send + Sync>,
+        on_change: OnChange,
     ) -> Result<Self, CatalogError> {
-        todo!()
+        let memory = Arc::new(Memory::default());
+        let nodes = nodes::NodesMemory::default();
+        let on_push = {
+            let (memory, nodes, on_change) = (memory.clone(), nodes.clone(), on_change.clone());
+            Arc::new(move |push| take_push(&memory, &nodes, &on_change, push))
+        };
+        let redis = Redis::connect(redis_target, true, on_push).await?;
+        let cluster = make_tree(&redis).await?;
+        let mut seed = [0u8; 8];
+        let hash = blake3::hash(format!("{me} {} {}", std::process::id(), now()).as_bytes());
+        seed.copy_from_slice(&hash.as_bytes()[..8]);
+        Ok(Self {
+            shared: Arc::new(Shared {
+                redis,
+                me,
+                memory,
+                on_change,
+                numbers: numbers::Numbers::default(),
+                // Half the range at most, so that it never wraps.
+                nonce: AtomicU64::new(u64::from_le_bytes(seed) >> 1),
+                last_own_event: Mutex::new(EventId::default()),
+                events: Mutex::new(None),
+                nodes,
+                cluster,
+            }),
+        })
     }
+
+    /// The connection, for others' keys.
     pub fn redis(&self) -> &Redis {
-        todo!()
+        &self.shared.redis
     }
+
+    /// Whose handle this is.
     pub fn me(&self) -> NodeId {
-        todo!()
+        self.shared.me
+    }
+
+    /// This catalog's random name, made with its tree: event positions of another one mean nothing here.
+    pub fn cluster(&self) -> &str {
+        &self.shared.cluster
     }
 
     // -- reads: cached while Redis tracks the keys for us, else one round trip
+
+    /// An inode by number.
     pub async fn node(&self, ino: Ino) -> Result<Option<Node_>, CatalogError> {
-        todo!()
+        self.node_(ino).await
     }
+
     /// Always asks Redis: what `open` uses, so that close-to-open holds. One round trip.
     pub async fn located(&self, ino: Ino) -> Result<Option<Located>, CatalogError> {
-        todo!()
+        self.located_(ino).await
     }
-    /// A name; one round trip unless the whole directory is cached. A negative answer is always asked for afresh.
+
+    /// A name; one round trip unless it is remembered. A negative answer is always asked for afresh.
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Node_>, CatalogError> {
-        todo!()
+        self.lookup_(parent, name).await
     }
-    /// A whole directory: one round trip a thousand names.
+
+    /// A whole directory: one round trip a thousand names. ENOENT where there is no such directory.
     pub async fn list(&self, dir: Ino) -> Result<Arc<Listing>, CatalogError> {
-        todo!()
+        self.list_(dir).await
     }
+
+    /// What stands at a path (symlinks are not followed): one round trip unless it is remembered.
     pub async fn resolve(&self, path: &TreePath) -> Result<Option<Node_>, CatalogError> {
-        todo!()
+        self.resolve_(path).await
     }
+
     /// The path of an inode's first link; `None` when it has none any more.
     pub async fn path_of(&self, ino: Ino) -> Result<Option<TreePath>, CatalogError> {
-        todo!()
+        self.path_of_(ino).await
     }
+
+    /// `resolve` and `located` in one; always asks. One round trip.
     pub async fn locate_path(&self, path: &TreePath) -> Result<Option<Located>, CatalogError> {
-        todo!()
+        self.walk(path).await
     }
 
     // -- changes: each is one atomic script, with its event
+
+    /// Enters a new inode; mkdir, symlink and mknod, too, go through it (by `inode.kind`). `parent`, `name`, `nlink` and a
+    /// symlink's size are filled in. A file with version 0 becomes version 1: empty, with the hash of nothing, and held
+    /// whole by `inode.home` (which the caller sets to this node). One round trip.
     pub async fn create(
         &self,
         parent: Ino,
         name: &[u8],
         inode: Inode,
     ) -> Result<Committed<Node_>, CatalogError> {
-        todo!()
+        let ino = self.shared.numbers.take(&self.shared.redis).await?;
+        let label = format!("'{}'", String::from_utf8_lossy(name));
+        let committed = self
+            .change(&label, |_, now| {
+                let time = ParentTime::Changes(now);
+                namespace::create(parent, name, ino, inode.clone(), time)
+            })
+            .await?;
+        Ok(committed.map(|inode| fresh_node(ino, inode)))
     }
-    /// mkdir, symlink and mknod, too, go through `create` (by `inode.kind`).
+
+    /// A further hard link.
     pub async fn link(
         &self,
         ino: Ino,
         parent: Ino,
         name: &[u8],
     ) -> Result<Committed<Node_>, CatalogError> {
-        todo!()
+        let label = format!("'{}'", String::from_utf8_lossy(name));
+        let committed = self
+            .change(&label, |known, now| {
+                namespace::link(known, ino, parent, name, now)
+            })
+            .await?;
+        Ok(committed.map(|inode| reads::node_of(ino, Arc::new(inode), None)))
     }
+
     /// Removes a name. `Some(ino)`: the inode went with it.
     pub async fn unlink(
         &self,
         parent: Ino,
         name: &[u8],
     ) -> Result<Committed<Option<Ino>>, CatalogError> {
-        todo!()
+        let label = format!("'{}'", String::from_utf8_lossy(name));
+        self.change(&label, |known, now| {
+            namespace::unlink(known, parent, name, now)
+        })
+        .await
     }
+
+    /// Removes an empty directory; the value is its inode's number.
     pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<Committed<Ino>, CatalogError> {
-        todo!()
+        let label = format!("'{}'", String::from_utf8_lossy(name));
+        self.change(&label, |known, now| {
+            namespace::rmdir(known, parent, name, now)
+        })
+        .await
     }
+
     /// `flags`: RENAME_NOREPLACE (1), RENAME_EXCHANGE (2). Refuses to move a directory into itself (EINVAL).
     pub async fn rename(
         &self,
@@ -170,15 +381,36 @@ impl Catalog {
         new_name: &[u8],
         flags: u32,
     ) -> Result<Committed<()>, CatalogError> {
-        todo!()
+        let label = format!("'{}'", String::from_utf8_lossy(name));
+        self.change(&label, |known, now| {
+            rename::rename(known, (parent, name), (new_parent, new_name), flags, now)
+        })
+        .await
     }
+
+    /// chmod, chown, utimens.
     pub async fn set_attributes(
         &self,
         ino: Ino,
         change: AttributeChange,
     ) -> Result<Committed<Node_>, CatalogError> {
-        todo!()
+        let committed = self
+            .change(&format!("inode {ino}"), |known, now| {
+                attributes::set_attributes(known, ino, &change, now)
+            })
+            .await?;
+        let mut meta = None;
+        if committed.value.kind == Kind::Directory {
+            // Its count of subdirectories is no part of the change.
+            meta = self.node(ino).await?.map(|node| cache::DirectoryMeta {
+                time: node.dir_time,
+                subdirectories: node.nlink.saturating_sub(2),
+            });
+        }
+        Ok(committed.map(|inode| reads::node_of(ino, Arc::new(inode), meta)))
     }
+
+    /// Sets (`Some`) or removes an extended attribute; `flags`: XATTR_CREATE (1), XATTR_REPLACE (2).
     pub async fn set_xattr(
         &self,
         ino: Ino,
@@ -186,8 +418,12 @@ impl Catalog {
         value: Option<&[u8]>,
         flags: i32,
     ) -> Result<Committed<()>, CatalogError> {
-        todo!()
+        self.change(&format!("inode {ino}"), |known, now| {
+            attributes::set_xattr(known, ino, name, value, flags, now)
+        })
+        .await
     }
+
     /// The home publishes a new version: `version` goes up by one, this node's holding is whole, others are old. Fails (ESTALE) when this node is not the home of `epoch` any more.
     pub async fn publish(
         &self,
@@ -195,35 +431,142 @@ impl Catalog {
         epoch: u32,
         publication: Publication,
     ) -> Result<Committed<Node_>, CatalogError> {
-        todo!()
+        let me = self.me();
+        let committed = self
+            .change(&format!("inode {ino}"), |known, _| {
+                attributes::publish(known, ino, me, epoch, &publication)
+            })
+            .await?;
+        Ok(committed.map(|inode| reads::node_of(ino, Arc::new(inode), None)))
     }
+
     /// Adds the hash of a version computed later; no-op when the version is not current any more.
     pub async fn set_hash(&self, ino: Ino, version: u64, hash: Hash) -> Result<(), CatalogError> {
-        todo!()
+        self.change(&format!("inode {ino}"), |known, _| {
+            attributes::set_hash(known, ino, version, hash)
+        })
+        .await?;
+        Ok(())
     }
+
+    /// What this node holds of a file now; no-op when the file is gone. One round trip.
     pub async fn set_holding(
         &self,
         ino: Ino,
         holding: Option<Holding>,
     ) -> Result<(), CatalogError> {
-        todo!()
-    }
-    /// Enters files that a scan found, in batches; parents are made as needed. For each: what stands there now.
-    pub async fn adopt(&self, found: Vec<(TreePath, Inode)>) -> Result<Vec<Adopted>, CatalogError> {
-        todo!()
+        let field = self.me().to_string().into_bytes();
+        let place = Place::Holdings(ino);
+        let mut change = Transaction::default();
+        match holding {
+            Some(holding) => {
+                change.require(Check::Present(Place::Inode(ino)), libc::ENOENT);
+                change.then(Operation::SetField(place, field, encode(&holding)));
+            }
+            None => change.then(Operation::DeleteField(place, field)),
+        }
+        let label = format!("inode {ino}");
+        let committed = self.change(&label, |_, _| {
+            Ok(namespace::Plan {
+                transaction: change.clone(),
+                value: (),
+            })
+        });
+        match committed.await {
+            Ok(_) | Err(CatalogError::Posix(libc::ENOENT)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
-    // -- events
-    /// Events after `after`, waiting up to 10 s for the first; `Err(Trimmed)` in the inner result when the stream no longer reaches back that far.
-    pub async fn events(
-        &self,
-        after: EventId,
-        max: usize,
-    ) -> Result<Result<Vec<(EventId, NodeId, Event)>, EventsTrimmed>, CatalogError> {
-        todo!()
+    /// Enters files that a scan found, in batches; parents are made as needed. For each: what stands there now.
+    pub async fn adopt(&self, found: Vec<(TreePath, Inode)>) -> Result<Vec<Adopted>, CatalogError> {
+        self.adopt_(found).await
     }
-    pub async fn last_event(&self) -> Result<EventId, CatalogError> {
-        todo!()
+}
+
+impl<T> Committed<T> {
+    /// The same change with another result.
+    pub fn map<U>(self, into: impl FnOnce(T) -> U) -> Committed<U> {
+        Committed {
+            event: self.event,
+            previous: self.previous,
+            value: into(self.value),
+            change: self.change,
+        }
+    }
+}
+
+/// A new inode as callers see it; a directory is empty.
+fn fresh_node(ino: Ino, inode: Inode) -> Node_ {
+    let meta = cache::DirectoryMeta {
+        time: inode.mtime,
+        subdirectories: 0,
+    };
+    reads::node_of(ino, Arc::new(inode), Some(meta))
+}
+
+/// Makes the root directory where there is none; returns the catalog's name.
+async fn make_tree(redis: &Redis) -> Result<String, CatalogError> {
+    let now = now();
+    let unique = format!("{now} {} {:p}", std::process::id(), &now);
+    let cluster = blake3::hash(unique.as_bytes()).to_hex()[..32].to_owned();
+    let mut change = Transaction {
+        conditions: vec![(
+            Check::Absent(Place::Inode(ROOT)),
+            transaction::Otherwise::Stale,
+        )],
+        ..Transaction::default()
+    };
+    let root = Inode {
+        kind: Kind::Directory,
+        mode: 0o755,
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+        rdev: 0,
+        nlink: 2,
+        size: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        parent: ROOT,
+        name: Vec::new(),
+        target: Vec::new(),
+        xattrs: Default::default(),
+        version: 0,
+        epoch: 0,
+        home: NodeId::NONE,
+        blake3: None,
+        md5: None,
+    };
+    change.then(Operation::Set(Place::Inode(ROOT), encode(&root)));
+    namespace::new_directory(&mut change, ROOT, now);
+    let first = numbers::first(now);
+    for (field, value) in [
+        ("format", FORMAT.to_owned()),
+        ("cluster", cluster),
+        ("next_ino", first.to_string()),
+    ] {
+        let operation = Operation::SetField(Place::Meta, field.into(), value.into_bytes());
+        change.then(operation);
+    }
+    let words = change.arguments(NodeId::NONE, 0);
+    let args: Vec<&[u8]> = words.iter().map(|word| &word[..]).collect();
+    redis.script(&changes::COMMIT, &[], &args).await?;
+    let mut command = redis::cmd("HMGET");
+    command.arg(Place::Meta.key()).arg("format").arg("cluster");
+    let answer = redis.run(&command).await?;
+    let parts: Option<Vec<String>> = reads::array(answer).map(|values| {
+        let texts = values.into_iter().filter_map(reads::bytes);
+        texts
+            .filter_map(|text| String::from_utf8(text).ok())
+            .collect()
+    });
+    match parts.as_deref() {
+        Some([format, cluster]) if format == FORMAT => Ok(cluster.clone()),
+        Some([format, _]) => Err(CatalogError::Format {
+            found: format.clone(),
+        }),
+        _ => Err(reads::damaged("ks:meta")),
     }
 }
 
@@ -232,7 +575,8 @@ impl Catalog {
 pub enum Adopted {
     /// Entered as new.
     New(Node_),
-    /// The tree has something at that path already (decide by size and hash).
+    /// The tree has something at that path already (decide by size and hash); or, where the path leads through
+    /// something that is no directory, that.
     Occupied(Node_),
 }
 

@@ -1,40 +1,100 @@
-//! Brings missing blocks: which ones, from whom, how many at once. The decisions are pure (`plan`, `readahead`); one fetch in flight per group, however many wait (`flight`).
-pub mod flight;
-pub mod plan;
-pub mod readahead;
+//! Brings missing blocks: which ones, from whom, how many at once.
+//!
+//! Who takes part: `Fetcher` (all contents of a node that are being fetched), `RemoteFile` (one of them, shared by its readers), `core` (its shell), `plan` and
+//! `readahead` (the decisions, pure), `flight` (one fetch in flight per group, however many wait), `backing` (where the bytes go), `surroundings` (peers, catalog and
+//! store, or their doubles).
+//!
+//! Always: every byte handed out was checked against the content's hash by the transport; every wait has a deadline; bytes under way stay within the memory limit; a content that
+//! is whole becomes a plain file and this node a holder, except on read-only nodes.
+//!
+//! Not for: opening files (`filesystem`) or serving peers (`store::source`).
+mod backing;
+mod blob;
+mod budget;
+mod core;
+mod flight;
+mod group_map;
+mod plan;
+mod ranges;
+mod readahead;
+mod scratch;
+mod surroundings;
+#[cfg(test)]
+mod tests;
 
+use self::backing::{Backing, OVERFLOW_BYTES, SMALL_BYTES};
+use self::budget::Budget;
+use self::core::{ContentKind, Core, Opening, Shared};
+use self::flight::{Claims, lock};
+use self::plan::Limits;
+use self::scratch::Scratch;
+use self::surroundings::{Node, file_locator, store_error};
 use crate::{
     catalog::Catalog,
     error::FsError,
     path::TreePath,
     record::*,
-    store::{Store, partial::ContentKey},
+    store::{Store, StoreError, partial::ContentKey},
 };
 use ks_transport::pool::PeerPool;
-use std::sync::{Arc, atomic::AtomicU64};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak, atomic::AtomicU64};
+use tokio::runtime::Handle;
+
+/// Contents open at once; each costs a few file descriptors.
+const OPEN_MAX: usize = 16 * 1024;
+/// Bytes of a file that a read-only node keeps while it is open.
+const READ_ONLY_BYTES: u64 = 1024 * 1024 * 1024;
 
 /// Counters for `ks status` and tests.
 #[derive(Default)]
 pub struct FetchCounters {
+    /// Bytes of files that came from peers.
     pub bytes_fetched: AtomicU64,
+    /// Requests sent to peers.
     pub requests: AtomicU64,
+    /// Requests that peers did not answer in full.
     pub failures: AtomicU64,
 }
 
 /// Fetches contents from peers into the store.
-pub struct Fetcher {/* store, catalog, pool, open contents by key, counters, memory budget */}
+pub struct Fetcher {
+    store: Arc<Store>,
+    shared: Shared,
+    read_only: bool,
+    open: Arc<OpenContents>,
+    blobs: Claims<Hash>,
+}
+
+/// The contents that somebody has open, or that are being closed.
+type OpenContents = Mutex<HashMap<ContentKey, OpenContent>>;
+
+struct OpenContent {
+    core: Arc<Core>,
+    file: Weak<RemoteFile>,
+}
 
 /// A content that is (or was) not whole here; shared by all who read it.
-pub struct RemoteFile {/* .. */}
+pub struct RemoteFile {
+    core: Arc<Core>,
+    key: ContentKey,
+    open: Arc<OpenContents>,
+    runtime: Handle,
+    keeps: bool,
+}
 
 /// Progress of bringing a whole file.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
+    /// Bytes that are here.
     pub have_bytes: u64,
+    /// Bytes of the whole.
     pub size: u64,
 }
 
 impl Fetcher {
+    /// For one node. Call inside the tokio runtime that its requests shall run on. `memory_limit_bytes` bounds the bytes
+    /// under way. A `read_only` node keeps nothing of what it fetches.
     pub fn new(
         store: Arc<Store>,
         catalog: Catalog,
@@ -42,9 +102,23 @@ impl Fetcher {
         memory_limit_bytes: usize,
         read_only: bool,
     ) -> Arc<Self> {
-        todo!()
+        let node = Node::new(store.clone(), catalog, pool);
+        Arc::new(Self {
+            store,
+            shared: Shared {
+                around: Arc::new(node),
+                budget: Budget::new(memory_limit_bytes as u64),
+                counters: Arc::default(),
+                runtime: Handle::current(),
+                limits: Limits::default(),
+            },
+            read_only,
+            open: Arc::default(),
+            blobs: Claims::default(),
+        })
     }
-    /// Shares the `RemoteFile` of a content (one per key while anyone has it open).
+
+    /// Shares the `RemoteFile` of a content (one per key while anyone has it open). `holders`: who has all of it, without this node.
     pub fn open(
         self: &Arc<Self>,
         key: ContentKey,
@@ -52,8 +126,75 @@ impl Fetcher {
         inode: Arc<Inode>,
         holders: Vec<NodeId>,
     ) -> Result<Arc<RemoteFile>, FsError> {
-        todo!()
+        debug_assert_eq!(inode.version, key.version);
+        let mut open = lock(&self.open);
+        if let Some(found) = open.get_mut(&key) {
+            if let Some(file) = found.file.upgrade() {
+                return Ok(file);
+            }
+            // It is being closed: go on with what it has.
+            let file = self.handle(found.core.clone(), key);
+            found.file = Arc::downgrade(&file);
+            file.core.know_holders(holders);
+            return Ok(file);
+        }
+        if open.len() >= OPEN_MAX {
+            return Err(FsError::TooManyOpen(OPEN_MAX));
+        }
+        let opening = Opening {
+            locator: file_locator(key.ino, &path),
+            backing: self.backing(&key, &path)?,
+            key: key.clone(),
+            path,
+            kind: if self.read_only {
+                ContentKind::FileNotKept
+            } else {
+                ContentKind::File
+            },
+            holders: spread(holders, key.ino),
+        };
+        let core = Core::new(opening, self.shared.clone());
+        let file = self.handle(core.clone(), key.clone());
+        let content = OpenContent {
+            core,
+            file: Arc::downgrade(&file),
+        };
+        open.insert(key, content);
+        Ok(file)
     }
+
+    fn handle(&self, core: Arc<Core>, key: ContentKey) -> Arc<RemoteFile> {
+        Arc::new(RemoteFile {
+            core,
+            key,
+            open: self.open.clone(),
+            runtime: self.shared.runtime.clone(),
+            keeps: !self.read_only,
+        })
+    }
+
+    /// Where the bytes of a content go.
+    fn backing(&self, key: &ContentKey, path: &TreePath) -> Result<Backing, FsError> {
+        if key.size <= SMALL_BYTES {
+            return Ok(Backing::small(key.size));
+        }
+        if self.read_only {
+            let directory = self.store.state_dir();
+            let scratch = Scratch::unlinked(&directory, key.size, READ_ONLY_BYTES)
+                .or_else(|_| Scratch::in_memory(key.size, OVERFLOW_BYTES))?;
+            return Ok(Backing::scratch(key.size, scratch));
+        }
+        match self.store.open_partial(key) {
+            Ok(partial) => Ok(Backing::partial(partial)),
+            Err(StoreError::NoSpace { free, keep }) => {
+                tracing::warn!(%path, free, keep, "no space to keep what is fetched: the file is read without being kept");
+                let scratch = Scratch::in_memory(key.size, OVERFLOW_BYTES)?;
+                Ok(Backing::scratch(key.size, scratch))
+            }
+            Err(error) => Err(store_error(error)),
+        }
+    }
+
     /// Brings a payload blob to this node's store (from `holders`, addresses of nodes).
     pub async fn blob(
         &self,
@@ -61,31 +202,89 @@ impl Fetcher {
         size: u64,
         holders: &[NodeId],
     ) -> Result<std::path::PathBuf, FsError> {
-        todo!()
+        blob::fetch(&self.store, &self.shared, &self.blobs, hash, size, holders).await
     }
+
+    /// Counters since the start.
     pub fn counters(&self) -> &FetchCounters {
-        todo!()
+        &self.shared.counters
     }
+
+    /// Bytes under way now; never more than the memory limit.
+    pub fn bytes_under_way(&self) -> u64 {
+        self.shared.budget.used_bytes()
+    }
+}
+
+/// Holders in an order that differs from file to file, so that one node is not everybody's first.
+fn spread(mut holders: Vec<NodeId>, ino: Ino) -> Vec<NodeId> {
+    if !holders.is_empty() {
+        let by = (ino % holders.len() as u64) as usize;
+        holders.rotate_left(by);
+    }
+    holders
 }
 
 impl RemoteFile {
     /// Reads verified bytes, at most up to the size. Every wait has a deadline: a slow, gone or wrong holder is left for the next; none left: `NoHolder`.
-    /// Returns also how many bytes were fetched for this read (for usage).
+    /// Returns also how many bytes were fetched for this read (for usage), those that were brought ahead of it included.
     pub async fn read(
         self: &Arc<Self>,
         offset: u64,
         len: usize,
     ) -> Result<(bytes::Bytes, u64), FsError> {
-        todo!()
+        self.core.read(offset, len).await
     }
-    /// Brings all of it, several holders and lanes at once; on return it is a plain file here and this node a holder.
+
+    /// Brings all of it, several holders and lanes at once; on return it is a plain file here and this node a holder. Dropping the future cancels it; what has come stays.
     pub async fn fetch_whole(
         self: &Arc<Self>,
         progress: impl Fn(Progress) + Send + Sync,
     ) -> Result<(), FsError> {
-        todo!()
+        if !self.keeps {
+            return Err(FsError::ReadOnly(
+                "this node keeps no copies (--read-only), so it cannot fetch whole files",
+            ));
+        }
+        let size = self.key.size;
+        let progress = |have_bytes| progress(Progress { have_bytes, size });
+        self.core.fetch_whole(progress).await
     }
+
+    /// How much of it is here.
     pub fn progress(&self) -> Progress {
-        todo!()
+        Progress {
+            have_bytes: self.core.backing().had_bytes(),
+            size: self.key.size,
+        }
     }
+}
+
+impl Drop for RemoteFile {
+    /// The last reader is gone: what is under way ends, what is here is written down.
+    fn drop(&mut self) {
+        let (core, key, open) = (self.core.clone(), self.key.clone(), self.open.clone());
+        self.runtime.spawn(async move {
+            if is_open(&open, &key) {
+                return;
+            }
+            core.close();
+            core.kept_or_failed().await;
+            core.save().await;
+            let mut open = lock(&open);
+            if open
+                .get(&key)
+                .is_some_and(|content| content.file.strong_count() == 0)
+            {
+                open.remove(&key);
+            }
+        });
+    }
+}
+
+/// Whether somebody opened it again meanwhile.
+fn is_open(open: &OpenContents, key: &ContentKey) -> bool {
+    let open = lock(open);
+    open.get(key)
+        .is_some_and(|content| content.file.strong_count() > 0)
 }

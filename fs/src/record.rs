@@ -41,37 +41,64 @@ impl std::str::FromStr for NodeId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Kind {
+    /// A regular file: the one kind that has versions, a home and holders.
     File = 0,
+    /// A directory.
     Directory = 1,
+    /// A symbolic link.
     Symlink = 2,
+    /// A named pipe.
     Fifo = 3,
+    /// A unix socket's name.
     Socket = 4,
+    /// A character device.
     CharDevice = 5,
+    /// A block device.
     BlockDevice = 6,
+}
+
+impl Kind {
+    const ALL: [Kind; 7] = [
+        Kind::File,
+        Kind::Directory,
+        Kind::Symlink,
+        Kind::Fifo,
+        Kind::Socket,
+        Kind::CharDevice,
+        Kind::BlockDevice,
+    ];
 }
 
 /// One inode as the catalog has it (`ks:i:<ino>`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inode {
+    /// What it is; never changes.
     pub kind: Kind,
     /// Permission bits, setuid, setgid and sticky (07777).
     pub mode: u32,
+    /// Owner.
     pub uid: u32,
+    /// Group.
     pub gid: u32,
+    /// Device number of a device, else 0.
     pub rdev: u32,
     /// Hard links. For a directory the catalog derives it (2 + subdirectories), this field is 2.
     pub nlink: u32,
     /// Bytes (files); length of the target (symlinks).
     pub size: u64,
+    /// Last access, as far as it is kept.
     pub atime: Time,
-    /// For a directory: at its making or last utimens; its entries' changes are kept beside the entries (`catalog::DirectoryTimes`).
+    /// For a directory: at its making or last utimens; its entries' changes are kept beside the entries (`catalog::Node_::dir_time`).
     pub mtime: Time,
+    /// Last change of anything of it.
     pub ctime: Time,
     /// The first link's directory and name: enough to find the path without a search.
     pub parent: Ino,
+    /// The first link's name in `parent`.
     pub name: Vec<u8>,
     /// A symlink's target.
     pub target: Vec<u8>,
+    /// Extended attributes by name.
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Counts published contents; 0: never written.
     pub version: u64,
@@ -81,6 +108,7 @@ pub struct Inode {
     pub home: NodeId,
     /// BLAKE3 of the current version, once it has been computed. All-empty files have the hash of nothing.
     pub blake3: Option<Hash>,
+    /// MD5 of the current version, once somebody asked for it.
     pub md5: Option<[u8; 16]>,
 }
 
@@ -93,34 +121,89 @@ pub struct Holding {
     pub bytes: u64,
 }
 
-/// A directory entry (`ks:d:<ino>`, field name).
+/// A directory entry (`ks:d:<ino>`, field name). Stored as text, "<ino> <kind>": the scripts follow it to the inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
+    /// What the name stands for.
     pub ino: Ino,
+    /// Its kind.
     pub kind: Kind,
+}
+
+impl Entry {
+    /// The stored form.
+    pub fn to_bytes(self) -> Vec<u8> {
+        format!("{} {}", self.ino, self.kind as u8).into_bytes()
+    }
+    /// Reads the stored form.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DamagedRecord> {
+        let damaged = || DamagedRecord(format!("entry '{}'", String::from_utf8_lossy(bytes)));
+        let text = std::str::from_utf8(bytes).map_err(|_| damaged())?;
+        let (ino, kind) = text.split_once(' ').ok_or_else(damaged)?;
+        let kind: usize = kind.parse().map_err(|_| damaged())?;
+        Ok(Self {
+            ino: ino.parse().map_err(|_| damaged())?,
+            kind: *Kind::ALL.get(kind).ok_or_else(damaged)?,
+        })
+    }
+}
+
+/// A further hard link (`ks:l:<ino>`, member): a directory and a name in it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Link {
+    /// The directory.
+    pub parent: Ino,
+    /// The name in it.
+    pub name: Vec<u8>,
+}
+
+impl Link {
+    /// The stored form, "<parent>/<name>".
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = format!("{}/", self.parent).into_bytes();
+        bytes.extend_from_slice(&self.name);
+        bytes
+    }
+    /// Reads the stored form.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DamagedRecord> {
+        let damaged = || DamagedRecord(format!("link '{}'", String::from_utf8_lossy(bytes)));
+        let slash = bytes.iter().position(|&b| b == b'/').ok_or_else(damaged)?;
+        let parent = std::str::from_utf8(&bytes[..slash]).map_err(|_| damaged())?;
+        Ok(Self {
+            parent: parent.parse().map_err(|_| damaged())?,
+            name: bytes[slash + 1..].to_vec(),
+        })
+    }
 }
 
 /// What the cluster knows of a node (`ks:nodes`, field NodeId).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
+    /// Its name, one live node's alone.
     pub name: String,
     /// How others reach it: "host:port" (QUIC).
     pub address: String,
     /// Where it mounts the tree, and its data directory (as told to people).
     pub mountpoint: String,
+    /// Its data directory's path on its host.
     pub datadir: String,
     /// Random per start of the daemon: tells a restart from a second daemon.
     pub incarnation: u64,
     /// Version of the program.
     pub version: String,
+    /// How many Python workers it has.
     pub workers: u32,
+    /// The queues it serves.
     pub queues: Vec<String>,
+    /// Nothing new is stored there.
     pub read_only: bool,
     /// It carries Redis to those that join through it.
     pub carries_redis: bool,
+    /// When this start of the daemon began.
     pub started: Time,
-    /// Refreshed with the heart-beat: bytes free and total on the data directory's disk.
+    /// Refreshed with the heart-beat: bytes free on the data directory's disk.
     pub free_bytes: u64,
+    /// Size of the data directory's disk, bytes.
     pub total_bytes: u64,
 }
 
@@ -130,36 +213,80 @@ pub struct NodeInfo {
 pub enum Event {
     /// A name appeared (create, mkdir, symlink, link, found by a scan).
     Linked {
+        /// The directory it appeared in.
         parent: Ino,
+        /// The name.
         name: Vec<u8>,
+        /// What it stands for.
         ino: Ino,
     },
-    /// A name went; `path` is the tree path it had. `gone`: the inode went with it.
+    /// A name went.
     Unlinked {
+        /// The directory it went from.
         parent: Ino,
+        /// The name.
         name: Vec<u8>,
+        /// What it stood for.
         ino: Ino,
+        /// The tree path it had when it went: exact at this place of the stream.
         path: Vec<u8>,
+        /// The inode went with it.
         gone: bool,
     },
-    /// A name moved; `replaced` is what stood there before.
+    /// A name moved.
     Renamed {
+        /// The directory it was in.
         from_parent: Ino,
+        /// The name it had.
         from_name: Vec<u8>,
+        /// The directory it is in.
         to_parent: Ino,
+        /// The name it has.
         to_name: Vec<u8>,
+        /// What moved.
         ino: Ino,
+        /// The tree path it had: exact at this place of the stream.
         from_path: Vec<u8>,
+        /// The tree path it has: exact at this place of the stream.
         to_path: Vec<u8>,
+        /// What stood at `to_path` before and lost that name.
         replaced: Option<Ino>,
     },
+    /// Two names changed places (RENAME_EXCHANGE).
+    Exchanged {
+        /// The directory of the first name.
+        first_parent: Ino,
+        /// The first name.
+        first_name: Vec<u8>,
+        /// The directory of the second name.
+        second_parent: Ino,
+        /// The second name.
+        second_name: Vec<u8>,
+        /// What stood at `first_path` before and stands at `second_path` now.
+        first_ino: Ino,
+        /// What stood at `second_path` before and stands at `first_path` now.
+        second_ino: Ino,
+        /// The first name's tree path: exact at this place of the stream.
+        first_path: Vec<u8>,
+        /// The second name's tree path: exact at this place of the stream.
+        second_path: Vec<u8>,
+    },
     /// Attributes that the plain files carry too changed (mode, owner, times, xattrs).
-    Attributes { ino: Ino, path: Vec<u8> },
+    Attributes {
+        /// Whose.
+        ino: Ino,
+        /// Its first link's tree path: exact at this place of the stream.
+        path: Vec<u8>,
+    },
     /// A new version was published by `home`: other copies are old now.
     Published {
+        /// Of which file.
         ino: Ino,
+        /// Its first link's tree path when it was published: a hint, a rename may have come in between.
         path: Vec<u8>,
+        /// The version that is current now.
         version: u64,
+        /// Who published it and holds it.
         home: NodeId,
     },
 }

@@ -161,6 +161,14 @@ impl Script {
         let sha1 = redis::Script::new(source).get_hash().to_owned();
         Self { source, sha1 }
     }
+    /// The Lua text: for a pipeline, which loads it first (SCRIPT LOAD).
+    pub fn source(&self) -> &'static str {
+        self.source
+    }
+    /// What EVALSHA calls it by, hexadecimal.
+    pub fn sha1(&self) -> &str {
+        &self.sha1
+    }
 }
 
 impl Redis {

@@ -1,1 +1,264 @@
-//! skeleton
+//! What this node remembers of the catalog: inodes and directories, valid until Redis pushes that they changed.
+//!
+//! Pure: no Redis, no clock, no lock inside. Who takes part: reads take a `Ticket` before they ask and put their answer
+//! in with it; pushes invalidate by key; own changes (of which Redis tells nothing, NOLOOP) drop or renew what they touched.
+//!
+//! What always holds:
+//! - An answer that raced with a change of its key is not kept: the change came after the ticket was taken.
+//! - Everything is bounded (`INODES_MAX`, `NAMES_MAX`, `RECENT_MAX`); what is evicted is asked for again.
+//! - A name that is not there is never remembered, but by a directory that is here whole, and `lookup` asks even then.
+mod clock;
+
+use super::namespace::Record;
+use super::transaction::Place;
+use crate::record::{Entry, Ino, Time};
+use clock::Clock;
+use std::collections::{BTreeMap, HashMap};
+
+/// Inode records kept (about 400 bytes each).
+pub const INODES_MAX: usize = 65_536;
+/// Names kept over all directories (about 80 bytes each); a larger directory is never kept whole.
+pub const NAMES_MAX: usize = 131_072;
+/// Changed keys remembered for reads under way; beyond it, those reads are not kept.
+const RECENT_MAX: usize = 16_384;
+
+/// Taken before asking Redis; says what the answer may be older than. Give it back with `release`.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+pub struct Ticket(u64);
+
+/// A directory's own numbers, which stand beside its entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectoryMeta {
+    /// When its entries last changed (or utimens said so).
+    pub time: Time,
+    /// How many of them are directories.
+    pub subdirectories: u32,
+}
+
+#[derive(Default, Clone)]
+struct Directory {
+    meta: Option<DirectoryMeta>,
+    names: HashMap<Box<[u8]>, Entry>,
+    whole: bool,
+}
+
+/// The cache.
+pub struct Cache {
+    inodes: Clock<Ino, Record>,
+    directories: Clock<Ino, Directory>,
+    /// Counts invalidations.
+    sequence: u64,
+    /// Answers to tickets below it are not kept.
+    floor: u64,
+    /// When each key last changed, as far as a ticket under way may need it.
+    recent: HashMap<Place, u64>,
+    /// Tickets under way: how many of each.
+    tickets: BTreeMap<u64, usize>,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self::with_bounds(INODES_MAX, NAMES_MAX)
+    }
+}
+
+impl Cache {
+    /// An empty cache of at most so many inodes and names.
+    pub fn with_bounds(inodes_max: usize, names_max: usize) -> Self {
+        Self {
+            inodes: Clock::new(inodes_max),
+            directories: Clock::new(names_max),
+            sequence: 0,
+            floor: 0,
+            recent: HashMap::new(),
+            tickets: BTreeMap::new(),
+        }
+    }
+
+    // -- reads under way
+
+    /// Before a question to Redis.
+    pub fn ticket(&mut self) -> Ticket {
+        *self.tickets.entry(self.sequence).or_default() += 1;
+        Ticket(self.sequence)
+    }
+
+    /// The question was answered (or given up), and what was to be kept has been put in.
+    pub fn release(&mut self, ticket: Ticket) {
+        if let Some(count) = self.tickets.get_mut(&ticket.0) {
+            *count -= 1;
+            if *count == 0 {
+                self.tickets.remove(&ticket.0);
+            }
+        }
+        if self.tickets.is_empty() {
+            self.recent.clear();
+        }
+    }
+
+    fn is_fresh(&self, ticket: Ticket, place: Place) -> bool {
+        ticket.0 >= self.floor && self.recent.get(&place).is_none_or(|&at| at <= ticket.0)
+    }
+
+    // -- changes
+
+    /// Another client changed this key.
+    pub fn invalidate(&mut self, place: Place) {
+        match place {
+            Place::Inode(ino) => {
+                self.inodes.remove(&ino);
+            }
+            Place::Directory(ino) => {
+                self.directories.remove(&ino);
+            }
+            _ => return,
+        }
+        self.sequence += 1;
+        if self.tickets.is_empty() {
+            return;
+        }
+        if self.recent.len() >= RECENT_MAX {
+            self.recent.clear();
+            self.floor = self.sequence;
+        }
+        self.recent.insert(place, self.sequence);
+    }
+
+    /// Nothing can be trusted any more.
+    pub fn reset(&mut self) {
+        self.inodes.clear();
+        self.directories.clear();
+        self.recent.clear();
+        self.sequence += 1;
+        self.floor = self.sequence;
+    }
+
+    /// This node's own change of these keys was committed; `ticket` was taken before it was sent. What was known of
+    /// them goes. Returns a ticket with which what was written may be put in: refused for keys that others changed, too.
+    /// (The caller still releases the first ticket, and that alone.)
+    pub fn own_change(&mut self, ticket: Ticket, places: &[Place]) -> OwnChange {
+        let fresh: Vec<Place> = places
+            .iter()
+            .copied()
+            .filter(|place| self.is_fresh(ticket, *place))
+            .collect();
+        for place in places {
+            self.invalidate(*place);
+        }
+        OwnChange { fresh }
+    }
+
+    // -- what is remembered
+
+    /// An inode's record.
+    pub fn inode(&mut self, ino: Ino) -> Option<Record> {
+        self.inodes.get(&ino).cloned()
+    }
+
+    /// A directory's own numbers.
+    pub fn meta(&mut self, ino: Ino) -> Option<DirectoryMeta> {
+        self.directories.get(&ino)?.meta
+    }
+
+    /// What a name stands for, where that is remembered.
+    pub fn entry(&mut self, parent: Ino, name: &[u8]) -> Option<Entry> {
+        self.directories.get(&parent)?.names.get(name).copied()
+    }
+
+    /// All names, where the whole directory is remembered.
+    pub fn names(&mut self, ino: Ino) -> Option<Vec<(Vec<u8>, Entry)>> {
+        let directory = self.directories.get(&ino)?;
+        directory.whole.then(|| {
+            let names = directory.names.iter();
+            names.map(|(name, entry)| (name.to_vec(), *entry)).collect()
+        })
+    }
+
+    // -- answers
+
+    /// Keeps an inode's record.
+    pub fn put_inode(&mut self, ticket: Ticket, ino: Ino, record: Record) {
+        if self.is_fresh(ticket, Place::Inode(ino)) {
+            self.inodes.insert(ino, record, 1);
+        }
+    }
+
+    /// Keeps a directory's own numbers.
+    pub fn put_meta(&mut self, ticket: Ticket, ino: Ino, meta: DirectoryMeta) {
+        if self.is_fresh(ticket, Place::Directory(ino)) {
+            self.change_directory(ino, |directory| directory.meta = Some(meta));
+        }
+    }
+
+    /// Keeps what one name stands for.
+    pub fn put_entry(&mut self, ticket: Ticket, parent: Ino, name: &[u8], entry: Entry) {
+        if self.is_fresh(ticket, Place::Directory(parent)) {
+            self.change_directory(parent, |directory| {
+                directory.names.insert(name.into(), entry);
+            });
+        }
+    }
+
+    /// Keeps a whole directory.
+    pub fn put_names<'n>(
+        &mut self,
+        ticket: Ticket,
+        ino: Ino,
+        meta: DirectoryMeta,
+        names: impl Iterator<Item = (&'n [u8], Entry)>,
+    ) {
+        if self.is_fresh(ticket, Place::Directory(ino)) {
+            let directory = Directory {
+                meta: Some(meta),
+                names: names.map(|(name, entry)| (name.into(), entry)).collect(),
+                whole: true,
+            };
+            let weight = 1 + directory.names.len();
+            self.directories.insert(ino, directory, weight);
+        }
+    }
+
+    fn change_directory(&mut self, ino: Ino, change: impl FnOnce(&mut Directory)) {
+        let mut directory = self.directories.remove(&ino).unwrap_or_default();
+        change(&mut directory);
+        let weight = 1 + directory.names.len();
+        self.directories.insert(ino, directory, weight);
+    }
+}
+
+/// Which keys of an own change no one else touched meanwhile: what was written to them may be kept.
+pub struct OwnChange {
+    fresh: Vec<Place>,
+}
+
+impl OwnChange {
+    /// Keeps a record that was written.
+    pub fn put_inode(&self, cache: &mut Cache, ino: Ino, record: Record) {
+        if self.fresh.contains(&Place::Inode(ino)) {
+            cache.inodes.insert(ino, record, 1);
+        }
+    }
+
+    /// Keeps a directory's own numbers. Its names are not kept over an own change: where another node changed the same
+    /// directory in the same round of Redis's event loop before us, NOLOOP hides that from us.
+    pub fn put_meta(&self, cache: &mut Cache, ino: Ino, meta: DirectoryMeta) {
+        if self.fresh.contains(&Place::Directory(ino)) {
+            cache.change_directory(ino, |directory| directory.meta = Some(meta));
+        }
+    }
+
+    /// A directory that was made just now: nothing is in it.
+    pub fn put_new_directory(&self, cache: &mut Cache, ino: Ino, meta: DirectoryMeta) {
+        if self.fresh.contains(&Place::Directory(ino)) {
+            let directory = Directory {
+                meta: Some(meta),
+                names: HashMap::new(),
+                whole: true,
+            };
+            cache.directories.insert(ino, directory, 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

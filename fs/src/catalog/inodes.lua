@@ -1,0 +1,20 @@
+-- Inodes by number, with the numbers of those that are directories.
+-- ARGV: entries, "<ino> <kind>" (kind 1, a directory, where it is not known).
+-- Reply: three values for each: INODE, TIME, SUBDIRECTORIES (null where there is none).
+local inos, keys = {}, {}
+for i, entry in ipairs(ARGV) do
+  inos[i] = string.match(entry, '^%d+')
+  keys[i] = 'ks:i:' .. inos[i]
+end
+local inodes = redis.call('MGET', unpack(keys))
+local reply = {}
+for i, entry in ipairs(ARGV) do
+  local meta = {false, false}
+  if string.sub(entry, -2) == ' 1' then
+    meta = redis.call('HMGET', 'ks:d:' .. inos[i], '/t', '/n')
+  end
+  reply[#reply + 1] = inodes[i]
+  reply[#reply + 1] = meta[1]
+  reply[#reply + 1] = meta[2]
+end
+return reply

@@ -1,0 +1,374 @@
+//! Where the bytes of one content are while it is fetched: a partial file of the store, or memory for a small one, or a bounded scratch file on a node
+//! that keeps nothing. When the disk is full, what comes from then on goes to bounded memory and is not kept.
+//!
+//! Always: a group is marked after its bytes have been written; a read gives bytes only if all of its groups are marked.
+//! Not for: deciding what to bring (`plan`), or making the file whole (`surroundings`).
+use super::flight::lock;
+use super::group_map::GroupMap;
+use super::plan::BlockMap;
+use super::ranges::{Ranges, clip, intersect, total};
+use super::scratch::Scratch;
+use crate::store::partial::Partial;
+use bytes::Bytes;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// Contents up to this size are gathered in memory and become a file in one go.
+pub const SMALL_BYTES: u64 = 64 * 1024;
+/// Bytes of a file that are kept in memory when the disk is full.
+pub const OVERFLOW_BYTES: u64 = 32 * 1024 * 1024;
+/// Tree nodes that are gathered before they are written.
+const NODES_MAX: usize = 1024;
+
+/// A tree node and its offset in the outboard.
+type Node = (u64, [u8; 64]);
+
+/// A content that is gathered in memory.
+pub struct Small {
+    data: Vec<u8>,
+    map: GroupMap,
+}
+
+/// Where it goes first.
+enum Base {
+    Partial(Arc<Partial>),
+    Small(Mutex<Small>),
+    Scratch(Scratch),
+}
+
+/// Where written bytes went, for `mark`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Where they belong.
+    Base,
+    /// In memory, because the disk is full.
+    Overflow,
+}
+
+/// What a read found.
+pub enum Found {
+    /// The bytes.
+    Data(Bytes),
+    /// Not all of it is here.
+    Missing,
+    /// It is here and has to be read from the disk: use `read_blocking` on a thread that may wait.
+    OnDisk,
+}
+
+/// A whole content, ready to become a file.
+pub enum WholeCopy {
+    /// A partial file that has everything.
+    Partial(Arc<Partial>),
+    /// The bytes and the tree's nodes.
+    Bytes(Vec<u8>, Vec<Node>),
+}
+
+/// The bytes of one content.
+pub struct Backing {
+    size: u64,
+    base: Base,
+    overflow: OnceLock<Scratch>,
+    disk_full: AtomicBool,
+    /// The partial file was empty when it was opened: what it has was written just now and is in the page cache.
+    fresh: bool,
+    nodes: Mutex<Vec<Node>>,
+}
+
+impl Backing {
+    /// In a partial file of the store.
+    pub fn partial(partial: Arc<Partial>) -> Self {
+        let (size, fresh) = (partial.key().size, partial.had_bytes() == 0);
+        Self::new(size, Base::Partial(partial), fresh)
+    }
+
+    /// In memory until it is whole.
+    pub fn small(size: u64) -> Self {
+        let small = Small {
+            data: vec![0; size as usize],
+            map: GroupMap::new(size),
+        };
+        Self::new(size, Base::Small(Mutex::new(small)), true)
+    }
+
+    /// In a scratch file; never kept.
+    pub fn scratch(size: u64, scratch: Scratch) -> Self {
+        Self::new(size, Base::Scratch(scratch), true)
+    }
+
+    fn new(size: u64, base: Base, fresh: bool) -> Self {
+        Self {
+            size,
+            base,
+            overflow: OnceLock::new(),
+            disk_full: AtomicBool::new(false),
+            fresh,
+            nodes: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Bytes that are here.
+    pub fn had_bytes(&self) -> u64 {
+        match &self.base {
+            Base::Partial(partial) => partial.had_bytes(),
+            Base::Small(small) => lock(small).map.had_bytes(),
+            Base::Scratch(scratch) => scratch.had_bytes(),
+        }
+    }
+
+    /// Whether all of it is here.
+    pub fn is_whole(&self) -> bool {
+        match &self.base {
+            Base::Partial(partial) => partial.is_whole(),
+            Base::Small(small) => lock(small).map.is_whole(),
+            Base::Scratch(scratch) => scratch.is_whole(),
+        }
+    }
+
+    /// The partial file, where there is one.
+    pub fn as_partial(&self) -> Option<&Arc<Partial>> {
+        match &self.base {
+            Base::Partial(partial) => Some(partial),
+            Base::Small(_) | Base::Scratch(_) => None,
+        }
+    }
+
+    /// Whether the disk was found full.
+    pub fn is_disk_full(&self) -> bool {
+        self.disk_full.load(Ordering::Relaxed)
+    }
+
+    /// What comes from now on is not kept.
+    pub fn set_disk_full(&self) {
+        self.disk_full.store(true, Ordering::Relaxed);
+    }
+
+    /// The whole content, if it is one that can be kept.
+    pub fn whole_copy(&self) -> io::Result<Option<WholeCopy>> {
+        if !self.is_whole() {
+            return Ok(None);
+        }
+        match &self.base {
+            Base::Partial(partial) => {
+                self.flush_nodes()?;
+                Ok(Some(WholeCopy::Partial(partial.clone())))
+            }
+            Base::Small(small) => {
+                let data = lock(small).data.clone();
+                Ok(Some(WholeCopy::Bytes(data, lock(&self.nodes).clone())))
+            }
+            Base::Scratch(_) => Ok(None),
+        }
+    }
+
+    /// Writes verified bytes.
+    pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<Place> {
+        match &self.base {
+            Base::Partial(partial) if !self.is_disk_full() => {
+                match partial.data_file().write_all_at(data, offset) {
+                    Err(error) if is_full(&error) => {}
+                    result => return result.map(|()| Place::Base),
+                }
+            }
+            Base::Partial(_) => {}
+            Base::Small(small) => {
+                let start = offset as usize;
+                lock(small).data[start..start + data.len()].copy_from_slice(data);
+                return Ok(Place::Base);
+            }
+            Base::Scratch(scratch) => return scratch.write(offset, data).map(|()| Place::Base),
+        }
+        self.overflowing()?.write(offset, data)?;
+        Ok(Place::Overflow)
+    }
+
+    /// Whole groups have been written.
+    pub fn mark(&self, range: Range<u64>, place: Place) {
+        match (&self.base, place) {
+            (_, Place::Overflow) => {
+                if let Some(overflow) = self.overflow.get() {
+                    overflow.mark(range);
+                }
+            }
+            (Base::Partial(partial), Place::Base) => partial.mark(range),
+            (Base::Small(small), Place::Base) => lock(small).map.set(range, true),
+            (Base::Scratch(scratch), Place::Base) => scratch.mark(range),
+        }
+    }
+
+    /// A verified tree node; written together with others.
+    pub fn node(&self, offset: u64, pair: &[u8; 64]) -> io::Result<()> {
+        if matches!(self.base, Base::Scratch(_)) {
+            return Ok(());
+        }
+        let mut nodes = lock(&self.nodes);
+        nodes.push((offset, *pair));
+        let many = nodes.len() >= NODES_MAX;
+        drop(nodes);
+        if many && self.as_partial().is_some() {
+            self.flush_nodes()?;
+        }
+        Ok(())
+    }
+
+    /// Writes the gathered tree nodes; before the map is saved, and before the content becomes a file.
+    pub fn flush_nodes(&self) -> io::Result<()> {
+        let Some(partial) = self.as_partial() else {
+            return Ok(());
+        };
+        let mut nodes = std::mem::take(&mut *lock(&self.nodes));
+        nodes.sort_unstable_by_key(|node| node.0);
+        nodes.dedup_by_key(|node| node.0);
+        let result = write_nodes(partial.tree_file(), &nodes);
+        if result.is_err() {
+            lock(&self.nodes).append(&mut nodes);
+        }
+        match result {
+            // Without its tree the file cannot become whole here; its readers do not mind.
+            Err(error) if is_full(&error) => self.overflowing().map(|_| ()),
+            result => result,
+        }
+    }
+
+    fn overflowing(&self) -> io::Result<&Scratch> {
+        self.set_disk_full();
+        if self.overflow.get().is_none() {
+            let scratch = Scratch::in_memory(self.size, OVERFLOW_BYTES)?;
+            let _ = self.overflow.set(scratch);
+        }
+        self.overflow
+            .get()
+            .ok_or_else(|| io::Error::other("no memory for what does not fit on the disk"))
+    }
+
+    /// Reads `range` if it is here and does not have to come from the disk.
+    pub fn read_now(&self, range: &Range<u64>) -> io::Result<Found> {
+        if let Base::Partial(partial) = &self.base
+            && !self.fresh
+            && partial.missing(range.clone()).is_empty()
+        {
+            return read_cached(partial.data_file(), range);
+        }
+        let read = self.read_blocking(range)?;
+        Ok(read.map_or(Found::Missing, Found::Data))
+    }
+
+    /// Reads `range` if it is here; may wait for the disk.
+    pub fn read_blocking(&self, range: &Range<u64>) -> io::Result<Option<Bytes>> {
+        let len = (range.end - range.start) as usize;
+        match &self.base {
+            Base::Small(small) => {
+                let small = lock(small);
+                let here = small.map.missing(range.clone()).is_empty();
+                let bytes = &small.data[range.start as usize..range.end as usize];
+                Ok(here.then(|| Bytes::copy_from_slice(bytes)))
+            }
+            Base::Scratch(scratch) => {
+                let mut buffer = vec![0; len];
+                let here = scratch.read_into(range.start, &mut buffer)?;
+                Ok(here.then(|| Bytes::from(buffer)))
+            }
+            Base::Partial(partial) => {
+                let gaps = clip(&partial.missing(range.clone()), range);
+                if gaps.is_empty() {
+                    return read_all(partial.data_file(), range).map(Some);
+                }
+                self.read_overflowed(partial.data_file(), range, &gaps)
+            }
+        }
+    }
+
+    fn read_overflowed(
+        &self,
+        file: &File,
+        range: &Range<u64>,
+        gaps: &[Range<u64>],
+    ) -> io::Result<Option<Bytes>> {
+        let Some(overflow) = self.overflow.get() else {
+            return Ok(None);
+        };
+        if gaps
+            .iter()
+            .any(|gap| total(&overflow.missing(gap.clone())) > 0)
+        {
+            return Ok(None);
+        }
+        let mut buffer = read_all(file, range)?.to_vec();
+        for gap in gaps {
+            let part = (gap.start - range.start) as usize..(gap.end - range.start) as usize;
+            if !overflow.read_into(gap.start, &mut buffer[part])? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Bytes::from(buffer)))
+    }
+}
+
+impl BlockMap for Backing {
+    fn missing(&self, range: Range<u64>) -> Ranges {
+        let missing = match &self.base {
+            Base::Partial(partial) => partial.missing(range),
+            Base::Small(small) => lock(small).map.missing(range),
+            Base::Scratch(scratch) => scratch.missing(range),
+        };
+        match self.overflow.get() {
+            Some(overflow) if !missing.is_empty() => missing
+                .iter()
+                .flat_map(|gap| {
+                    intersect(&overflow.missing(gap.clone()), std::slice::from_ref(gap))
+                })
+                .collect(),
+            _ => missing,
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+/// Reads without clearing the buffer first.
+fn read_all(file: &File, range: &Range<u64>) -> io::Result<Bytes> {
+    let len = (range.end - range.start) as usize;
+    let mut buffer: Vec<u8> = Vec::with_capacity(len);
+    while buffer.len() < len {
+        let offset = range.start + buffer.len() as u64;
+        let spare = rustix::buffer::spare_capacity(&mut buffer);
+        match rustix::io::pread(file, spare, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    buffer.truncate(len);
+    Ok(Bytes::from(buffer))
+}
+
+/// Reads from the page cache only.
+fn read_cached(file: &File, range: &Range<u64>) -> io::Result<Found> {
+    let len = (range.end - range.start) as usize;
+    let mut buffer = vec![0; len];
+    let read = rustix::io::preadv2(
+        file,
+        &mut [io::IoSliceMut::new(&mut buffer)],
+        range.start,
+        rustix::io::ReadWriteFlags::NOWAIT,
+    );
+    match read {
+        Ok(count) if count == len => Ok(Found::Data(Bytes::from(buffer))),
+        // In part or not at all in the page cache, or not supported by the file system.
+        _ => Ok(Found::OnDisk),
+    }
+}
+
+/// Writes nodes, sorted by offset, neighbours together.
+fn write_nodes(file: &File, nodes: &[Node]) -> io::Result<()> {
+    for run in nodes.chunk_by(|one, next| one.0 + 64 == next.0) {
+        let bytes: Vec<u8> = run.iter().flat_map(|node| node.1).collect();
+        file.write_all_at(&bytes, run[0].0)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,701 @@
+//! The shell around one content's plan: sends what the plan says, writes what arrives, wakes who waits.
+//!
+//! There is no task per file: each event (a read, an extent that arrived, a request that ended, a waiter's timer) takes the plan's lock for a moment and carries
+//! out its actions. Requests are tasks of their own. Nothing is awaited under a lock.
+//!
+//! Always: what is marked in the backing was verified by the transport; a waiter is entered before it looks at the map for the last time; closing gives
+//! back everything that was taken from the node's budget.
+use super::FetchCounters;
+use super::backing::{Backing, Found, Place};
+use super::budget::{Budget, Purse};
+use super::flight::{Denied, Waiter, Waiters, lock};
+use super::plan::{Action, BlockMap, Class, Event, Failure, Limits, Moment, Plan, RequestId};
+use super::ranges::Ranges;
+use super::readahead::Readahead;
+use super::surroundings::{Keep, Surroundings, Whereabouts, blocking};
+use crate::error::FsError;
+use crate::path::TreePath;
+use crate::record::NodeId;
+use crate::store::partial::ContentKey;
+use bytes::Bytes;
+use ks_transport::blocks::{
+    BlockRequest, BlockSink, FetchError, FetchLimits, GROUP_BYTES, Refusal,
+};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+/// A holder that sends nothing for so long is left.
+const STALL: Duration = Duration::from_millis(2500);
+/// While a file is being fetched its map is saved and the catalog told at most this often.
+const SAVE_EVERY: Duration = Duration::from_secs(10);
+/// The disk is asked for room for this much at a time.
+const ROOM_BYTES: u64 = 16 * 1024 * 1024;
+/// How often a fetch of the whole tells its progress.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// Bytes ahead of a reader at most.
+pub const WINDOW_MAX_BYTES: u64 = 8 * 1024 * 1024;
+
+/// What a content is, as far as its fetching goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentKind {
+    /// A file of the tree; it becomes a plain file here when it is whole.
+    File,
+    /// A file of the tree on a node that keeps nothing.
+    FileNotKept,
+    /// A payload: the catalog does not know it, and whoever fetches it puts it in its place.
+    Payload,
+}
+
+/// What a content is made of at its opening.
+pub struct Opening {
+    /// Which content.
+    pub key: ContentKey,
+    /// Its path, for messages and for its place when it is whole.
+    pub path: TreePath,
+    /// A file of the tree, or a payload.
+    pub kind: ContentKind,
+    /// How holders are asked for it.
+    pub locator: Vec<u8>,
+    /// Who has it, the preferred first.
+    pub holders: Vec<NodeId>,
+    /// Where its bytes go.
+    pub backing: Backing,
+}
+
+/// What all contents of a node share.
+#[derive(Clone)]
+pub struct Shared {
+    /// Peers, catalog, store.
+    pub around: Arc<dyn Surroundings>,
+    /// Memory for bytes under way.
+    pub budget: Arc<Budget>,
+    /// For people and tests.
+    pub counters: Arc<FetchCounters>,
+    /// Where requests run.
+    pub runtime: Handle,
+    /// Bounds of each plan.
+    pub limits: Limits,
+}
+
+/// How the making of a plain file ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    NotYet,
+    Done,
+    Failed(i32),
+}
+
+struct State {
+    plan: Plan,
+    tasks: HashMap<RequestId, AbortHandle>,
+    saved: Instant,
+    /// Bytes that came since the disk was last asked for room.
+    since_room: u64,
+}
+
+/// One content that is being fetched; shared by its readers and its requests.
+pub struct Core {
+    key: ContentKey,
+    path: TreePath,
+    kind: ContentKind,
+    locator: Vec<u8>,
+    backing: Backing,
+    shared: Shared,
+    opened: Instant,
+    state: Mutex<State>,
+    readahead: Mutex<Readahead>,
+    waiters: Waiters,
+    /// Bytes that arrived for readers and were not yet told to one.
+    untold_bytes: AtomicU64,
+    keeping: AtomicBool,
+    kept: watch::Sender<Kept>,
+    warned: OnceLock<()>,
+}
+
+impl Core {
+    /// Nothing is asked for yet.
+    pub fn new(opening: Opening, shared: Shared) -> Arc<Self> {
+        let size = opening.key.size;
+        let window_max = WINDOW_MAX_BYTES.min(shared.budget.limit_bytes() / 4);
+        let state = State {
+            plan: Plan::new(size, opening.holders, shared.limits),
+            tasks: HashMap::new(),
+            saved: Instant::now(),
+            since_room: 0,
+        };
+        Arc::new(Self {
+            key: opening.key,
+            path: opening.path,
+            kind: opening.kind,
+            locator: opening.locator,
+            backing: opening.backing,
+            opened: Instant::now(),
+            state: Mutex::new(state),
+            readahead: Mutex::new(Readahead::new(size, window_max)),
+            waiters: Waiters::default(),
+            untold_bytes: AtomicU64::new(0),
+            keeping: AtomicBool::new(false),
+            kept: watch::Sender::new(Kept::NotYet),
+            warned: OnceLock::new(),
+            shared,
+        })
+    }
+
+    /// Where its bytes are.
+    pub fn backing(&self) -> &Backing {
+        &self.backing
+    }
+
+    #[cfg(test)]
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        self.waiters.count()
+    }
+
+    /// Nodes that hold it now.
+    pub fn know_holders(self: &Arc<Self>, nodes: Vec<NodeId>) {
+        self.step(Event::Holders(nodes));
+    }
+
+    /// Reads at most `len` bytes; with them, how many were fetched for readers since the last read told so.
+    pub async fn read(self: &Arc<Self>, offset: u64, len: usize) -> Result<(Bytes, u64), FsError> {
+        let size = self.key.size;
+        let range = offset.min(size)..offset.saturating_add(len as u64).min(size);
+        if range.is_empty() {
+            return Ok((Bytes::new(), 0));
+        }
+        let mut ahead = lock(&self.readahead).read(range.start, range.end - range.start);
+        loop {
+            if let Some(data) = self.read_here(&range).await? {
+                if let Some(ahead) = ahead {
+                    self.step(Event::Ahead(ahead));
+                }
+                return Ok((data, self.untold_bytes.swap(0, Ordering::Relaxed)));
+            }
+            self.bring(range.clone(), ahead.take()).await?;
+        }
+    }
+
+    async fn read_here(self: &Arc<Self>, range: &Range<u64>) -> Result<Option<Bytes>, FsError> {
+        match self.backing.read_now(range)? {
+            Found::Data(data) => Ok(Some(data)),
+            Found::Missing => Ok(None),
+            Found::OnDisk => {
+                let (core, range) = (self.clone(), range.clone());
+                blocking(move || Ok(core.backing.read_blocking(&range)?)).await
+            }
+        }
+    }
+
+    /// Waits until `range` is here.
+    async fn bring(
+        self: &Arc<Self>,
+        range: Range<u64>,
+        ahead: Option<Range<u64>>,
+    ) -> Result<(), FsError> {
+        let mut asked_again = false;
+        let mut ahead = ahead;
+        loop {
+            let wait = Wait::enter(self, range.clone(), false);
+            if self.backing.missing(range.clone()).is_empty() {
+                return Ok(());
+            }
+            self.step(Event::Demand {
+                id: wait.waiter.id,
+                range: range.clone(),
+            });
+            if let Some(ahead) = ahead.take() {
+                self.step(Event::Ahead(ahead));
+            }
+            let Some(denied) = wait.until_here().await else {
+                return Ok(());
+            };
+            drop(wait);
+            self.denied(denied, &mut asked_again).await?;
+        }
+    }
+
+    /// Brings all of it; then, where it is kept, waits until it is a plain file.
+    pub async fn fetch_whole(self: &Arc<Self>, progress: impl Fn(u64)) -> Result<(), FsError> {
+        let mut asked_again = false;
+        while !self.backing.is_whole() {
+            let wait = Wait::enter(self, 0..self.key.size, true);
+            let id = wait.waiter.id;
+            self.step(Event::DemandWhole { id });
+            let denied = wait.until_whole(&progress).await;
+            drop(wait);
+            if let Some(denied) = denied {
+                self.denied(denied, &mut asked_again).await?;
+            }
+            if self.backing.is_disk_full() {
+                return Err(FsError::NoSpace);
+            }
+        }
+        progress(self.key.size);
+        if self.kind != ContentKind::File {
+            return Ok(());
+        }
+        self.complete();
+        let mut kept = self.kept.subscribe();
+        let ended = kept.wait_for(|kept| *kept != Kept::NotYet).await;
+        match ended.map(|kept| *kept) {
+            Ok(Kept::Failed(errno)) => Err(FsError::Io(std::io::Error::from_raw_os_error(errno))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Nobody gave it. Once, the catalog is asked whether somebody else has it by now; then it is an error.
+    async fn denied(
+        self: &Arc<Self>,
+        denied: Denied,
+        asked_again: &mut bool,
+    ) -> Result<(), FsError> {
+        let stale = match denied {
+            Denied::Local(errno) => {
+                return Err(FsError::Io(std::io::Error::from_raw_os_error(errno)));
+            }
+            Denied::NoHolder { stale } => stale,
+        };
+        if self.kind != ContentKind::Payload {
+            match self.shared.around.locate(&self.key).await {
+                Whereabouts::Changed => return Err(FsError::Stale),
+                Whereabouts::Holders(nodes) if !*asked_again && self.is_news(&nodes) => {
+                    *asked_again = true;
+                    self.step(Event::Holders(nodes));
+                    return Ok(());
+                }
+                Whereabouts::Holders(_) | Whereabouts::Unknown => {}
+            }
+        }
+        if stale && self.kind != ContentKind::Payload {
+            return Err(FsError::Stale);
+        }
+        Err(FsError::NoHolder {
+            path: self.path.clone(),
+            tried: self.tried().await,
+        })
+    }
+
+    fn is_news(&self, nodes: &[NodeId]) -> bool {
+        let report = lock(&self.state).plan.report();
+        let known = |node| report.iter().any(|(known, _)| known == node);
+        !nodes.iter().all(known)
+    }
+
+    /// The nodes and what each said.
+    async fn tried(&self) -> String {
+        let report = lock(&self.state).plan.report();
+        if report.is_empty() {
+            return "no node holds it".into();
+        }
+        let mut tried = Vec::new();
+        for (node, said) in report {
+            tried.push(format!("{}: {said}", self.shared.around.name(node).await));
+        }
+        tried.join("; ")
+    }
+
+    fn now(&self) -> Moment {
+        self.opened.elapsed()
+    }
+
+    /// When somebody who waits has to call `tick`.
+    fn next_tick(&self) -> Option<Instant> {
+        let next = lock(&self.state).plan.next_time(self.now())?;
+        Some(self.opened + next)
+    }
+
+    /// Time went by, or there is memory again.
+    pub fn tick(self: &Arc<Self>) {
+        self.step(Event::Tick);
+    }
+
+    /// Nobody has it open any more: requests end, what was taken from the budget goes back.
+    pub fn close(self: &Arc<Self>) {
+        self.step(Event::Closed);
+    }
+
+    /// One event through the plan.
+    fn step(self: &Arc<Self>, event: Event) {
+        let mut purse = Purse::new(&self.shared.budget);
+        let mut failed = Vec::new();
+        {
+            let mut state = lock(&self.state);
+            let now = self.now();
+            let actions = state.plan.handle(event, now, &self.backing, &mut purse);
+            for action in actions {
+                match action {
+                    Action::Send { .. } => self.send(&mut state, action),
+                    Action::Cancel { request } => {
+                        if let Some(task) = state.tasks.remove(&request) {
+                            task.abort();
+                        }
+                    }
+                    Action::Fail { demand, stale } => failed.push((demand, stale)),
+                }
+            }
+            if state.plan.is_starved() {
+                self.shared.budget.starves(self);
+            }
+        }
+        for (demand, stale) in failed {
+            self.waiters.deny(demand, Denied::NoHolder { stale });
+        }
+        if purse.gave_back {
+            self.shared.budget.gave_back();
+        }
+    }
+
+    /// Starts the task of a request.
+    fn send(self: &Arc<Self>, state: &mut State, action: Action) {
+        let Action::Send {
+            request,
+            holder,
+            lane,
+            ranges,
+            class,
+        } = action
+        else {
+            return;
+        };
+        self.shared
+            .counters
+            .requests
+            .fetch_add(1, Ordering::Relaxed);
+        let core = self.clone();
+        let task = self.shared.runtime.spawn(async move {
+            let result = core.ask(request, holder, lane, ranges, class).await;
+            core.ended(request, holder, result);
+        });
+        state.tasks.insert(request, task.abort_handle());
+    }
+
+    async fn ask(
+        self: &Arc<Self>,
+        request: RequestId,
+        holder: NodeId,
+        lane: usize,
+        ranges: Ranges,
+        class: Class,
+    ) -> Result<u64, FetchError> {
+        let first = ranges.first().map_or(0, |range| range.start);
+        let blocks = BlockRequest {
+            locator: self.locator.clone(),
+            hash: self.key.hash,
+            size: self.key.size,
+            ranges,
+        };
+        let mut sink = Sink {
+            core: self,
+            request,
+            counts: class != Class::Whole,
+            place: Place::Base,
+            run: first..first,
+        };
+        let limits = FetchLimits { stall: STALL, lane };
+        let around = &self.shared.around;
+        around.fetch(holder, &blocks, limits, &mut sink).await
+    }
+
+    /// A request ended, well or not.
+    fn ended(
+        self: &Arc<Self>,
+        request: RequestId,
+        holder: NodeId,
+        result: Result<u64, FetchError>,
+    ) {
+        self.forget_task(request, result.as_ref().map_or(0, |bytes| *bytes));
+        match result {
+            Ok(_) => self.step(Event::Finished { request }),
+            Err(FetchError::Sink(error)) => self.local_failure(request, &error),
+            Err(error) => {
+                self.shared
+                    .counters
+                    .failures
+                    .fetch_add(1, Ordering::Relaxed);
+                let failure = classify(&error);
+                match failure {
+                    Failure::Corrupt(_) => {
+                        tracing::error!(path = %self.path, %holder, %error, "a holder sent wrong bytes; it is not asked for this content again");
+                    }
+                    _ => tracing::debug!(path = %self.path, %holder, %error, "a fetch failed"),
+                }
+                self.step(Event::Failed { request, failure });
+            }
+        }
+        if self.backing.is_whole() {
+            self.waiters.whole();
+            self.complete();
+        } else {
+            self.save_now_and_then();
+        }
+    }
+
+    /// A request's task ends; now and then the disk is asked whether there is room for more.
+    fn forget_task(&self, request: RequestId, bytes: u64) {
+        let mut state = lock(&self.state);
+        state.tasks.remove(&request);
+        state.since_room += bytes;
+        if state.since_room < ROOM_BYTES || self.backing.as_partial().is_none() {
+            return;
+        }
+        state.since_room = 0;
+        drop(state);
+        if !self.backing.is_disk_full() && !self.shared.around.has_room(ROOM_BYTES) {
+            self.backing.set_disk_full();
+            self.warn_of_full_disk();
+        }
+    }
+
+    /// Our own disk failed: no other holder can help those who wait.
+    fn local_failure(self: &Arc<Self>, request: RequestId, error: &std::io::Error) {
+        if self.warned.set(()).is_ok() {
+            tracing::error!(path = %self.path, %error, "what is fetched cannot be written");
+        }
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        self.waiters.deny_all(&Denied::Local(errno));
+        self.step(Event::Closed);
+        let failure = Failure::Local(error.to_string());
+        self.step(Event::Failed { request, failure });
+    }
+
+    /// Verified bytes of a request are in the backing.
+    fn arrived(self: &Arc<Self>, request: RequestId, range: Range<u64>) {
+        let event = Event::Arrived {
+            request,
+            range: range.clone(),
+        };
+        self.step(event);
+        self.waiters.arrived(&range, &self.backing);
+    }
+
+    /// The whole content becomes a plain file, once, in the background; readers go on with their descriptor.
+    fn complete(self: &Arc<Self>) {
+        if self.kind != ContentKind::File || self.keeping.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let core = self.clone();
+        self.shared.runtime.spawn(async move {
+            let kept = match core.keep().await {
+                Ok(()) => Kept::Done,
+                Err(error) => {
+                    tracing::warn!(path = %core.path, %error, "a fetched file was not kept");
+                    core.keeping.store(false, Ordering::SeqCst);
+                    Kept::Failed(error.to_errno())
+                }
+            };
+            core.kept.send_replace(kept);
+        });
+    }
+
+    async fn keep(self: &Arc<Self>) -> Result<(), FsError> {
+        let Some(copy) = self.backing.whole_copy()? else {
+            return Ok(());
+        };
+        let keep = Keep {
+            key: self.key.clone(),
+            path: self.path.clone(),
+            copy,
+        };
+        self.shared.around.keep(keep).await
+    }
+
+    fn save_now_and_then(self: &Arc<Self>) {
+        {
+            let mut state = lock(&self.state);
+            if state.saved.elapsed() < SAVE_EVERY {
+                return;
+            }
+            state.saved = Instant::now();
+        }
+        let core = self.clone();
+        self.shared.runtime.spawn(async move { core.save().await });
+    }
+
+    /// Writes down what is here, so that a restart finds it.
+    pub async fn save(self: &Arc<Self>) {
+        self.warn_of_full_disk();
+        let Some(partial) = self.backing.as_partial() else {
+            return;
+        };
+        if *self.kept.borrow() == Kept::Done || partial.had_bytes() == 0 {
+            return;
+        }
+        let core = self.clone();
+        let flushed = blocking(move || Ok(core.backing.flush_nodes()?)).await;
+        match flushed {
+            Ok(()) => self.shared.around.save(partial.clone()).await,
+            Err(error) => {
+                tracing::warn!(path = %self.path, %error, "a partial file was not saved");
+            }
+        }
+    }
+
+    /// Whether the whole content is being made a plain file at this moment.
+    pub async fn kept_or_failed(&self) {
+        if !self.keeping.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut kept = self.kept.subscribe();
+        // Both ends of the making send.
+        let _ = kept.wait_for(|kept| *kept != Kept::NotYet).await;
+    }
+
+    fn warn_of_full_disk(&self) {
+        if self.backing.is_disk_full() && self.warned.set(()).is_ok() {
+            tracing::warn!(path = %self.path, "the data directory's disk is full: the file is read without being kept; free space or set --cache-limit");
+        }
+    }
+}
+
+/// What a failed fetch means for the plan.
+fn classify(error: &FetchError) -> Failure {
+    let text = error.to_string();
+    match error {
+        FetchError::Peer(_) => Failure::Gone(text),
+        FetchError::Refused { refusal, .. } => match refusal {
+            Refusal::Busy => Failure::Busy(text),
+            Refusal::Changed => Failure::Changed(text),
+            Refusal::NotHere | Refusal::Unreadable(_) | Refusal::Nonsense(_) => {
+                Failure::Refused(text)
+            }
+        },
+        FetchError::Corrupt { .. } => Failure::Corrupt(text),
+        FetchError::Stalled { .. } => Failure::Stalled(text),
+        FetchError::Sink(_) => Failure::Local(text),
+    }
+}
+
+/// A place among those who wait; left when dropped.
+struct Wait<'a> {
+    core: &'a Arc<Core>,
+    waiter: Arc<Waiter>,
+}
+
+impl<'a> Wait<'a> {
+    fn enter(core: &'a Arc<Core>, range: Range<u64>, whole: bool) -> Self {
+        let waiter = core.waiters.enter(range, whole);
+        Self { core, waiter }
+    }
+
+    /// `None`: the bytes are here.
+    async fn until_here(&self) -> Option<Denied> {
+        loop {
+            self.bell_or_tick(None).await;
+            if self
+                .core
+                .backing
+                .missing(self.waiter.range.clone())
+                .is_empty()
+            {
+                return None;
+            }
+            if let Some(denied) = self.waiter.denied() {
+                return Some(denied);
+            }
+        }
+    }
+
+    async fn until_whole(&self, progress: &impl Fn(u64)) -> Option<Denied> {
+        loop {
+            progress(self.core.backing.had_bytes());
+            let more = Instant::now() + PROGRESS_EVERY;
+            self.bell_or_tick(Some(more)).await;
+            if self.core.backing.is_whole() || self.core.backing.is_disk_full() {
+                return None;
+            }
+            if let Some(denied) = self.waiter.denied() {
+                return Some(denied);
+            }
+        }
+    }
+
+    async fn bell_or_tick(&self, at_latest: Option<Instant>) {
+        let tick = self.core.next_tick();
+        let until = match (tick, at_latest) {
+            (Some(tick), Some(latest)) => tick.min(latest),
+            (Some(until), None) | (None, Some(until)) => until,
+            // Not in the plan any more: the bell has been rung.
+            (None, None) => Instant::now() + PROGRESS_EVERY,
+        };
+        tokio::select! {
+            biased;
+            () = self.waiter.bell.notified() => {}
+            () = tokio::time::sleep_until(until) => {
+                if tick.is_some_and(|tick| tick <= Instant::now()) {
+                    self.core.tick();
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.core.waiters.leave(self.waiter.id);
+        self.core.step(Event::Dropped { id: self.waiter.id });
+    }
+}
+
+/// Takes what arrives of one request.
+struct Sink<'a> {
+    core: &'a Arc<Core>,
+    request: RequestId,
+    /// Told to readers as fetched for them.
+    counts: bool,
+    place: Place,
+    /// Bytes that were written and whose groups are not all marked.
+    run: Range<u64>,
+}
+
+impl Sink<'_> {
+    /// Marks the whole groups of the run.
+    fn mark(&mut self) {
+        let size = self.core.key.size;
+        let end = if self.run.end == size {
+            size
+        } else {
+            self.run.end - self.run.end % GROUP_BYTES
+        };
+        let start = self.run.start.next_multiple_of(GROUP_BYTES);
+        if start < end {
+            self.core.backing.mark(start..end, self.place);
+            self.core.arrived(self.request, start..end);
+            self.run.start = end;
+        }
+    }
+}
+
+impl BlockSink for Sink<'_> {
+    fn data(&mut self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        let place = self.core.backing.write(offset, data)?;
+        if offset != self.run.end || place != self.place {
+            self.run = offset..offset;
+            self.place = place;
+        }
+        self.run.end = offset + data.len() as u64;
+        let bytes = data.len() as u64;
+        let counters = &self.core.shared.counters;
+        counters.bytes_fetched.fetch_add(bytes, Ordering::Relaxed);
+        if self.counts {
+            self.core.untold_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        self.mark();
+        Ok(())
+    }
+
+    fn node(&mut self, offset: u64, pair: &[u8; 64]) -> std::io::Result<()> {
+        self.core.backing.node(offset, pair)
+    }
+}

@@ -1,0 +1,288 @@
+//! What a fetch needs of the world around it: peers that send blocks, a catalog that knows the holders, a store that keeps what became whole.
+//! `Node` is the real one; tests put doubles in its place that drop, delay, cut and lie.
+use super::backing::WholeCopy;
+use super::flight::lock;
+use crate::catalog::Catalog;
+use crate::error::FsError;
+use crate::path::TreePath;
+use crate::record::{Holding, Ino, Inode, NodeId};
+use crate::store::partial::{ContentKey, Partial};
+use crate::store::{Store, StoreError};
+use ks_transport::BoxFuture;
+use ks_transport::blocks::{self, BlockRequest, BlockSink, FetchError, FetchLimits};
+use ks_transport::endpoint::ConnectError;
+use ks_transport::pool::{Peer, PeerError, PeerPool};
+use std::collections::HashMap;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
+
+/// How long a node's address is believed without asking the catalog.
+const ADDRESS_FRESH: Duration = Duration::from_secs(5);
+/// How long the catalog may take to tell an address or who holds a file.
+const CATALOG_WAIT: Duration = Duration::from_secs(1);
+
+/// Who has a content now.
+#[derive(Clone, Debug)]
+pub enum Whereabouts {
+    /// These nodes have all of it.
+    Holders(Vec<NodeId>),
+    /// The file has another version now, or is gone.
+    Changed,
+    /// The catalog does not say.
+    Unknown,
+}
+
+/// A whole content that becomes this node's copy.
+pub struct Keep {
+    /// Which.
+    pub key: ContentKey,
+    /// Its path when it was opened.
+    pub path: TreePath,
+    /// Its bytes.
+    pub copy: WholeCopy,
+}
+
+/// The world around the fetches of a node.
+pub trait Surroundings: Send + Sync + 'static {
+    /// Asks `holder` for blocks; what arrives goes into `sink`, in order.
+    fn fetch<'a>(
+        &'a self,
+        holder: NodeId,
+        request: &'a BlockRequest,
+        limits: FetchLimits,
+        sink: &'a mut dyn BlockSink,
+    ) -> BoxFuture<'a, Result<u64, FetchError>>;
+    /// Who holds the content now; at most about a second.
+    fn locate<'a>(&'a self, key: &'a ContentKey) -> BoxFuture<'a, Whereabouts>;
+    /// Makes a whole content a plain file here, and this node a holder.
+    fn keep(&self, keep: Keep) -> BoxFuture<'_, Result<(), FsError>>;
+    /// Saves the map of a partial file and tells the catalog how much is here.
+    fn save(&self, partial: Arc<Partial>) -> BoxFuture<'_, ()>;
+    /// Whether the data directory's disk has room for so many bytes more. Quick.
+    fn has_room(&self, bytes: u64) -> bool;
+    /// What people call the node.
+    fn name(&self, node: NodeId) -> BoxFuture<'_, String>;
+}
+
+/// The real surroundings.
+pub struct Node {
+    store: Arc<Store>,
+    catalog: Catalog,
+    pool: PeerPool,
+    peers: Mutex<HashMap<NodeId, (Peer, Instant)>>,
+}
+
+impl Node {
+    /// Of the node that has `store`.
+    pub fn new(store: Arc<Store>, catalog: Catalog, pool: PeerPool) -> Self {
+        Self {
+            store,
+            catalog,
+            pool,
+            peers: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// The way to a node; its address is asked for at most every few seconds.
+    async fn peer(&self, node: NodeId) -> Result<Peer, FetchError> {
+        if let Some((peer, since)) = lock(&self.peers).get(&node)
+            && since.elapsed() < ADDRESS_FRESH
+        {
+            return Ok(peer.clone());
+        }
+        let asked = timeout(CATALOG_WAIT, self.catalog.address_of(node)).await;
+        match asked {
+            Ok(Ok(Some(address))) => {
+                let peer = self.pool.peer(&address);
+                lock(&self.peers).insert(node, (peer.clone(), Instant::now()));
+                Ok(peer)
+            }
+            Ok(Ok(None)) => Err(gone(format!("node {node} is not alive"))),
+            // The catalog does not answer: an address that was good is better than none.
+            Ok(Err(_)) | Err(_) => match lock(&self.peers).get(&node) {
+                Some((peer, _)) => Ok(peer.clone()),
+                None => Err(gone(format!("node {node}, whose address is not known"))),
+            },
+        }
+    }
+}
+
+fn gone(who: String) -> FetchError {
+    FetchError::Peer(PeerError::Connect(ConnectError::Gone(who)))
+}
+
+impl Surroundings for Node {
+    fn fetch<'a>(
+        &'a self,
+        holder: NodeId,
+        request: &'a BlockRequest,
+        limits: FetchLimits,
+        sink: &'a mut dyn BlockSink,
+    ) -> BoxFuture<'a, Result<u64, FetchError>> {
+        Box::pin(async move {
+            let peer = self.peer(holder).await?;
+            let result = blocks::fetch(&peer, request, limits, sink).await;
+            if let Err(FetchError::Peer(_)) = &result {
+                lock(&self.peers).remove(&holder);
+            }
+            result
+        })
+    }
+
+    fn locate<'a>(&'a self, key: &'a ContentKey) -> BoxFuture<'a, Whereabouts> {
+        Box::pin(async move {
+            let Ok(Ok(found)) = timeout(CATALOG_WAIT, self.catalog.located(key.ino)).await else {
+                return Whereabouts::Unknown;
+            };
+            match found {
+                Some(located) if located.node.inode.version == key.version => {
+                    let me = self.catalog.me();
+                    let whole = |holding: &Holding| {
+                        holding.version == key.version && holding.bytes >= key.size
+                    };
+                    let nodes = located.holders.iter();
+                    let holders = nodes.filter(|(node, h)| *node != me && whole(h));
+                    Whereabouts::Holders(holders.map(|(node, _)| *node).collect())
+                }
+                _ => Whereabouts::Changed,
+            }
+        })
+    }
+
+    fn keep(&self, keep: Keep) -> BoxFuture<'_, Result<(), FsError>> {
+        Box::pin(async move {
+            let (ino, version, size) = (keep.key.ino, keep.key.version, keep.key.size);
+            let current = self.catalog.node(ino).await.map_err(catalog_error)?;
+            let Some(current) = current.filter(|node| node.inode.version == version) else {
+                discard(self.store.clone(), keep.key).await;
+                return Err(FsError::Stale);
+            };
+            let path = match self.catalog.path_of(ino).await.map_err(catalog_error)? {
+                Some(path) => path,
+                None => keep.path,
+            };
+            let store = self.store.clone();
+            blocking(move || put(&store, &keep.key, keep.copy, &path, &current.inode)).await?;
+            let holding = Holding {
+                version,
+                bytes: size,
+            };
+            let told = self.catalog.set_holding(ino, Some(holding)).await;
+            told.map_err(catalog_error)
+        })
+    }
+
+    fn save(&self, partial: Arc<Partial>) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let key = partial.key().clone();
+            let saved = partial.clone();
+            let result = blocking(move || saved.save().map_err(store_error)).await;
+            if let Err(error) = result {
+                tracing::warn!(ino = key.ino, %error, "the map of a partial file was not saved");
+                return;
+            }
+            let holding = Holding {
+                version: key.version,
+                bytes: partial.had_bytes(),
+            };
+            if let Err(error) = self.catalog.set_holding(key.ino, Some(holding)).await {
+                tracing::debug!(ino = key.ino, %error, "the catalog was not told of a partial file");
+            }
+        })
+    }
+
+    fn has_room(&self, bytes: u64) -> bool {
+        self.store.ensure_room(bytes).is_ok()
+    }
+
+    fn name(&self, node: NodeId) -> BoxFuture<'_, String> {
+        Box::pin(async move {
+            let nodes = timeout(CATALOG_WAIT, self.catalog.nodes()).await;
+            let known = nodes.ok().and_then(Result::ok).and_then(|nodes| {
+                let found = nodes.iter().find(|state| state.id == node);
+                found.map(|state| state.info.name.clone())
+            });
+            known.unwrap_or_else(|| node.to_string())
+        })
+    }
+}
+
+/// Puts a whole content at its path in the data directory.
+fn put(
+    store: &Store,
+    key: &ContentKey,
+    copy: WholeCopy,
+    path: &TreePath,
+    inode: &Inode,
+) -> Result<(), FsError> {
+    let partial = match copy {
+        WholeCopy::Partial(partial) => partial,
+        WholeCopy::Bytes(data, nodes) => {
+            let partial = store.open_partial(key).map_err(store_error)?;
+            partial.data_file().write_all_at(&data, 0)?;
+            for (offset, pair) in nodes {
+                partial.tree_file().write_all_at(&pair, offset)?;
+            }
+            partial.mark(0..key.size);
+            partial
+        }
+    };
+    store.promote(&partial, path, inode).map_err(store_error)
+}
+
+async fn discard(store: Arc<Store>, key: ContentKey) {
+    let ino = key.ino;
+    let result = blocking(move || store.discard_partial(&key).map_err(store_error)).await;
+    if let Err(error) = result {
+        tracing::warn!(ino, %error, "a partial file of an old version was not removed");
+    }
+}
+
+/// Runs disk work on a thread that may wait.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FsError> + Send + 'static,
+) -> Result<T, FsError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(FsError::Io(std::io::Error::other(error))),
+    }
+}
+
+/// The store's error as a file operation ends with it.
+pub fn store_error(error: StoreError) -> FsError {
+    match error {
+        StoreError::NoSpace { .. } => FsError::NoSpace,
+        StoreError::Io { path, source } => match source.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => FsError::NoSpace,
+            _ => FsError::Io(std::io::Error::new(
+                source.kind(),
+                format!("{}: {source}", path.display()),
+            )),
+        },
+        other => FsError::Io(std::io::Error::other(other.to_string())),
+    }
+}
+
+fn catalog_error(error: crate::catalog::CatalogError) -> FsError {
+    FsError::Catalog(error.to_string())
+}
+
+/// Where a file of the tree is named for its holders.
+pub fn file_locator(ino: Ino, path: &TreePath) -> Vec<u8> {
+    let locator = crate::store::source::Locator::File {
+        ino,
+        path: path.as_bytes().to_vec(),
+    };
+    encode_locator(&locator)
+}
+
+/// How holders are asked for a payload.
+pub fn blob_locator() -> Vec<u8> {
+    encode_locator(&crate::store::source::Locator::Blob)
+}
+
+fn encode_locator(locator: &crate::store::source::Locator) -> Vec<u8> {
+    postcard::to_allocvec(locator).expect("locators always encode")
+}
