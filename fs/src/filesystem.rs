@@ -1,15 +1,52 @@
 //! The file system without a kernel: every operation as an async function, testable without a mount.
+//!
+//! Who takes part: the catalog (names, attributes, versions), the store and its applier (plain files), the fetcher (contents
+//! from peers), other nodes' file systems (`crate::peer`). The parts: `open_plan` decides how an open is served, `handles` keeps
+//! what is open, `opening` opens, `data` reads and writes, `writing` publishes, `names` and `attributes` change the tree,
+//! `remote` serves other nodes' handles, `location` answers who holds what, `changes` hears of what others changed.
+//!
+//! What always holds: a file is written at its home and nowhere else; what `flush` acknowledged is in the catalog; every
+//! wait on another node or on the catalog has a deadline.
 use crate::{
-    catalog::{AttributeChange, Catalog, Node_},
+    catalog::{Catalog, Committed},
     error::FsError,
     fetch::Fetcher,
     path::TreePath,
     record::*,
-    store::{Store, apply::Applier, hasher::Hasher},
+    store::{Store, apply::Applier, hasher::Hasher, source::StoreSource},
     usage::Usage,
 };
-use ks_transport::pool::PeerPool;
-use std::{fs::File, sync::Arc};
+use ks_transport::{
+    blocks::BlockServer,
+    endpoint::{Handler, StreamKind},
+    pool::PeerPool,
+};
+use std::{
+    fs::File,
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+mod attributes;
+mod changes;
+mod data;
+pub(crate) mod handles;
+mod location;
+mod names;
+mod open_plan;
+mod opening;
+mod remote;
+mod writing;
+mod xattrs;
+
+pub use changes::{Change, Watcher};
+pub use data::WriteManner;
+pub use location::{Copy_, Where};
+pub use names::NAME_BYTES_MAX;
+pub(crate) use remote::Remote;
+pub(crate) use writing::Stamp;
 
 /// An open file's handle number.
 pub type Handle = u64;
@@ -17,66 +54,113 @@ pub type Handle = u64;
 /// Who asks.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Caller {
+    /// Effective user.
     pub uid: u32,
+    /// Effective group.
     pub gid: u32,
+    /// Thread that asks; 0: not known.
     pub pid: u32,
 }
 
 /// How an opened inode is served. One inode is open in one mode at a time: the kernel refuses passthrough beside cached.
+#[derive(Debug)]
 pub enum Opened {
     /// Hand this file to the kernel; reads never come back.
-    Passthrough { handle: Handle, file: Arc<File> },
-    /// Reads come to us through the page cache. `keep_cache`: the kernel's pages are of this version.
-    Cached { handle: Handle, keep_cache: bool },
-    /// Reads and writes come to us, uncached (forwarded to the home).
-    Direct { handle: Handle },
+    Passthrough {
+        /// The handle.
+        handle: Handle,
+        /// The plain file.
+        file: Arc<File>,
+    },
+    /// Reads come to us through the page cache.
+    Cached {
+        /// The handle.
+        handle: Handle,
+        /// The kernel's pages are of this version.
+        keep_cache: bool,
+    },
+    /// Reads and writes come to us, uncached.
+    Direct {
+        /// The handle.
+        handle: Handle,
+    },
+}
+
+impl Opened {
+    /// The handle's number.
+    pub fn handle(&self) -> Handle {
+        match self {
+            Opened::Passthrough { handle, .. }
+            | Opened::Cached { handle, .. }
+            | Opened::Direct { handle } => *handle,
+        }
+    }
 }
 
 /// What a node is started with (the file system's part).
 pub struct FileSystemOptions {
+    /// The data directory.
     pub datadir: std::path::PathBuf,
+    /// The node's name.
     pub node_name: String,
+    /// Bytes of the disk that are left free.
     pub keep_free_bytes: u64,
+    /// What the daemon's buffers may take.
     pub memory_limit_bytes: usize,
+    /// Nothing new is stored on this node.
     pub read_only: bool,
+    /// Whether whole local files may be handed to the kernel.
     pub passthrough: bool,
 }
 
 /// The whole file system of a node.
-pub struct FileSystem {/* store, catalog, fetcher, applier, hasher, usage, handles, pool */}
-
-/// A copy of a file, for `ks where`.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Copy_ {
-    pub node: String,
-    pub alive: bool,
-    pub bytes: u64,
-    pub version: u64,
-    pub current: bool,
-    pub home: bool,
-}
-/// Who holds a file.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Where {
-    pub path: String,
-    pub kind: String,
-    pub size: u64,
-    pub version: u64,
-    pub blake3: Option<String>,
-    pub copies: Vec<Copy_>,
+pub struct FileSystem {
+    options: FileSystemOptions,
+    store: Arc<Store>,
+    catalog: Catalog,
+    pool: PeerPool,
+    fetcher: Arc<Fetcher>,
+    applier: Arc<Applier>,
+    hasher: Arc<Hasher>,
+    usage: Usage,
+    blocks: Arc<BlockServer>,
+    table: handles::Table,
+    clock: writing::Clock,
+    watcher: RwLock<Option<Arc<dyn Watcher>>>,
+    passthrough: AtomicBool,
+    counts: Counts,
 }
 
 /// Counters for `ks status`, the bench and tests; all since the start.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct Counters {
+    /// FUSE_READ requests that reached the daemon (a passthrough read does not).
     pub reads: u64,
+    /// Bytes they returned.
     pub read_bytes: u64,
+    /// Writes that reached the daemon.
     pub writes: u64,
+    /// Opens and creates.
     pub opens: u64,
+    /// Those that the kernel serves by itself.
     pub opens_passthrough: u64,
+    /// From peers, hashes included.
     pub bytes_fetched: u64,
+    /// To peers, hashes included.
     pub bytes_sent: u64,
+    /// Open now.
     pub open_handles: u64,
+    /// Whether whole local files are handed to the kernel.
+    pub passthrough: bool,
+}
+
+#[derive(Default)]
+struct Counts {
+    reads: AtomicU64,
+    read_bytes: AtomicU64,
+    writes: AtomicU64,
+    opens: AtomicU64,
+    opens_passthrough: AtomicU64,
 }
 
 impl FileSystem {
@@ -87,149 +171,187 @@ impl FileSystem {
         catalog: Catalog,
         pool: PeerPool,
     ) -> Result<Arc<Self>, FsError> {
-        todo!()
+        let events = changes::Events::default();
+        let applier = Applier::start(store.clone(), catalog.clone(), events.on_event()).await?;
+        let hasher = Hasher::start(store.clone(), catalog.clone());
+        let report =
+            crate::store::scan::scan(&store, &catalog, &hasher, &options.node_name).await?;
+        tracing::info!(
+            files = report.files,
+            new = report.new,
+            changed = report.changed,
+            conflicts = report.conflicts.len(),
+            "the data directory is in the tree"
+        );
+        let fetcher = Fetcher::new(
+            store.clone(),
+            catalog.clone(),
+            pool.clone(),
+            options.memory_limit_bytes,
+            options.read_only,
+        );
+        let source = StoreSource {
+            store: store.clone(),
+            catalog: catalog.clone(),
+        };
+        let clock = writing::Clock::probe(&store.state_dir())?;
+        let file_system = Arc::new(Self {
+            passthrough: AtomicBool::new(options.passthrough),
+            options,
+            store,
+            catalog,
+            pool,
+            fetcher,
+            applier,
+            hasher,
+            usage: Usage::default(),
+            blocks: Arc::new(BlockServer::new(Arc::new(source))),
+            table: handles::Table::default(),
+            clock,
+            watcher: RwLock::new(None),
+            counts: Counts::default(),
+        });
+        events.attach(&file_system);
+        Ok(file_system)
     }
+
     /// The peers' side: handlers for the endpoint (BLOCKS, FILES).
-    pub fn handlers(
-        self: &Arc<Self>,
-    ) -> Vec<(
-        ks_transport::endpoint::StreamKind,
-        Arc<dyn ks_transport::endpoint::Handler>,
-    )> {
-        todo!()
+    pub fn handlers(self: &Arc<Self>) -> Vec<(StreamKind, Arc<dyn Handler>)> {
+        let files = crate::peer::server::FileServer::new(self);
+        vec![
+            (StreamKind::BLOCKS, self.blocks.clone()),
+            (StreamKind::FILES, Arc::new(files)),
+        ]
     }
+
+    /// The catalog.
     pub fn catalog(&self) -> &Catalog {
-        todo!()
+        &self.catalog
     }
+
+    /// The data directory.
     pub fn store(&self) -> &Arc<Store> {
-        todo!()
+        &self.store
     }
+
+    /// What brings contents from peers.
     pub fn fetcher(&self) -> &Arc<Fetcher> {
-        todo!()
+        &self.fetcher
     }
-    /// The catalog tells that an inode's record or directory changed elsewhere; `None`: anything may have.
-    pub fn changed(&self, ino: Option<Ino>) {
-        todo!()
-    }
+
+    /// What watched process groups used.
     pub fn usage(&self) -> &Usage {
-        todo!()
+        &self.usage
     }
+
+    /// Counters, now.
     pub fn counters(&self) -> Counters {
-        todo!()
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            reads: count(&self.counts.reads),
+            read_bytes: count(&self.counts.read_bytes),
+            writes: count(&self.counts.writes),
+            opens: count(&self.counts.opens),
+            opens_passthrough: count(&self.counts.opens_passthrough),
+            bytes_fetched: count(&self.fetcher.counters().bytes_fetched),
+            bytes_sent: self.blocks.bytes_sent(),
+            open_handles: self.table.len() as u64,
+            passthrough: self.passthrough.load(Ordering::Relaxed),
+        }
     }
 
-    pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Node_, FsError> {
-        todo!()
+    /// The kernel, its rights or the disk do not allow passthrough: decided once, for all files. `why` is logged.
+    pub fn refuse_passthrough(&self, why: &str) {
+        if self.passthrough.swap(false, Ordering::AcqRel) {
+            tracing::warn!("local files are read through the daemon: {why}");
+        }
     }
-    /// Live attributes: of a file open for writing here, those of the plain file.
-    pub async fn attributes(&self, ino: Ino) -> Result<Node_, FsError> {
-        todo!()
+
+    /// A handle that was to be passed through, and that the kernel does not take so (it has not heard of it yet).
+    pub fn without_passthrough(&self, handle: Handle) -> Result<Opened, FsError> {
+        self.counts
+            .opens_passthrough
+            .fetch_sub(1, Ordering::Relaxed);
+        self.table.without_passthrough(handle)
     }
-    pub async fn list(&self, dir: Ino) -> Result<Arc<crate::catalog::Listing>, FsError> {
-        todo!()
+
+    /// The kernel has dropped an inode, and its pages with it.
+    pub fn forgotten(&self, ino: Ino) {
+        self.table.pages_unknown(Some(ino));
     }
-    pub async fn open(
-        self: &Arc<Self>,
-        ino: Ino,
-        flags: i32,
-        who: Caller,
-    ) -> Result<Opened, FsError> {
-        todo!()
-    }
-    pub async fn create(
-        self: &Arc<Self>,
-        parent: Ino,
-        name: &[u8],
-        mode: u32,
-        flags: i32,
-        who: Caller,
-    ) -> Result<(Node_, Opened), FsError> {
-        todo!()
-    }
-    pub async fn read(
-        &self,
-        handle: Handle,
-        offset: u64,
-        len: usize,
-    ) -> Result<bytes::Bytes, FsError> {
-        todo!()
-    }
-    pub async fn write(
-        &self,
-        handle: Handle,
-        offset: u64,
-        data: bytes::Bytes,
-    ) -> Result<u32, FsError> {
-        todo!()
-    }
-    /// At `close()`: publishes what was written; returns when others can see it.
-    pub async fn flush(&self, handle: Handle) -> Result<(), FsError> {
-        todo!()
-    }
-    pub async fn fsync(&self, handle: Handle, data_only: bool) -> Result<(), FsError> {
-        todo!()
-    }
-    pub async fn release(&self, handle: Handle) {
-        todo!()
-    }
-    pub async fn set_attributes(
-        &self,
-        ino: Ino,
-        handle: Option<Handle>,
-        size: Option<u64>,
-        change: AttributeChange,
-    ) -> Result<Node_, FsError> {
-        todo!()
-    }
-    pub async fn make(
-        &self,
-        parent: Ino,
-        name: &[u8],
-        kind: Kind,
-        mode: u32,
-        rdev: u32,
-        target: &[u8],
-        who: Caller,
-    ) -> Result<Node_, FsError> {
-        todo!()
-    }
-    pub async fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Node_, FsError> {
-        todo!()
-    }
-    pub async fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
-        todo!()
-    }
-    pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
-        todo!()
-    }
-    pub async fn rename(
-        &self,
-        parent: Ino,
-        name: &[u8],
-        new_parent: Ino,
-        new_name: &[u8],
-        flags: u32,
-    ) -> Result<(), FsError> {
-        todo!()
-    }
+
+    /// Total and free bytes of the data directory's disk.
     pub async fn statfs(&self) -> (u64, u64) {
-        todo!()
+        match self.store.space() {
+            Ok(space) => (space.total, space.free),
+            Err(error) => {
+                tracing::warn!(%error, "the data directory's disk does not say its space");
+                (0, 0)
+            }
+        }
     }
 
-    // -- for commands and calls
-    pub async fn where_is(&self, path: &TreePath) -> Result<Where, FsError> {
-        todo!()
-    }
-    /// Brings a whole file here; `progress(have, size)`.
-    pub async fn fetch_whole(
-        self: &Arc<Self>,
-        path: &TreePath,
-        progress: impl Fn(u64, u64) + Send + Sync,
-    ) -> Result<(), FsError> {
-        todo!()
-    }
     /// Stops in order: publishes what is open for writing, saves partial maps, tells the catalog.
     pub async fn stop(&self) {
-        todo!()
+        for writing in self.table.all_writing() {
+            if let Err(error) = self.publish(&writing).await {
+                tracing::warn!(ino = writing.ino, %error, "not published at the end; the next start finds it");
+            }
+        }
+        let store = self.store.clone();
+        let stopped = tokio::task::spawn_blocking(move || store.stop()).await;
+        match stopped {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the data directory was not closed in order"),
+            Err(error) => tracing::warn!(%error, "the data directory was not closed in order"),
+        }
+    }
+
+    fn me(&self) -> NodeId {
+        self.catalog.me()
+    }
+
+    /// Applies a change of this node's to its data directory, in its place.
+    async fn own<T>(&self, committed: &Committed<T>) {
+        let Some(event) = &committed.change else {
+            return;
+        };
+        let applied = self
+            .applier
+            .own(committed.event, committed.previous, event)
+            .await;
+        if let Err(error) = applied {
+            tracing::warn!(%error, ?event, "the data directory is behind the tree; it follows when the next event is applied");
+        }
+    }
+
+    /// The path of an inode's first link, or the root's where it has none.
+    async fn path_of(&self, ino: Ino) -> TreePath {
+        match self.catalog.path_of(ino).await {
+            Ok(Some(path)) => path,
+            Ok(None) => TreePath::root(),
+            Err(error) => {
+                tracing::debug!(ino, %error, "its path is not known now");
+                TreePath::root()
+            }
+        }
+    }
+
+    /// The name of a node, for people.
+    async fn node_name(&self, node: NodeId) -> String {
+        let nodes = self.catalog.nodes().await.unwrap_or_default();
+        let known = nodes.iter().find(|state| state.id == node);
+        known.map_or_else(|| node.to_string(), |state| state.info.name.clone())
+    }
+}
+
+/// Runs what may wait for the disk without holding up the other tasks of this thread.
+fn on_disk<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    let several_threads = Handle::try_current()
+        .is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
+    match several_threads {
+        true => tokio::task::block_in_place(work),
+        false => work(),
     }
 }

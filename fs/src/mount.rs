@@ -1,20 +1,61 @@
 //! The thin FUSE face: unpack, call `FileSystem`, map the error, reply. Kernel caches and their invalidation; freeing interrupted callers.
+//!
+//! Who takes part: `face` (the requests), `bridge` (answering from memory or from the runtime), `known` (what the kernel has
+//! from us), `notifier` (tells it what to drop), `interrupt` (frees callers), `backing` (files the kernel serves itself),
+//! `directories` (open directories), `prepare` (the mount point).
+//!
+//! What always holds: every request is answered once, within 30 s; the daemon never touches its own mount; a thread that
+//! answers requests never waits for a notification.
 use crate::filesystem::FileSystem;
-use std::{path::Path, sync::Arc};
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use rustix::mount::{MountFlags, UnmountFlags};
+use std::{
+    fs::{File, OpenOptions},
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
+mod backing;
+mod bridge;
+mod directories;
+mod face;
+mod interrupt;
+mod known;
+mod notifier;
+mod prepare;
+
+pub use notifier::Notifier;
+pub use prepare::prepare;
+
+/// Threads that read requests.
+const THREADS: usize = 3;
+/// What the kernel reads ahead, KiB.
+const READ_AHEAD_KIB: u32 = 1024;
+/// How long the end of the session is waited for after the mount is gone.
+const END_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why the tree is not mounted.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
+    /// The kernel module or the device is missing.
     #[error(
         "/dev/fuse is missing; run: modprobe fuse (in a container: --device /dev/fuse --cap-add SYS_ADMIN)"
     )]
     NoFuse,
+    /// There is something that the mount would hide.
     #[error("{0}: not an empty directory")]
-    NotEmpty(std::path::PathBuf),
+    NotEmpty(PathBuf),
+    /// By a node that lives.
     #[error("{0}: already mounted; run: ks umount {0}")]
-    AlreadyMounted(std::path::PathBuf),
+    AlreadyMounted(PathBuf),
+    /// The system said no.
     #[error("{path}: {source}")]
     Io {
-        path: std::path::PathBuf,
+        /// The mount point.
+        path: PathBuf,
+        /// What the system said.
         source: std::io::Error,
     },
 }
@@ -23,11 +64,13 @@ pub enum MountError {
 pub const FS_SUBTYPE: &str = "ks";
 
 /// A live mount; dropping it unmounts.
-pub struct Mount {/* fuser::BackgroundSession, .. */}
-
-/// Clears a stale mount of ours (its daemon is gone), makes the directory if missing, checks that it is an empty directory.
-pub fn prepare(mountpoint: &Path) -> Result<(), MountError> {
-    todo!()
+pub struct Mount {
+    mountpoint: PathBuf,
+    fs: Arc<FileSystem>,
+    session: Mutex<Option<BackgroundSession>>,
+    notifier: Notifier,
+    requests: Arc<interrupt::Requests>,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Mount {
@@ -38,20 +81,209 @@ impl Mount {
         control_socket: &Path,
         runtime: tokio::runtime::Handle,
     ) -> Result<Self, MountError> {
-        todo!()
+        let io = |source| MountError::Io {
+            path: mountpoint.to_owned(),
+            source,
+        };
+        let mountpoint = &prepare::resolved(mountpoint).map_err(io)?;
+        let known = Arc::new(known::Known::default());
+        let requests = interrupt::Requests::start().map_err(io)?;
+        let bridge = Arc::new(bridge::Bridge {
+            fs: fs.clone(),
+            runtime: runtime.clone(),
+            known: known.clone(),
+            directories: directories::Directories::default(),
+            backings: backing::Backings::default(),
+            requests: requests.clone(),
+        });
+        let face = face::Face { bridge };
+        let source = format!("ks:{}", control_socket.display());
+        let opened = open_session(face, mountpoint, &source).and_then(Session::spawn);
+        let session = match opened {
+            Ok(session) => session,
+            Err(error) => {
+                requests.end();
+                return Err(io(error));
+            }
+        };
+        let notifier = Notifier::new(known);
+        let mount = Self {
+            mountpoint: mountpoint.clone(),
+            fs: fs.clone(),
+            notifier: notifier.clone(),
+            requests,
+            runtime,
+            session: Mutex::new(None),
+        };
+        let started = notifier.start(session.notifier());
+        *mount.session.lock().unwrap() = Some(session);
+        started.map_err(io)?;
+        fs.set_watcher(Some(Arc::new(notifier)));
+        raise_read_ahead(mountpoint);
+        Ok(mount)
     }
+
     /// The kernel is told what changed elsewhere (never from a thread that answers a request).
     pub fn notifier(&self) -> Notifier {
-        todo!()
+        self.notifier.clone()
     }
+
     /// Whether the kernel still has it (false after `umount` by someone else).
     pub fn is_mounted(&self) -> bool {
-        todo!()
+        let session = self.session.lock().unwrap();
+        session
+            .as_ref()
+            .is_some_and(|session| !session.guard.is_finished())
     }
+
+    /// Takes it out of the tree; processes that still have files open in it lose them.
     pub fn unmount(self) -> Result<(), MountError> {
-        todo!()
+        self.end().map_err(|source| MountError::Io {
+            path: self.mountpoint.clone(),
+            source,
+        })
+    }
+
+    fn end(&self) -> std::io::Result<()> {
+        let Some(session) = self.session.lock().unwrap().take() else {
+            return Ok(());
+        };
+        self.fs.set_watcher(None);
+        self.notifier.end();
+        let outcome = match session.guard.is_finished() {
+            true => Ok(()),
+            false => self.take_out(),
+        };
+        if outcome.is_ok() {
+            self.await_end(session);
+        }
+        self.requests.end();
+        outcome
+    }
+
+    /// Unmounts; where it is in use, lazily, and then its users are cut off.
+    fn take_out(&self) -> std::io::Result<()> {
+        let connection = connection_of(&self.mountpoint);
+        match rustix::mount::unmount(&self.mountpoint, UnmountFlags::empty()) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                tracing::warn!(mountpoint = %self.mountpoint.display(), %error, "in use: cutting its users off");
+                prepare::unmount_lazily(&self.mountpoint)?;
+                // Only root may abort; without it the users keep their files until they close them.
+                if let Some(connection) = connection {
+                    let _ = std::fs::write(connection.join("abort"), "1");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn await_end(&self, session: BackgroundSession) {
+        let deadline = Instant::now() + END_DEADLINE;
+        while !session.guard.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if !session.guard.is_finished() {
+            tracing::warn!(mountpoint = %self.mountpoint.display(), "still in use after it was unmounted");
+            return;
+        }
+        let ended = session.join();
+        if let Err(error) = ended {
+            tracing::warn!(%error, "the mount's session ended with an error");
+        }
     }
 }
-/// Drops kernel caches.
-#[derive(Clone)]
-pub struct Notifier {/* .. */}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _runtime = self.runtime.enter();
+        if let Err(error) = self.end() {
+            tracing::warn!(mountpoint = %self.mountpoint.display(), %error, "not unmounted");
+        }
+    }
+}
+
+/// Mounts as root, or through the setuid helper.
+fn open_session(
+    face: face::Face,
+    mountpoint: &Path,
+    source: &str,
+) -> std::io::Result<Session<face::Face>> {
+    let mut config = Config::default();
+    config.n_threads = Some(THREADS);
+    config.clone_fd = true;
+    config.acl = match rustix::process::geteuid().is_root() || users_may_allow_others() {
+        true => SessionACL::All,
+        false => SessionACL::Owner,
+    };
+    if let Some(device) = mount_directly(mountpoint, source)? {
+        config.acl = SessionACL::All;
+        let acl = config.acl;
+        let session = Session::from_fd(face, device.into(), acl, config);
+        if session.is_err() {
+            let _ = prepare::unmount_lazily(mountpoint);
+        }
+        return session;
+    }
+    config.mount_options = vec![
+        MountOption::FSName(source.to_owned()),
+        MountOption::Subtype(FS_SUBTYPE.to_owned()),
+        MountOption::DefaultPermissions,
+    ];
+    Session::new(face, mountpoint, &config)
+}
+
+/// `None`: this user may not mount. Set-user-id programs and devices of other nodes are not honoured: whoever can write on
+/// one node would else be root on all of them.
+fn mount_directly(mountpoint: &Path, source: &str) -> std::io::Result<Option<File>> {
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")?;
+    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::symlink_metadata(mountpoint)?);
+    let data = format!(
+        "fd={},rootmode={:o},user_id={},group_id={},default_permissions,allow_other",
+        device.as_raw_fd(),
+        mode,
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
+    let data = std::ffi::CString::new(data)?;
+    let kind = format!("fuse.{FS_SUBTYPE}");
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    match rustix::mount::mount(
+        source,
+        mountpoint,
+        kind.as_str(),
+        flags,
+        Some(data.as_c_str()),
+    ) {
+        Ok(()) => Ok(Some(device)),
+        Err(rustix::io::Errno::PERM) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn users_may_allow_others() -> bool {
+    let allows = |text: String| text.lines().any(|line| line.trim() == "user_allow_other");
+    std::fs::read_to_string("/etc/fuse.conf").is_ok_and(allows)
+}
+
+/// The kernel's own default (128 KiB) is short for a network; only root may set it.
+fn raise_read_ahead(mountpoint: &Path) {
+    let Ok(Some(line)) = prepare::mounted_at(mountpoint) else {
+        return;
+    };
+    let setting = format!("/sys/class/bdi/{}/read_ahead_kb", line.device);
+    if let Err(error) = std::fs::write(&setting, READ_AHEAD_KIB.to_string()) {
+        tracing::debug!(setting, %error, "read-ahead stays as it is");
+    }
+}
+
+/// Where the kernel lets root abort this mount's connection.
+fn connection_of(mountpoint: &Path) -> Option<PathBuf> {
+    let line = prepare::mounted_at(mountpoint).ok()??;
+    let (_, minor) = line.device.split_once(':')?;
+    let path = Path::new("/sys/fs/fuse/connections").join(minor);
+    path.exists().then_some(path)
+}

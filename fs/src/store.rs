@@ -71,7 +71,9 @@ pub enum StoreError {
         keep: u64,
     },
     /// The events of others did not arrive in time.
-    #[error("{datadir}: the catalog's events up to {event:?} were not applied within {waited_ms} ms")]
+    #[error(
+        "{datadir}: the catalog's events up to {event:?} were not applied within {waited_ms} ms"
+    )]
     Behind {
         /// Whose events.
         datadir: PathBuf,

@@ -1,0 +1,293 @@
+//! Reading, writing, flushing.
+use super::{
+    FileSystem, Handle,
+    handles::{Content, OpenHandle, Served},
+    on_disk,
+    opening::Want,
+    writing::Writing,
+};
+use crate::{catalog::CatalogError, error::FsError, record::Ino};
+use bytes::Bytes;
+use rustix::io::{Errno, ReadWriteFlags};
+use std::{
+    fs::File,
+    io::IoSlice,
+    os::unix::fs::FileExt,
+    sync::{Arc, atomic::Ordering},
+};
+
+/// Reads that take at most so much are done in place; longer ones may wait for the disk and step aside.
+const SHORT_READ_BYTES: usize = 64 * 1024;
+
+/// How a write goes in.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriteManner {
+    /// Written back from the kernel's pages: `offset` is right whatever the handle's flags say.
+    pub from_pages: bool,
+    /// An ordinary user writes: set-user-id and set-group-id go.
+    pub clear_privileges: bool,
+}
+
+impl FileSystem {
+    /// Reads up to `len` bytes; fewer only at the end.
+    pub async fn read(&self, handle: Handle, offset: u64, len: usize) -> Result<Bytes, FsError> {
+        let open = self.table.handle(handle)?;
+        let data = match &open.served {
+            Served::Writing(writing) => read_local(&writing.file, offset, len)?,
+            Served::Forwarded(forwarded) => forwarded.read(offset, len).await?,
+            Served::Own(Content::Local(file)) => read_local(file, offset, len)?,
+            Served::Own(content) => {
+                let content = content.clone();
+                self.read_content(&open, content, offset, len).await?
+            }
+            Served::Shared => {
+                if open.inode.stale.load(Ordering::Acquire) {
+                    self.refresh(&open).await;
+                }
+                let (content, _) = open.inode.content();
+                self.read_content(&open, content, offset, len).await?
+            }
+        };
+        self.counts.reads.fetch_add(1, Ordering::Relaxed);
+        let bytes = data.len() as u64;
+        self.counts.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(data)
+    }
+
+    async fn read_content(
+        &self,
+        open: &OpenHandle,
+        content: Content,
+        offset: u64,
+        len: usize,
+    ) -> Result<Bytes, FsError> {
+        match content {
+            Content::Empty => Ok(Bytes::new()),
+            Content::Local(file) => read_local(&file, offset, len),
+            Content::Live(forwarded) => forwarded.read(offset, len).await,
+            Content::Remote(remote) => match remote.read(offset, len).await {
+                Ok((data, fetched)) => {
+                    if let Some(group) = open.group {
+                        self.usage.note_fetched(group, open.ino, fetched);
+                    }
+                    Ok(data)
+                }
+                Err(error @ FsError::NoHolder { .. }) => {
+                    self.rescue(open, error, offset, len).await
+                }
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// Nobody gives this version: there may be a newer one, or the home may be writing it.
+    async fn rescue(
+        &self,
+        open: &OpenHandle,
+        error: FsError,
+        offset: u64,
+        len: usize,
+    ) -> Result<Bytes, FsError> {
+        let (_, version) = open.inode.content();
+        let Ok(found) = self.find(open.ino, Want::READ).await else {
+            return Err(error);
+        };
+        let newer = found.located.node.inode.version > version;
+        let served = match newer {
+            true => self.serve(&found, Want::READ).await?,
+            false => self.serve_live(&found, error.to_string()).await?,
+        };
+        let Served::Own(content) = served else {
+            return Err(error);
+        };
+        tracing::info!(path = %found.path, newer, %error, "reading on from another content");
+        if let Served::Shared = open.served {
+            let version = found.located.node.inode.version;
+            open.inode.set_content(content.clone(), version);
+            self.tell_contents(open.ino);
+        }
+        match content {
+            Content::Empty => Ok(Bytes::new()),
+            Content::Local(file) => read_local(&file, offset, len),
+            Content::Live(forwarded) => forwarded.read(offset, len).await,
+            Content::Remote(remote) => Ok(remote.read(offset, len).await?.0),
+        }
+    }
+
+    /// Another node published: cached handles read the new version from now on. Where it cannot be had, the old one stays.
+    async fn refresh(&self, open: &OpenHandle) {
+        let _one = open.inode.refreshing.lock().await;
+        if !open.inode.stale.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let (_, version) = open.inode.content();
+        let found = match self.find(open.ino, Want::READ).await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(ino = open.ino, %error, "no newer version to be had");
+                return;
+            }
+        };
+        let current = found.located.node.inode.version;
+        if current <= version {
+            return;
+        }
+        match self.serve(&found, Want::READ).await {
+            Ok(Served::Own(content)) => {
+                open.inode.set_content(content, current);
+                self.tell_contents(open.ino);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(path = %found.path, %error, "the new version cannot be read")
+            }
+        }
+    }
+
+    /// Writes all of `data` at `offset` (at the end where the handle appends).
+    pub async fn write(&self, handle: Handle, offset: u64, data: Bytes) -> Result<u32, FsError> {
+        self.write_as(handle, offset, data, WriteManner::default())
+            .await
+    }
+
+    /// Like `write`, with what the kernel says beside.
+    pub async fn write_as(
+        &self,
+        handle: Handle,
+        offset: u64,
+        data: Bytes,
+        manner: WriteManner,
+    ) -> Result<u32, FsError> {
+        let open = self.table.handle(handle)?;
+        let at_end = open.append && !manner.from_pages;
+        self.counts.writes.fetch_add(1, Ordering::Relaxed);
+        match &open.served {
+            Served::Writing(writing) => {
+                write_local(writing, (!at_end).then_some(offset), &data)?;
+                if manner.clear_privileges {
+                    self.clear_privileges(open.ino).await?;
+                }
+                Ok(data.len() as u32)
+            }
+            Served::Forwarded(forwarded) => {
+                let offset = (!at_end).then_some(offset);
+                forwarded.write(offset, data, manner.clear_privileges).await
+            }
+            Served::Own(_) | Served::Shared => {
+                Err(FsError::Io(std::io::Error::from_raw_os_error(libc::EBADF)))
+            }
+        }
+    }
+
+    /// At `close()`: publishes what was written; returns when others can see it.
+    pub async fn flush(&self, handle: Handle) -> Result<(), FsError> {
+        let open = self.table.handle(handle)?;
+        match &open.served {
+            Served::Writing(writing) => self.publish(writing).await,
+            Served::Forwarded(forwarded) => {
+                forwarded.publish().await?;
+                self.published_for_us(open.ino).await
+            }
+            Served::Own(_) | Served::Shared => Ok(()),
+        }
+    }
+
+    /// To disk, and published.
+    pub async fn fsync(&self, handle: Handle, data_only: bool) -> Result<(), FsError> {
+        let open = self.table.handle(handle)?;
+        match &open.served {
+            Served::Writing(writing) => {
+                let file = writing.file.clone();
+                let synced = tokio::task::spawn_blocking(move || match data_only {
+                    true => file.sync_data(),
+                    false => file.sync_all(),
+                });
+                synced.await.map_err(std::io::Error::other)??;
+                self.publish(writing).await
+            }
+            Served::Forwarded(forwarded) => {
+                forwarded.sync().await?;
+                self.published_for_us(open.ino).await
+            }
+            Served::Own(_) | Served::Shared => Ok(()),
+        }
+    }
+
+    /// Reserves or punches (`mode` as fallocate has it); only at the home.
+    pub async fn allocate(
+        &self,
+        handle: Handle,
+        offset: u64,
+        len: u64,
+        mode: i32,
+    ) -> Result<(), FsError> {
+        let open = self.table.handle(handle)?;
+        let Served::Writing(writing) = &open.served else {
+            return Err(FsError::Unsupported);
+        };
+        let flags = rustix::fs::FallocateFlags::from_bits_retain(mode as u32);
+        on_disk(|| rustix::fs::fallocate(&*writing.file, flags, offset, len))
+            .map_err(std::io::Error::from)?;
+        writing.touch();
+        Ok(())
+    }
+
+    async fn published_for_us(&self, ino: Ino) -> Result<(), FsError> {
+        self.table.pages_unknown(Some(ino));
+        match self.catalog.located(ino).await {
+            Ok(_) | Err(CatalogError::Posix(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Reads from a plain file.
+pub(super) fn read_local(file: &Arc<File>, offset: u64, len: usize) -> Result<Bytes, FsError> {
+    let read = || {
+        let mut buffer = Vec::with_capacity(len);
+        while buffer.len() < len {
+            let at = offset + buffer.len() as u64;
+            let spare = rustix::buffer::spare_capacity(&mut buffer);
+            match rustix::io::pread(&**file, spare, at) {
+                Ok(0) => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(std::io::Error::from(error)),
+            }
+        }
+        Ok(buffer)
+    };
+    let buffer = match len > SHORT_READ_BYTES {
+        true => on_disk(read),
+        false => read(),
+    }?;
+    Ok(Bytes::from(buffer))
+}
+
+/// Writes all of `data` into the plain file, at `offset` or at the end.
+pub(super) fn write_local(
+    writing: &Writing,
+    offset: Option<u64>,
+    data: &[u8],
+) -> Result<(), FsError> {
+    let file = &*writing.file;
+    on_disk(|| match offset {
+        Some(offset) => file.write_all_at(data, offset),
+        None => append_all(file, data),
+    })?;
+    writing.touch();
+    Ok(())
+}
+
+/// One `pwritev2` with RWF_APPEND, so that appends of several writers never overlap.
+fn append_all(file: &File, mut data: &[u8]) -> std::io::Result<()> {
+    while !data.is_empty() {
+        let slices = [IoSlice::new(data)];
+        match rustix::io::pwritev2(file, &slices, 0, ReadWriteFlags::APPEND) {
+            Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+            Ok(written) => data = &data[written..],
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}

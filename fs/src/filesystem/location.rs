@@ -1,0 +1,111 @@
+//! Who holds what, and bringing whole files here: for commands and calls.
+use super::{
+    FileSystem,
+    handles::{Content, Served},
+    opening::Want,
+};
+use crate::{catalog::Located, error::FsError, fetch::Progress, path::TreePath, record::*};
+use std::sync::Arc;
+
+/// A copy of a file, for `ks where`.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Copy_ {
+    /// The node's name.
+    pub node: String,
+    /// Whether that node is heard of.
+    pub alive: bool,
+    /// Bytes of it that are there.
+    pub bytes: u64,
+    /// Of which version.
+    pub version: u64,
+    /// Whether that is the current version.
+    pub current: bool,
+    /// Whether that node is the file's home.
+    pub home: bool,
+}
+
+/// Who holds a file.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Where {
+    /// Its path in the tree.
+    pub path: String,
+    /// `file`, `directory`, `symlink`, ...
+    pub kind: String,
+    /// Bytes.
+    pub size: u64,
+    /// The current version's number.
+    pub version: u64,
+    /// Its hash, hexadecimal, once it is known.
+    pub blake3: Option<String>,
+    /// Who holds it, by node name.
+    pub copies: Vec<Copy_>,
+}
+
+impl FileSystem {
+    /// Who holds what stands at `path`.
+    pub async fn where_is(&self, path: &TreePath) -> Result<Where, FsError> {
+        let located = self.catalog.locate_path(path).await?;
+        let located = located.ok_or(FsError::NotFound)?;
+        let copies = self.copies(&located).await?;
+        let inode = &located.node.inode;
+        Ok(Where {
+            path: path.to_string(),
+            kind: format!("{:?}", inode.kind).to_lowercase(),
+            size: inode.size,
+            version: inode.version,
+            blake3: inode.blake3.map(hex::encode),
+            copies,
+        })
+    }
+
+    async fn copies(&self, located: &Located) -> Result<Vec<Copy_>, FsError> {
+        let nodes = self.catalog.nodes().await?;
+        let inode = &located.node.inode;
+        let mut copies: Vec<Copy_> = located
+            .holders
+            .iter()
+            .map(|(node, holding)| {
+                let known = nodes.iter().find(|state| state.id == *node);
+                Copy_ {
+                    node: known.map_or_else(|| node.to_string(), |state| state.info.name.clone()),
+                    alive: known.is_some_and(|state| state.alive),
+                    bytes: holding.bytes,
+                    version: holding.version,
+                    current: holding.version == inode.version,
+                    home: *node == inode.home,
+                }
+            })
+            .collect();
+        copies.sort_by(|a, b| a.node.cmp(&b.node));
+        Ok(copies)
+    }
+
+    /// Brings a whole file here; `progress(have, size)` in bytes.
+    pub async fn fetch_whole(
+        self: &Arc<Self>,
+        path: &TreePath,
+        progress: impl Fn(u64, u64) + Send + Sync,
+    ) -> Result<(), FsError> {
+        let node = self.catalog.resolve(path).await?;
+        let node = node.ok_or(FsError::NotFound)?;
+        if node.inode.kind == Kind::Directory {
+            return Err(FsError::IsADirectory);
+        }
+        let found = self.find(node.ino, Want::READ).await?;
+        let size = found.located.node.inode.size;
+        match self.serve(&found, Want::READ).await? {
+            Served::Own(Content::Remote(remote)) => {
+                let told = |at: Progress| progress(at.have_bytes, at.size);
+                remote.fetch_whole(told).await
+            }
+            Served::Own(Content::Live(_)) => Err(FsError::NoHolder {
+                path: path.clone(),
+                tried: "its home is writing it now: no version of it can be fetched".into(),
+            }),
+            _ => {
+                progress(size, size);
+                Ok(())
+            }
+        }
+    }
+}

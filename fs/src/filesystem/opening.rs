@@ -1,0 +1,488 @@
+//! Opening and creating: from a number to a handle.
+use super::{
+    Caller, FileSystem, Handle, Opened,
+    handles::{Content, NewHandle, Served},
+    open_plan::{self, Situation, Source},
+    writing::{Stamp, Writing},
+};
+use crate::{
+    catalog::{Located, Node_},
+    error::FsError,
+    path::TreePath,
+    peer::forward::{self, Forwarded},
+    record::*,
+    store::{CopyState, LocalMeta, OpenLocal, StoreError, partial::ContentKey},
+};
+use std::{
+    fs::File,
+    sync::{Arc, atomic::Ordering},
+};
+
+/// Set-user-id and set-group-id.
+pub(super) const PRIVILEGE_BITS: u32 = 0o6000;
+
+/// What open flags ask for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Want {
+    pub(super) write: bool,
+    pub(super) truncate: bool,
+    pub(super) append: bool,
+}
+
+impl Want {
+    pub(super) const READ: Want = Want {
+        write: false,
+        truncate: false,
+        append: false,
+    };
+
+    pub(super) fn of(flags: i32) -> Self {
+        let truncate = flags & libc::O_TRUNC != 0;
+        Self {
+            write: flags & libc::O_ACCMODE != libc::O_RDONLY || truncate,
+            truncate,
+            append: flags & libc::O_APPEND != 0,
+        }
+    }
+}
+
+/// A file as it was found, and what serves it.
+pub(super) struct Found {
+    pub(super) located: Located,
+    pub(super) path: TreePath,
+    pub(super) source: Source,
+}
+
+impl Found {
+    fn node(&self) -> &Node_ {
+        &self.located.node
+    }
+}
+
+impl FileSystem {
+    /// Opens an inode; one question to the catalog, so that close-to-open holds.
+    pub async fn open(
+        self: &Arc<Self>,
+        ino: Ino,
+        flags: i32,
+        who: Caller,
+    ) -> Result<Opened, FsError> {
+        let want = Want::of(flags);
+        let found = self.find(ino, want).await?;
+        let served = self.serve(&found, want).await?;
+        let privileged = found.node().inode.mode & PRIVILEGE_BITS != 0 && who.uid != 0;
+        if want.truncate && privileged {
+            self.clear_privileges(ino).await?;
+        }
+        let group = self.note_open(&found, &served, who);
+        let opened = self.register(NewHandle {
+            node: found.located.node,
+            source: found.source,
+            served: served.clone(),
+            passthrough_allowed: !(want.write && privileged),
+            append: want.append,
+            group,
+        });
+        if opened.is_err() {
+            self.unserve(ino, &served).await;
+        }
+        opened
+    }
+
+    fn register(&self, mut new: NewHandle) -> Result<Opened, FsError> {
+        new.passthrough_allowed &= self.passthrough.load(Ordering::Acquire);
+        let opened = self.table.register(new)?;
+        self.counts.opens.fetch_add(1, Ordering::Relaxed);
+        if matches!(opened, Opened::Passthrough { .. }) {
+            self.counts
+                .opens_passthrough
+                .fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(opened)
+    }
+
+    /// Makes a file whose home is this node, and opens it.
+    pub async fn create(
+        self: &Arc<Self>,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+        who: Caller,
+    ) -> Result<(Node_, Opened), FsError> {
+        let want = Want::of(flags);
+        match self.create_file(parent, name, mode, who).await {
+            Ok((node, file)) => {
+                let opened = self.open_created(node.clone(), file, want, who).await?;
+                Ok((node, opened))
+            }
+            // Somebody was faster; without O_EXCL it is simply opened.
+            Err(FsError::Exists) if flags & libc::O_EXCL == 0 => {
+                let node = self.lookup(parent, name).await?;
+                let opened = self.open(node.ino, flags, who).await?;
+                Ok((self.attributes(node.ino).await?, opened))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn open_created(
+        &self,
+        node: Node_,
+        file: File,
+        want: Want,
+        who: Caller,
+    ) -> Result<Opened, FsError> {
+        let ino = node.ino;
+        let writing = self.start_writing(&node, file, false)?;
+        let group = self.usage.group_of(who.pid);
+        let opened = self.register(NewHandle {
+            node,
+            source: Source::Local,
+            served: Served::Writing(writing.clone()),
+            passthrough_allowed: true,
+            append: want.append,
+            group,
+        });
+        if opened.is_err() {
+            self.release_writer(ino, &writing).await;
+        }
+        opened
+    }
+
+    /// The plain file of a file that has no content yet, for writing.
+    fn start_writing(
+        &self,
+        node: &Node_,
+        file: File,
+        truncated: bool,
+    ) -> Result<Arc<Writing>, FsError> {
+        let inode = &node.inode;
+        let stamp = Stamp::of(&file)?;
+        let meta = LocalMeta {
+            ino: node.ino,
+            version: inode.version,
+            epoch: inode.epoch,
+            home: inode.home,
+            size: stamp.size,
+            mtime: stamp.mtime,
+            blake3: None,
+        };
+        let fresh = Writing::start(&self.store, file, meta, truncated)?;
+        let joined = self.table.join_writing(node, Some(Arc::new(fresh)));
+        Ok(joined.expect("a fresh one was given"))
+    }
+
+    /// Where a file is and what serves it; waits for the data directory to follow the catalog where it is behind.
+    pub(super) async fn find(&self, ino: Ino, want: Want) -> Result<Found, FsError> {
+        let found = self.find_once(ino, want).await?;
+        if !self.seems_behind(&found) {
+            return Ok(found);
+        }
+        self.applier.catch_up().await?;
+        self.find_once(ino, want).await
+    }
+
+    /// The catalog says that this node has it whole, and it is not there.
+    fn seems_behind(&self, found: &Found) -> bool {
+        let inode = &found.node().inode;
+        let mine = |(node, holding): &(NodeId, Holding)| {
+            *node == self.me() && holding.version == inode.version && holding.bytes == inode.size
+        };
+        let should_be_local =
+            inode.size > 0 && (inode.home == self.me() || found.located.holders.iter().any(mine));
+        should_be_local
+            && !matches!(
+                found.source,
+                Source::Local | Source::Recreate | Source::Forward(_)
+            )
+    }
+
+    async fn find_once(&self, ino: Ino, want: Want) -> Result<Found, FsError> {
+        let located = self.catalog.located(ino).await?.ok_or(FsError::Stale)?;
+        let inode = &located.node.inode;
+        let path = self.catalog.path_of(ino).await?.ok_or(FsError::Stale)?;
+        let held = |(node, _): &(NodeId, Holding)| *node == self.me();
+        let copy = match inode.home == self.me() || located.holders.iter().any(held) {
+            true => on_disk_copy(self, &path, ino, inode),
+            false => CopyState::Absent,
+        };
+        let source = open_plan::source(&Situation {
+            inode,
+            holders: &located.holders,
+            me: self.me(),
+            copy,
+            write: want.write,
+            truncate: want.truncate,
+        });
+        Ok(Found {
+            path,
+            source,
+            located,
+        })
+    }
+
+    /// Gets hold of what serves it.
+    pub(super) async fn serve(&self, found: &Found, want: Want) -> Result<Served, FsError> {
+        match &found.source {
+            Source::Local if want.write => self.join_local(found, want).await.map(Served::Writing),
+            Source::Local => {
+                let (file, _) = self.open_plain(found, false, false).await?;
+                Ok(Served::Own(Content::Local(Arc::new(file))))
+            }
+            Source::Recreate => {
+                let node = found.node();
+                let file = self.store.create(&found.path, node.ino, &node.inode)?;
+                let truncated = node.inode.size > 0;
+                self.start_writing(node, file, truncated)
+                    .map(Served::Writing)
+            }
+            Source::Empty => Ok(Served::Own(Content::Empty)),
+            Source::Remote { holders, ask_hash } => {
+                self.serve_remote(found, holders, *ask_hash).await
+            }
+            Source::Forward(home) => {
+                let forwarded = self.forward(found, *home, true, want.truncate).await?;
+                Ok(Served::Forwarded(Arc::new(forwarded)))
+            }
+            Source::Lost => Err(self.lost(found).await),
+            Source::NotAFile if found.node().inode.kind == Kind::Directory => {
+                Err(FsError::IsADirectory)
+            }
+            Source::NotAFile => Err(FsError::Unsupported),
+        }
+    }
+
+    async fn join_local(&self, found: &Found, want: Want) -> Result<Arc<Writing>, FsError> {
+        if let Some(writing) = self.table.join_writing(found.node(), None) {
+            return match writing.opened_again(&self.store, want.truncate).await {
+                Ok(()) => Ok(writing),
+                Err(error) => {
+                    self.release_writer(writing.ino, &writing).await;
+                    Err(error)
+                }
+            };
+        }
+        let (file, mut meta) = self.open_plain(found, true, want.truncate).await?;
+        // The catalog's numbers, whatever the file remembers of a version before the last crash.
+        let inode = &found.node().inode;
+        (meta.epoch, meta.home) = (inode.epoch, inode.home);
+        let fresh = Writing::start(&self.store, file, meta, want.truncate)?;
+        let joined = self.table.join_writing(found.node(), Some(Arc::new(fresh)));
+        Ok(joined.expect("a fresh one was given"))
+    }
+
+    /// The plain file; where it does not stand where it should, once more after the data directory has caught up.
+    async fn open_plain(
+        &self,
+        found: &Found,
+        write: bool,
+        truncate: bool,
+    ) -> Result<(File, LocalMeta), FsError> {
+        let how = OpenLocal { write, truncate };
+        let ino = found.node().ino;
+        match self.store.open_file(&found.path, ino, how) {
+            Err(StoreError::Mismatch { .. }) => {}
+            other => return Ok(other?),
+        }
+        self.applier.catch_up().await?;
+        let path = self.catalog.path_of(ino).await?.ok_or(FsError::Stale)?;
+        Ok(self.store.open_file(&path, ino, how)?)
+    }
+
+    async fn serve_remote(
+        &self,
+        found: &Found,
+        holders: &[NodeId],
+        ask_hash: bool,
+    ) -> Result<Served, FsError> {
+        let node = found.node();
+        let hash = match (node.inode.blake3, ask_hash) {
+            (Some(hash), _) => Ok(hash),
+            (None, _) => self.ask_holders(node, holders).await,
+        };
+        let hash = match hash {
+            Ok(hash) => hash,
+            Err(tried) => return self.serve_live(found, tried).await,
+        };
+        let key = ContentKey {
+            ino: node.ino,
+            version: node.inode.version,
+            size: node.inode.size,
+            hash,
+        };
+        let remote = self.fetcher.open(
+            key,
+            found.path.clone(),
+            node.inode.clone(),
+            holders.to_vec(),
+        )?;
+        Ok(Served::Own(Content::Remote(remote)))
+    }
+
+    /// The version's hash from the first holder that has it; else what each said.
+    async fn ask_holders(&self, node: &Node_, holders: &[NodeId]) -> Result<Hash, String> {
+        let mut tried = Vec::new();
+        for holder in holders {
+            let name = self.node_name(*holder).await;
+            let answer = match self.catalog.address_of(*holder).await {
+                Ok(Some(address)) => {
+                    let peer = self.pool.peer(&address);
+                    forward::ask_hash(&peer, node.ino, node.inode.version).await
+                }
+                Ok(None) => Err("not alive".into()),
+                Err(error) => Err(error.to_string()),
+            };
+            match answer {
+                Ok(hash) => return Ok(hash),
+                Err(why) => tried.push(format!("{name}: {why}")),
+            }
+        }
+        Err(tried.join("; "))
+    }
+
+    /// No version can be had whole and checked (it is being written): what is at the home now is read there.
+    pub(super) async fn serve_live(&self, found: &Found, tried: String) -> Result<Served, FsError> {
+        let home = found.node().inode.home;
+        if home == self.me() || home == NodeId::NONE {
+            return Err(FsError::NoHolder {
+                path: found.path.clone(),
+                tried,
+            });
+        }
+        let forwarded = self.forward(found, home, false, false).await;
+        let forwarded = forwarded.map_err(|error| match error {
+            FsError::NoHolder { path, tried: live } => FsError::NoHolder {
+                path,
+                tried: format!("{tried}; {live}"),
+            },
+            other => other,
+        })?;
+        Ok(Served::Own(Content::Live(Arc::new(forwarded))))
+    }
+
+    async fn forward(
+        &self,
+        found: &Found,
+        home: NodeId,
+        write: bool,
+        truncate: bool,
+    ) -> Result<Forwarded, FsError> {
+        let (name, path) = (self.node_name(home).await, found.path.clone());
+        let Some(address) = self.catalog.address_of(home).await? else {
+            return Err(FsError::NoHolder {
+                path,
+                tried: format!("{name} (its home): not alive"),
+            });
+        };
+        let peer = self.pool.peer(&address);
+        Forwarded::open(&peer, name, path, found.node().ino, write, truncate).await
+    }
+
+    async fn lost(&self, found: &Found) -> FsError {
+        let home = found.node().inode.home;
+        let tried = match home {
+            NodeId::NONE => "no node holds it".to_owned(),
+            home if home == self.me() => {
+                "its home is this node, and the file is gone from the data directory".to_owned()
+            }
+            home => format!("{} (its home): nothing held", self.node_name(home).await),
+        };
+        FsError::NoHolder {
+            path: found.path.clone(),
+            tried,
+        }
+    }
+
+    /// What was got for an open that then failed.
+    async fn unserve(&self, ino: Ino, served: &Served) {
+        if let Served::Writing(writing) = served {
+            self.release_writer(ino, writing).await;
+        }
+    }
+
+    /// Forgets a handle; the last writer publishes what is not published.
+    pub async fn release(&self, handle: Handle) {
+        let Some(gone) = self.table.remove(handle) else {
+            return;
+        };
+        self.unserve(gone.ino, &gone.served).await;
+    }
+
+    pub(super) async fn release_writer(&self, ino: Ino, writing: &Writing) {
+        if self.table.is_last_writer(ino)
+            && let Err(error) = self.publish(writing).await
+        {
+            let path = self.path_of(ino).await;
+            tracing::warn!(%path, %error, "what was written is not published; the next open or start here does it");
+        }
+        self.table.writer_gone(ino);
+    }
+
+    fn note_open(&self, found: &Found, served: &Served, who: Caller) -> Option<i32> {
+        let group = self.usage.group_of(who.pid)?;
+        let node = found.node();
+        let local_bytes = match served {
+            Served::Own(Content::Local(_)) | Served::Writing(_) => node.inode.size,
+            Served::Own(Content::Remote(remote)) => remote.progress().have_bytes,
+            _ => 0,
+        };
+        let (ino, size) = (node.ino, node.inode.size);
+        self.usage
+            .note_open(group, ino, &found.path, size, local_bytes);
+        Some(group)
+    }
+
+    /// Clears set-user-id and set-group-id, as a write by an ordinary user does.
+    pub(crate) async fn clear_privileges(&self, ino: Ino) -> Result<(), FsError> {
+        let node = self.attributes(ino).await?;
+        let mode = without_privileges(node.inode.mode);
+        if mode == node.inode.mode {
+            return Ok(());
+        }
+        let change = crate::catalog::AttributeChange {
+            mode: Some(mode),
+            ..Default::default()
+        };
+        self.set_attributes(ino, None, None, change).await?;
+        Ok(())
+    }
+}
+
+/// What a write or chown leaves of a mode: no set-user-id, and no set-group-id where the group may execute.
+pub(super) fn without_privileges(mode: u32) -> u32 {
+    let without_user = mode & !libc::S_ISUID;
+    match without_user & libc::S_IXGRP {
+        0 => without_user,
+        _ => without_user & !libc::S_ISGID,
+    }
+}
+
+fn on_disk_copy(file_system: &FileSystem, path: &TreePath, ino: Ino, inode: &Inode) -> CopyState {
+    super::on_disk(|| file_system.store.copy_state(path, ino, inode))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_flags_are_understood() {
+        let read = Want::of(libc::O_RDONLY);
+        assert!(!read.write && !read.truncate && !read.append);
+        assert!(Want::of(libc::O_RDONLY | libc::O_TRUNC).write);
+        assert!(Want::of(libc::O_RDWR | libc::O_APPEND).append);
+        assert!(Want::of(libc::O_WRONLY | libc::O_TRUNC).truncate);
+    }
+
+    #[test]
+    fn privileges_go_as_on_ext4() {
+        assert_eq!(without_privileges(0o6755), 0o755);
+        assert_eq!(without_privileges(0o4644), 0o644);
+        assert_eq!(
+            without_privileges(0o2644),
+            0o2644,
+            "mandatory locking, not a privilege"
+        );
+    }
+}

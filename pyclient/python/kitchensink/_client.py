@@ -1,0 +1,446 @@
+"""`Client`: what calls functions on the nodes. `setup_client` and `client` keep one for the whole process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Callable, Optional, Union
+
+from . import _native, discovery, functions, job, options, serialize, submission
+from .errors import ConnectionFailed, ConnectionLost
+from .job import Job
+from .options import PathArgument
+from .session import Reply, Session
+from .submission import Function, Maker, Prepared
+
+__all__ = ["Client", "client", "setup_client"]
+
+CONNECT_SECONDS = 10.0
+"""How long making a connection may take."""
+FLUSH_SECONDS = 5.0
+"""How long `close` waits until the node has recorded the calls that were sent last."""
+
+CANCEL_SECONDS = 5.0
+"""How long Ctrl-C waits until the node has cancelled."""
+
+_clients: weakref.WeakSet[Any] = weakref.WeakSet()
+JobOrId = Union[Job, str]
+
+
+class Client:
+    """Calls functions on the nodes of a cluster, each where the files are that its arguments name.
+
+    >>> from kitchensink import Client
+    >>> c = Client()                                            # this machine's node
+    >>> c = Client("ks://host1:6323")                           # any node; needs the cluster's key or a client key
+    >>> job = c.call(head, "/ks/mylarge/dataset.h5", n=10)      # runs where that file is
+    >>> c.result(job)                                           # prints are seen as they happen
+    >>> c.call(f, day, _locality=["/ks/logs/2026-11-20.csv"])   # a hint, where no argument names the file
+    >>> c.call(f, x, _async=False)                              # waits, and returns the result
+    >>> with Client() as c:                                     # closes at the end
+    ...     c.map(size, ["/ks/a.csv", "/ks/b.csv"])
+
+    `url`: `ks://HOST[:PORT]`, or the path of a node's control socket. None: KS_SOCKET or KS_NODE of the environment, else the node whose mount
+    contains the working directory, else the first mount of this machine. `key`: the key file for `ks://` (KS_CLUSTER_KEY, or
+    `~/.config/ks/cluster.key`). `queue_name`, `rpc_name` and `fmt` (`cloudpickle`, `pickle`, `json`) hold for all of its calls.
+
+    It connects when it is made (`ConnectionFailed` says what to do), and again at the next use after the connection was lost or the process
+    was forked. Any number of threads may use one client. Exceptions are those of `kitchensink.errors`, and what the functions raise.
+    """
+
+    def __init__(
+        self,
+        url: Optional[str] = None,
+        rpc_name: Optional[str] = None,
+        queue_name: Optional[str] = None,
+        fmt: str = "cloudpickle",
+        *,
+        key: Optional[PathArgument] = None,
+        timeout: float = CONNECT_SECONDS,
+    ) -> None:
+        if fmt not in serialize.FORMATS:
+            raise TypeError(f"fmt is one of {', '.join(serialize.FORMATS)}, not {fmt!r}")
+        self._url = url
+        self._key = None if key is None else os.fsdecode(key)
+        self._defaults = {"_rpc_name": rpc_name, "_queue_name": queue_name}
+        self._format = fmt
+        self._timeout = timeout
+        self._closed = False
+        self._session: Optional[Session] = None
+        self._unlock()
+        self._connected()
+        _clients.add(self)
+
+    def _unlock(self) -> None:
+        self._lock = threading.RLock()
+        self._bulk: list[Prepared] = []
+        self._bulk_functions: dict[int, tuple[Any, functions.Serialized]] = {}
+        self._bulk_jobs: list[Job] = []
+        self._last_reply: Optional[Reply] = None
+
+    # Connection
+
+    def _connected(self) -> Session:
+        session = self._session
+        if session is not None and not session.ended:
+            return session
+        with self._lock:
+            if self._closed:
+                raise ConnectionLost("the client was closed")
+            if self._session is None or self._session.ended:
+                self._session = self._connect()
+            return self._session
+
+    def _connect(self) -> Session:
+        address = discovery.locate(self._url)
+        if address.quic is not None:
+            key = self._key or discovery.key_path()
+            try:
+                connection = _native.connect_quic(address.quic, key, self._timeout)
+            except OSError as error:
+                raise ConnectionFailed(_explain_quic(address.quic, key, error)) from error
+        else:
+            socket = str(address.socket)
+            try:
+                connection = _native.connect_unix(socket)
+            except OSError as error:
+                raise ConnectionFailed(_explain_unix(socket, error)) from error
+        return Session(connection, str(address))
+
+    def close(self) -> None:
+        """Ends the connection. Jobs that were sent go on; they can be asked for again by their id. Calls of `bc` that were not executed are
+        dropped."""
+        self._closed = True
+        session, self._session = self._session, None
+        if session is None or session.ended:
+            return
+        reply = self._last_reply
+        if reply is not None and not reply.finished:
+            with contextlib.suppress(Exception):
+                session.answer(reply, "Accepted", FLUSH_SECONDS)
+        session.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        session = getattr(self, "_session", None)
+        if session is not None:
+            session.retire()
+
+    def __repr__(self) -> str:
+        session = self._session
+        if session is None or session.ended:
+            return "<Client, not connected>"
+        return f"<Client of node {session.hello.node} ({session.address})>"
+
+    @property
+    def node(self) -> str:
+        """The name of the node that it talks to."""
+        return self._connected().hello.node
+
+    @property
+    def mountpoint(self) -> str:
+        """Where that node mounts the tree: paths below it are what calls are placed by."""
+        return os.fsdecode(self._connected().hello.mountpoint)
+
+    # Calls
+
+    def call(self, f: Function, *args: Any, **kwargs: Any) -> Any:
+        """Calls `f(*args, **kwargs)` on a node that has the files which the arguments name. Returns a `Job` at once, or, with
+        `_async=False`, the result.
+
+        >>> c.call(head, "/ks/mylarge/dataset.h5", n=10)
+        <Job 8f14e45fceea167a5a36dedd4bea2543 head pending>
+
+        `f` is any function, or the name of one that the nodes have ("module:function"). Paths under the mount point count wherever they
+        stand in the arguments: `str`, `bytes` or `PathLike`, also inside of lists, tuples, dicts, sets and dataclasses (four levels).
+        On a node that mounts the tree elsewhere they arrive rewritten.
+
+        A node that refuses the call says so in `result`. What cannot be sent raises `NotSerializable` here.
+
+        Keywords that begin with `_` are KitchenSink's:
+
+        - `_async=False`: wait, and return the result. Ctrl-C cancels the call.
+        - `_locality`: a path or several that the call will read, though no argument names them.
+        - `_node`: run on the node of this name; `_queue_name`: in this queue (`name|node` does both); `_python`: with this interpreter.
+        - `_timeout`: seconds it may run; then it ends as `JobTimeout`.
+        - `_retries`: how often it may be run again after its worker or node died. 0: it runs at most once.
+        - `_priority`: higher goes first.
+        - `_data_threshold`: bytes that a node may have to fetch for it; `_no_route_data=True`: any node will do.
+        - `_intermediate_results=False`: do not show what it prints and logs.
+        - `_rpc_name`: the module, where `f` is a name without one. `_prefix`: the directory in the tree that relative `_locality` paths start from.
+        """
+        kwargs, chosen = self._options(kwargs)
+        session = self._connected()
+        prepared = Maker(session, self._format).prepare(f, args, kwargs, chosen)
+        if not chosen.asynchronous:
+            with _cancelled_by_interrupt([prepared.job]):
+                submission.send_one(session, prepared)
+                return prepared.job.result()
+        self._last_reply = submission.send_one(session, prepared)
+        session.watch()
+        return prepared.job
+
+    def _options(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], options.Options]:
+        for name, value in self._defaults.items():
+            if value is not None:
+                kwargs.setdefault(name, value)
+        return options.split(kwargs)
+
+    def result(self, job: JobOrId, timeout: Optional[float] = None) -> Any:
+        """The result of a job, or of the job of this id; waits for it. Raises what the call raised, or TimeoutError after `timeout` seconds.
+
+        >>> c.result(c.call(sum, [1, 2]))
+        3
+        """
+        return self._job(job).result(timeout)
+
+    def async_result(self, job: JobOrId) -> Any:
+        """The seeds' name for `result(job)`."""
+        return self.result(job)
+
+    def _job(self, job: JobOrId) -> Job:
+        if isinstance(job, Job):
+            return job
+        session = self._connected()
+        known = session.job(str(job))
+        if known is not None:
+            return known
+        attached = Job(session, str(job), "job", self._format)
+        session.adopt([attached])
+        try:
+            session.ask({"Attach": {"jobs": [attached.id]}}, "Accepted")
+        except BaseException:
+            session.forget([attached])
+            raise
+        return attached
+
+    def map(self, f: Function, *iterables: Iterable[Any], **kwargs: Any) -> list[Any]:
+        """The list of `f(*items)` for the items of the iterables, in their order, as the built-in `map` pairs them; keywords go to each call.
+
+        >>> c.map(os.path.getsize, ["/ks/logs/1.csv", "/ks/logs/2.csv"])
+        [81250, 79113]
+
+        The function is sent as it is now, once. The first call (in order) that failed raises, and the rest are cancelled; so does Ctrl-C.
+        """
+        kwargs, chosen = self._options(kwargs)
+        session = self._connected()
+        maker = Maker(session, self._format, shared={})
+        jobs: list[Job] = []
+
+        def calls() -> Iterator[Prepared]:
+            for items in zip(*iterables):
+                prepared = maker.prepare(f, items, kwargs, chosen)
+                jobs.append(prepared.job)
+                yield prepared
+
+        with _cancelled_by_interrupt(jobs):
+            try:
+                submission.send_all(session, calls())
+                session.watch()
+                return _in_order(jobs)
+            except Exception:
+                _cancel_rest(jobs)
+                raise
+
+    # Bulk calls
+
+    def bulk_call(self, f: Function, *args: Any, **kwargs: Any) -> Job:
+        """Adds a call to those that `execute` will send; keywords as of `call`. The function is taken as it is at its first `bulk_call` since the
+        last `execute`. What cannot be sent raises `NotSerializable` here.
+
+        >>> for path in paths:
+        ...     c.bc(parse, path)
+        >>> c.execute()
+        >>> c.br()
+        """
+        kwargs, chosen = self._options(kwargs)
+        session = self._connected()
+        with self._lock:
+            prepared = Maker(session, self._format, self._bulk_functions).prepare(f, args, kwargs, chosen)
+            self._bulk.append(prepared)
+        return prepared.job
+
+    def execute(self) -> list[Job]:
+        """Sends the calls that were added, and returns their jobs once the node has recorded all of them. All first choices of node are
+        given before any second choice."""
+        session = self._connected()
+        with self._lock:
+            calls, self._bulk = self._bulk, []
+            self._bulk_functions = {}
+        jobs = [prepared.job for prepared in calls]
+        for prepared in calls:
+            prepared.job._session = session  # the connection may be a new one
+        calls.reverse()  # to be let go as they are sent
+        with _cancelled_by_interrupt(jobs):
+            submission.send_all(session, (calls.pop() for _ in range(len(calls))))
+        session.watch()
+        with self._lock:
+            self._bulk_jobs.extend(jobs)
+        return jobs
+
+    def bulk_results(self, timeout: Optional[float] = None) -> list[Any]:
+        """The results of all calls that were executed since the last `br`, in the order they were added; waits for all of them. If any failed, the
+        first failure (in order) is raised, once all have ended. TimeoutError: `timeout` seconds have passed; ask again. Ctrl-C cancels those that
+        still go on."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        jobs = self._bulk_jobs
+        with _cancelled_by_interrupt(jobs):
+            for one in jobs:
+                one.exception(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            self._bulk_jobs = []
+            return _in_order(jobs)
+
+    bc = bulk_call
+    br = bulk_results
+
+    def cancel(self, jobs: Union[JobOrId, Iterable[JobOrId]]) -> list[str]:
+        """Cancels a job or several: a queued one never starts, a running one is interrupted, then killed. Returns the ids of those that were
+        still going; each ends as `JobCancelled`."""
+        several = [jobs] if isinstance(jobs, (Job, str)) else list(jobs)
+        return self._connected().cancel([str(one) for one in several])
+
+    def cancel_all(self) -> list[str]:
+        """Cancels every job of the cluster, whoever sent it. Returns the ids of those that were still going."""
+        return self._connected().cancel([], all=True)
+
+    # The cluster
+
+    def hosts(self) -> list[dict[str, Any]]:
+        """The nodes of the cluster, as `ks nodes --json` shows them."""
+        return list(self._connected().ask("Nodes", "Nodes"))
+
+    def ping(self) -> str:
+        """Asks the node for a sign of life; returns its name."""
+        return str(self._connected().ask("Ping", "Pong")["node"])
+
+    def where(self, *paths: PathArgument) -> list[dict[str, Any]]:
+        """Who holds these files, how much of them and in which version, as `ks where --json` shows it, in the order of the paths."""
+        asked = [os.fsencode(os.path.abspath(os.fsencode(path))) for path in paths]
+        return list(self._connected().ask({"Where": {"paths": asked}}, "Where"))
+
+    def data_info(self, paths: Iterable[PathArgument]) -> dict[str, dict[str, Any]]:
+        """The seeds' name for `where`: what is known of each path, by path."""
+        asked = [os.fsdecode(path) for path in paths]
+        return dict(zip(asked, self.where(*asked)))
+
+    def fetch(self, *paths: PathArgument, progress: Optional[Callable[[str, int, int], None]] = None) -> None:
+        """Brings files to the node that this client talks to. `progress(path, have, size)` is called as their bytes come."""
+        asked = [os.path.abspath(os.fsencode(path)) for path in paths]
+
+        def report(body: dict[str, Any]) -> None:
+            if progress is not None:
+                progress(os.fsdecode(bytes(body["path"])), body["have"], body["size"])
+
+        self._connected().ask({"Fetch": {"paths": asked}}, "Done", seconds=None, progress=report)
+
+    # Forks
+
+    def _after_fork(self) -> None:
+        self._session = None
+        self._unlock()
+
+
+def _in_order(jobs: list[Job]) -> list[Any]:
+    """Results in order; each job is let go as its result is taken."""
+    jobs.reverse()
+    results = []
+    while jobs:
+        results.append(jobs[-1].result())
+        jobs.pop()
+    return results
+
+
+def _cancel_rest(jobs: list[Job]) -> list[str]:
+    going = [job for job in jobs if not job.finished and job._session is not None]
+    with contextlib.suppress(Exception):
+        if going and going[0]._session is not None:
+            return going[0]._session.cancel([job.id for job in going], seconds=CANCEL_SECONDS)
+    return []
+
+
+@contextlib.contextmanager
+def _cancelled_by_interrupt(jobs: list[Job]) -> Iterator[None]:
+    """Ctrl-C in a wait cancels what the wait started, and says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        count = len(_cancel_rest(jobs))
+        if count and sys.stderr is not None:
+            print(f"kitchensink: interrupted; {count} call{'s' * (count != 1)} cancelled", file=sys.stderr, flush=True)
+        raise
+
+
+def _explain_unix(path: str, error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        cure = "it belongs to another user: run as that user, or use ks://HOST:PORT with a key"
+    elif isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+        cure = "the node does not run any more; `ks mount` starts it again"
+    else:
+        cure = "`ks doctor` says more"
+    return f"{path}: {error.strerror or error}: {cure}"
+
+
+def _explain_quic(address: str, key: str, error: OSError) -> str:
+    text = str(error)
+    if not os.path.exists(key):
+        text = f"there is no key file {key}: copy the cluster's ~/.config/ks/cluster.key here, or a client key (ks key client), or set KS_CLUSTER_KEY"
+    return f"ks://{address}: {text}"
+
+
+_default_lock = threading.Lock()
+_default: Optional[Client] = None
+
+
+def setup_client(url: Optional[str] = None, **kwargs: Any) -> Client:
+    """Makes the client that `client()` returns from now on; arguments as of `Client`.
+
+    >>> from kitchensink import setup_client, client
+    >>> setup_client("ks://host1:6323")
+    >>> client().call(f, x)
+    """
+    global _default
+    made = Client(url, **kwargs)
+    with _default_lock:
+        old, _default = _default, made
+    if old is not None:
+        old.close()
+    return made
+
+
+def client() -> Client:
+    """The process's client: that of `setup_client`, else one for this machine's node."""
+    global _default
+    with _default_lock:
+        if _default is None or _default._closed:
+            _default = Client()
+        return _default
+
+
+def after_fork_in_child() -> None:
+    """What a forked child does: it has none of the parent's threads, and must leave the parent's connections alone."""
+    global _default_lock
+    _default_lock = threading.Lock()
+    functions.reset_after_fork()
+    job.reset_after_fork()
+    for one in list(_clients):
+        one._after_fork()
+
+
+def close_all() -> None:
+    """At exit: a thread must not be inside of a wait when the interpreter goes."""
+    for one in list(_clients):
+        with contextlib.suppress(Exception):
+            one.close()

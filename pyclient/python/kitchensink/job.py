@@ -1,0 +1,230 @@
+"""`Job`: a call that was sent, and what became of it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import time
+from concurrent.futures import CancelledError, Future
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+
+from . import outcome as outcomes
+from .errors import JobCancelled, KitchenSinkError
+
+if TYPE_CHECKING:
+    from .session import Session
+
+# States of concurrent.futures; it has no public names for them.
+_PENDING, _RUNNING, _FINISHED = "PENDING", "RUNNING", "FINISHED"
+
+_making_conditions = threading.Lock()
+
+
+class Placement(NamedTuple):
+    """Where a call ran, why there, and what it cost."""
+
+    node: str
+    """The node's name."""
+    pid: int
+    """The worker's process id there."""
+    why: str
+    """Why it ran there, in words."""
+    costs: dict[str, int]
+    """Bytes of its data that each node would have had to fetch when the call was placed, by node name."""
+    bytes_local: int
+    """Bytes it read that were there."""
+    bytes_fetched: int
+    """Bytes it read that had to be fetched from other nodes."""
+    queued_us: int
+    """Microseconds from acceptance to start."""
+    run_us: int
+    """Microseconds it ran."""
+    cpu_us: int
+    """Microseconds of processor time it took."""
+    files: list[bytes]
+    """Files of the tree that it opened."""
+
+
+def _placement(report: dict[str, Any]) -> Placement:
+    return Placement(
+        report["node"],
+        report["pid"],
+        report["why"],
+        {node: size for node, size in report["costs"]},
+        report["bytes_local"],
+        report["bytes_fetched"],
+        report["queued_us"],
+        report["run_us"],
+        report["cpu_us"],
+        report["files"],
+    )
+
+
+class Job(Future):  # type: ignore[type-arg]
+    """A call that was sent. It is a `concurrent.futures.Future`, so `concurrent.futures.wait`, `as_completed` and `asyncio.wrap_future` take it.
+
+    >>> job = client.call(head, "/ks/mylarge/dataset.h5", n=10)
+    >>> job.result()            # waits; raises what the call raised
+    >>> job.placement.node      # where it ran
+    'host3'
+    >>> str(job)                # its id: `client.result(id)` finds it again from anywhere
+    '8f14e45fceea167a5a36dedd4bea2543'
+    """
+
+    # concurrent.futures gives each future a condition and two lists, most of a kilobyte. A job gets them when somebody asks for them.
+    def __init__(self, session: Optional[Session], id: str, name: str, format: str = "cloudpickle") -> None:
+        self.id = id
+        """32 hex digits."""
+        self.name = name
+        """The function's name."""
+        self._session = session
+        self._format = format
+        self._state = _PENDING
+        self._result: Any = None
+        self._exception: Optional[BaseException] = None
+        self._outcome: Optional[outcomes.Outcome] = None
+        self._report: Optional[dict[str, Any]] = None
+        self._where: Optional[tuple[str, int]] = None
+        self._decoders: Optional[dict[int, Any]] = None
+        self.finished = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("_condition", "_waiters", "_done_callbacks"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        with _making_conditions:
+            if "_condition" not in self.__dict__:
+                self._waiters: list[Any] = []
+                self._done_callbacks: list[Any] = []
+                self._condition = threading.Condition()
+        return self.__dict__[name]
+
+    def __str__(self) -> str:
+        return self.id
+
+    def __repr__(self) -> str:
+        where = f" on {self._where[0]}" if self._where else ""
+        return f"<Job {self.id} {self.name} {self._state.lower()}{where}>"
+
+    # What the session does with it.
+
+    def _started(self, node: str, pid: int) -> None:
+        self._where = (node, pid)
+        if self._state == _PENDING:
+            self._state = _RUNNING
+
+    def _end(self, outcome: outcomes.Outcome, report: Optional[dict[str, Any]]) -> None:
+        """The job has ended. Its result is decoded when somebody asks for it."""
+        if self.finished:
+            return
+        self._outcome = outcome
+        if report is not None:
+            self._report = report
+            self._where = (report["node"], report["pid"])
+        self._decoders = None
+        with _making_conditions:
+            watched = "_condition" in self.__dict__
+            if not watched:
+                self._state = _FINISHED
+                self.finished = True
+        if watched:
+            with self._condition:
+                self._state = _FINISHED
+                self.finished = True
+                for waiter in self._waiters:
+                    waiter.add_result(self)
+                self._condition.notify_all()
+            self._invoke_callbacks()
+
+    def _decode(self) -> None:
+        """Makes result or exception of the outcome, once."""
+        with _making_conditions:
+            outcome, self._outcome = self._outcome, None
+            if outcome is None:
+                return
+            self._decoding = threading.Lock()
+            self._decoding.acquire()
+        try:
+            self._result, self._exception = outcomes.decode(outcome, self._format, self.id, self._where)
+        except BaseException:  # Ctrl-C: another time
+            self._outcome = outcome
+            raise
+        finally:
+            self._decoding.release()
+
+    def _settle(self, timeout: Optional[float]) -> None:
+        """Waits for the end and decodes. Errors: TimeoutError."""
+        if not self.finished:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            if self._session is None or not self._session.wait(self, deadline):
+                raise concurrent.futures.TimeoutError(f"{self.name} ({self.id}) has not ended within {timeout} s")
+        self._decode()
+        decoding = self.__dict__.get("_decoding")
+        if decoding is not None and decoding.locked():
+            with decoding:  # another thread decodes it
+                pass
+
+    # What users do with it.
+
+    def result(self, timeout: Optional[float] = None) -> Any:
+        """The call's result; waits for it. Raises what the call raised, one of `kitchensink.errors`, or TimeoutError once `timeout` seconds
+        have passed (the call goes on)."""
+        self._settle(timeout)
+        if self._exception is not None:
+            try:
+                raise self._exception
+            finally:
+                self = None  # type: ignore[assignment]  # no cycle: exception, traceback, frame, job
+        return self._result
+
+    def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
+        """The exception that `result` would raise, or None; waits for the end."""
+        self._settle(timeout)
+        return self._exception
+
+    def done(self) -> bool:
+        """Whether it has ended. Never waits."""
+        return self.finished
+
+    def running(self) -> bool:
+        """Whether a worker runs it now, as far as was heard."""
+        return self._state == _RUNNING
+
+    def cancelled(self) -> bool:
+        """Whether it ended by being cancelled."""
+        if not self.finished:
+            return False
+        outcome = self._outcome
+        return isinstance(self._exception, JobCancelled) if outcome is None else outcomes.is_cancelled(outcome)
+
+    def cancel(self) -> bool:
+        """Asks that it be ended: a queued call never starts, a running one is interrupted, then killed. True: it was still going. It ends as
+        `JobCancelled` as soon as it has stopped."""
+        if self.finished or self._session is None:
+            return False
+        return bool(self._session.cancel([self.id]))
+
+    @property
+    def placement(self) -> Optional[Placement]:
+        """Where it ran and what that cost; None until it has ended."""
+        return None if self._report is None else _placement(self._report)
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Not for jobs: their node says when they run."""
+        raise KitchenSinkError("a job's state is set by its node")
+
+    def set_result(self, result: Any) -> None:
+        """Not for jobs: their node says how they end."""
+        raise KitchenSinkError("a job's result is set by its node")
+
+    def set_exception(self, exception: Optional[BaseException]) -> None:
+        """Not for jobs: their node says how they end."""
+        raise KitchenSinkError("a job's exception is set by its node")
+
+
+def reset_after_fork() -> None:
+    """Makes the lock anew in a forked child."""
+    global _making_conditions
+    _making_conditions = threading.Lock()
+
+
+__all__ = ["CancelledError", "Job", "Placement"]

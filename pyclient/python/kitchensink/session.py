@@ -1,0 +1,474 @@
+"""A conversation with a node: requests, their replies, and the updates of jobs.
+
+Internal. Nobody but the threads that wait reads the connection: one of them, the leader, receives and hands out what came until what it waits
+for is there, then the next waiting thread leads. So a reply reaches its thread without a change of threads. Where jobs go on and nobody
+waits, a thread of the session's own leads, after a moment's grace, and gives way to the first that waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any, Callable, Optional, Union
+
+from . import __about__, errors, output
+from .job import Job
+from .outcome import Outcome, failed_here
+from .protocol import VERSION, Buffer, Malformed, pack, unpack, variant
+
+_log = logging.getLogger("kitchensink")
+
+REPLY_SECONDS = 30.0
+"""How long a node may take to answer a question."""
+HELLO_SECONDS = 10.0
+"""How long it may take to say who it is."""
+ACCEPT_SECONDS = 60.0
+"""How long it may take to record a batch of calls."""
+_GRACE_SECONDS = 0.005
+"""How long nobody must have led before the session's own thread does."""
+_RESTLESS_SECONDS = 0.1
+"""How long that thread looks again by itself after the last sign of use; later it has to be woken."""
+
+
+class Reply:
+    """An answer that is to come."""
+
+    __slots__ = ("body", "finished", "jobs", "kind", "progress")
+
+    def __init__(self, jobs: Iterable[str] = (), progress: Optional[Callable[[dict[str, Any]], None]] = None) -> None:
+        self.finished = False
+        self.kind = ""
+        self.body: Any = None
+        self.jobs = tuple(jobs)
+        """These fail with it."""
+        self.progress = progress
+
+
+class Hello:
+    """Who the node is."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.version: int = body["version"]
+        self.node: str = body["node"]
+        self.node_id: str = body["node_id"]
+        self.mountpoint: bytes = bytes(body["mountpoint"])
+        self.datadir: bytes = bytes(body["datadir"])
+        self.program: str = body["program"]
+
+
+class Session:
+    """One connection to a node, for any number of threads."""
+
+    def __init__(self, connection: Any, address: str) -> None:
+        self.address = address
+        self.sent_functions: set[bytes] = set()
+        """Hashes of the functions that this node has from us."""
+        self.submitting = threading.Lock()
+        """Held while a submission is put together and sent: a function goes before the calls that name it."""
+        self._connection = connection
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._last_request = 0
+        self._replies: dict[int, Reply] = {}
+        self._jobs: dict[str, Job] = {}
+        self._end: Optional[errors.KitchenSinkError] = None
+        self._leader: Optional[int] = None
+        self._followers: dict[Any, list[threading.Lock]] = {}
+        self._background: Optional[_Background] = None
+        self._used = 0.0
+        self.retired = False
+        self._inbox: list[list[bytearray]] = []
+        self.hello = self._greet()
+
+    # Conversation
+
+    def _greet(self) -> Hello:
+        try:
+            body = self.ask(
+                {"Hello": {"version": VERSION, "program": f"kitchensink {__about__.version}"}}, "Hello", HELLO_SECONDS
+            )
+        except errors.ConnectionLost as error:
+            self.close()
+            raise errors.ConnectionFailed(f"{self.address}: hung up at the first word: {error}") from None
+        except BaseException:
+            self.close()
+            raise
+        if body["version"] != VERSION:
+            self.close()
+            raise errors.ConnectionFailed(
+                f"{self.address}: the node speaks version {body['version']} of the protocol, this package version {VERSION}; "
+                "install the same release on both"
+            )
+        return Hello(body)
+
+    def ask(
+        self,
+        body: Any,
+        expected: str,
+        seconds: Optional[float] = REPLY_SECONDS,
+        progress: Optional[Callable[[dict[str, Any]], None]] = None,
+    ) -> Any:
+        """One question and its answer. Errors: what the node says, ConnectionLost, TimeoutError."""
+        reply = Reply(progress=progress)
+        self.send(body, reply)
+        return self.answer(reply, expected, seconds)
+
+    def answer(self, reply: Reply, expected: str, seconds: Optional[float]) -> Any:
+        """Waits for the reply to a request that was sent."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        if not self.wait(reply, deadline):
+            raise TimeoutError(f"{self.address}: no answer within {seconds} s")
+        if reply.kind == "Failed":
+            error = reply.body
+            raise error if isinstance(error, BaseException) else errors.from_failure(error)
+        if reply.kind != expected:
+            raise errors.ConnectionLost(f"{self.address}: answered {reply.kind} where {expected} was due")
+        return reply.body
+
+    def send(self, body: Any, reply: Reply, segments: Optional[list[Buffer]] = None) -> int:
+        """Sends a request whose body is still to be packed."""
+        number = self._expect(reply)
+        self._transmit(number, pack({"request": number, "body": body}), segments)
+        return number
+
+    def send_packed(self, packed_body: bytes, reply: Reply, segments: list[Buffer]) -> int:
+        """Sends a request whose body is packed already."""
+        number = self._expect(reply)
+        self._transmit(number, b"\x82\xa7request" + pack(number) + b"\xa4body" + packed_body, segments)
+        return number
+
+    def _expect(self, reply: Reply) -> int:
+        with self._lock:
+            if self._end is not None:
+                raise self._ended()
+            self._last_request += 1
+            self._replies[self._last_request] = reply
+            return self._last_request
+
+    def _transmit(self, number: int, header: bytes, segments: Optional[list[Buffer]]) -> None:
+        self._used = time.monotonic()
+        try:
+            self._connection.send(header, segments)
+        except OSError as error:
+            self._replies.pop(number, None)
+            self._lose(f"{self.address}: {error}")
+            raise self._ended() from error
+        except BaseException:
+            self._replies.pop(number, None)
+            raise
+
+    def _ended(self) -> errors.KitchenSinkError:
+        return errors.ConnectionLost(str(self._end or f"{self.address}: the connection has ended"))
+
+    # Jobs
+
+    def adopt(self, jobs: Iterable[Job]) -> None:
+        """These jobs' updates will come on this connection."""
+        with self._lock:
+            if self._end is not None:
+                raise self._ended()
+            self._jobs.update((job.id, job) for job in jobs)
+
+    def forget(self, jobs: Iterable[Job]) -> None:
+        """These were not submitted after all."""
+        for job in jobs:
+            self._jobs.pop(job.id, None)
+
+    def job(self, id: str) -> Optional[Job]:
+        """The job of this id, while it goes on."""
+        return self._jobs.get(id)
+
+    def cancel(self, jobs: list[str], all: bool = False, seconds: float = REPLY_SECONDS) -> list[str]:
+        """Cancels jobs; returns the ids of those that were still going."""
+        body = self.ask({"Cancel": {"jobs": jobs, "all": all}}, "Cancelled", seconds)
+        return list(body["jobs"])
+
+    def watch(self) -> None:
+        """Jobs go on and nobody waits: what they print is to be shown as it comes all the same."""
+        self._used = time.monotonic()
+        background = self._background
+        if background is None:
+            with self._lock:
+                if self._background is None and self._end is None:
+                    self._background = _Background(self)
+        elif background.asleep:
+            background.awake.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is still to come."""
+        return bool(self._jobs or self._replies)
+
+    # Waiting
+
+    def wait(self, target: Union[Job, Reply], deadline: Optional[float] = None) -> bool:
+        """Waits until `target` has ended; False: the deadline (of `time.monotonic`) came first."""
+        if target.finished:
+            return True
+        if os.getpid() != self._pid:
+            raise errors.ConnectionLost(f"{self.address}: this belongs to the process that forked this one")
+        try:
+            while not target.finished:
+                turn = self._line_up(target)
+                if turn is None:
+                    self._lead(target, deadline)
+                elif not self._await_turn(target, turn, deadline):
+                    break
+                if deadline is not None and time.monotonic() >= deadline:
+                    break
+        finally:
+            self._step_down()
+        return target.finished
+
+    def _line_up(self, target: Union[Job, Reply]) -> Optional[threading.Lock]:
+        """Makes this thread the leader (None), or gives it a lock that is released when it should look again."""
+        with self._lock:
+            turn = threading.Lock()
+            if target.finished:
+                return turn
+            if self._end is not None:
+                raise self._ended()
+            if self._leader is None:
+                self._leader = threading.get_ident()
+                self._used = time.monotonic()
+                return None
+            turn.acquire()
+            self._followers.setdefault(target, []).append(turn)
+            if self._background is not None and self._background.ident == self._leader:
+                self._connection.wake()
+            return turn
+
+    def _await_turn(self, target: Union[Job, Reply], turn: threading.Lock, deadline: Optional[float]) -> bool:
+        try:
+            return turn.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
+        finally:
+            with self._lock:
+                turns = self._followers.get(target, [])
+                if turn in turns:  # not called: late, or Ctrl-C
+                    turns.remove(turn)
+                    if not turns:
+                        del self._followers[target]
+
+    def _step_down(self) -> None:
+        """Where nobody leads after this, the next that waits does."""
+        with self._lock:
+            if self._leader == threading.get_ident():
+                self._leader = None
+                self._used = time.monotonic()
+            if self._leader is None and self._followers:
+                for turn in self._followers.pop(next(iter(self._followers))):
+                    turn.release()
+            elif self._leader is None and self._jobs and self._background is not None and self._background.asleep:
+                self._background.awake.set()
+
+    def _lead(self, target: Union[Job, Reply], deadline: Optional[float]) -> None:
+        """Receives until the target has ended, the deadline has come or the connection is lost."""
+        while not target.finished and self._end is None:
+            timeout = None if deadline is None else deadline - time.monotonic()
+            if timeout is not None and timeout <= 0:
+                return
+            self._receive(timeout)
+
+    def lead_in_background(self) -> None:
+        """What the session's own thread does: leads until nothing is to come, or somebody waits."""
+        with self._lock:
+            if self._leader is not None or self._end is not None or self._followers:
+                return
+            self._leader = threading.get_ident()
+        try:
+            while self.busy and not self._followers and self._end is None:
+                self._receive(None)
+        finally:
+            self._step_down()
+
+    def _receive(self, timeout: Optional[float]) -> None:
+        """Waits for what comes next and hands it out. Nothing that came is lost to an exception: it stays in the inbox for the next
+        leader, who at worst hands it out a second time."""
+        inbox = self._inbox
+        try:
+            if not inbox and not self._connection.recv_to(inbox, timeout):
+                self._lose(f"{self.address}: the node closed the connection")
+        except TimeoutError:
+            return  # late, or woken by a thread that saw the background lead a moment ago
+        except OSError as error:
+            self._lose(f"{self.address}: {error}")
+        while inbox:
+            self._hand_out(inbox[0])
+            del inbox[0]
+
+    def rest_seconds(self) -> float:
+        """For the session's own thread: since when the same state lasts, somebody leading or nobody."""
+        return time.monotonic() - self._used
+
+    @property
+    def led(self) -> bool:
+        """Whether some thread receives."""
+        return self._leader is not None
+
+    # What comes
+
+    def _hand_out(self, frame: list[bytearray]) -> None:
+        try:
+            kind, body = variant(unpack(frame[0]))
+            if kind == "Update":
+                self._update(body, frame)
+            elif kind == "Reply":
+                self._reply(body)
+            elif kind == "Progress":
+                self._progress(body)
+            else:
+                raise Malformed(f"an unknown message: {kind}")
+        except (Malformed, KeyError, TypeError, IndexError) as error:
+            self._lose(f"{self.address}: what the node says is not understood: {error!r}")
+
+    def _update(self, body: dict[str, Any], frame: list[bytearray]) -> None:
+        kind, update = variant(body["update"])
+        job = self._jobs.get(body["job"])
+        if job is None:
+            return
+        if kind == "Ended":
+            self._flush_output(job)
+            outcome, what = variant(update["outcome"])
+            job._end(Outcome(outcome, what, frame if len(frame) > 1 else []), update["report"])
+            self._jobs.pop(job.id, None)
+            self._tell(job)
+        elif kind == "Started":
+            job._started(update["node"], update["pid"])
+        elif kind == "Output":
+            self._show(job, update["stream"], update["data"])
+        elif kind == "Log":
+            output.log(job.id, update)
+
+    def _show(self, job: Job, stream: int, data: bytes) -> None:
+        if job._decoders is None:
+            job._decoders = {}
+        decoder = job._decoders.get(stream)
+        if decoder is None:
+            decoder = job._decoders[stream] = output.decoder()
+        output.write(stream, decoder.decode(data))
+
+    def _flush_output(self, job: Job) -> None:
+        for stream, decoder in (job._decoders or {}).items():
+            output.write(stream, decoder.decode(b"", True))
+
+    def _reply(self, body: dict[str, Any]) -> None:
+        reply = self._replies.get(body["request"])
+        if reply is None:
+            return
+        reply.kind, reply.body = variant(body["answer"])
+        if reply.kind == "Failed" and reply.jobs:
+            self._fail_jobs(reply.jobs, lambda: errors.from_failure(reply.body))
+        reply.finished = True
+        self._replies.pop(body["request"], None)
+        self._tell(reply)
+
+    def _progress(self, body: dict[str, Any]) -> None:
+        reply = self._replies.get(body["request"])
+        if reply is not None and reply.progress is not None:
+            reply.progress(body)
+
+    def _fail_jobs(self, ids: Iterable[str], error: Callable[[], errors.KitchenSinkError]) -> None:
+        for id in ids:
+            job = self._jobs.get(id)
+            if job is not None:
+                job._end(failed_here(error()), None)
+                self._jobs.pop(id, None)
+                self._tell(job)
+
+    def _tell(self, target: Union[Job, Reply]) -> None:
+        with self._lock:
+            for turn in self._followers.pop(target, ()):
+                turn.release()
+
+    # The end
+
+    def _lose(self, why: str) -> None:
+        """The connection has ended: everything that waits for it hears so."""
+        with self._lock:
+            if self._end is None:
+                self._end = errors.ConnectionLost(why)
+            replies, self._replies = list(self._replies.values()), {}
+        self._connection.close()
+        for reply in replies:
+            reply.kind, reply.body, reply.finished = "Failed", errors.ConnectionLost(why), True
+            self._tell(reply)
+        self._fail_jobs(
+            list(self._jobs),
+            lambda: errors.ConnectionLost(f"{why}; the job may go on, client.result(job.id) asks for it again"),
+        )
+        with self._lock:
+            for turns in self._followers.values():
+                for turn in turns:
+                    turn.release()
+            self._followers.clear()
+
+    def retire(self) -> None:
+        """Nobody will ask for anything any more, but jobs whose results somebody holds may go on: the session's own thread ends it after
+        them. (Without that thread the connection ends with the last that refers to it.) Called while objects are collected: takes no lock."""
+        self.retired = True
+        background = self._background
+        if background is not None and self._pid == os.getpid():
+            background.awake.set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the connection has ended."""
+        return self._end is not None or self._pid != os.getpid()
+
+    def close(self) -> None:
+        """Ends the connection. Jobs that were accepted go on."""
+        if self._pid != os.getpid():
+            return  # the parent's
+        self._lose(f"{self.address}: the client was closed")
+        background = self._background
+        if background is not None:
+            background.awake.set()
+            if background.ident != threading.get_ident():
+                with contextlib.suppress(RuntimeError):
+                    background.thread.join(5)
+
+
+class _Background:
+    """The session's own thread. It ends with the session."""
+
+    def __init__(self, session: Session) -> None:
+        self.awake = threading.Event()
+        self.asleep = False
+        self._session = session
+        self.thread = threading.Thread(target=self._run, name="kitchensink", daemon=True)
+        self.thread.start()
+
+    @property
+    def ident(self) -> Optional[int]:
+        """The thread's."""
+        return self.thread.ident
+
+    def _run(self) -> None:
+        session = self._session
+        while not session.ended:
+            if session.retired and not session.busy:
+                session.close()
+                return
+            rest = session.rest_seconds()
+            if session.busy and not session.led and rest >= _GRACE_SECONDS:
+                try:
+                    session.lead_in_background()
+                except Exception:
+                    _log.exception("%s: receiving in the background failed", session.address)
+            elif rest < _RESTLESS_SECONDS:
+                time.sleep(_GRACE_SECONDS)
+            else:
+                self._sleep()
+
+    def _sleep(self) -> None:
+        """Until there may be something to do: `watch` and the end of another's lead say so."""
+        self.asleep = True
+        session = self._session
+        if (session.led or not session.busy) and not session.ended:
+            self.awake.wait()
+        self.asleep = False
+        self.awake.clear()

@@ -1,0 +1,323 @@
+"""A worker: a process that runs calls, one at a time, for the node that started it. `python -m kitchensink.worker --fd N [--fault-fd M]`.
+
+Descriptor N is a socket to the node: `Run` and `Exit` come in, `Ready`, `Log` and `Ended` go out. What a call prints goes to descriptors 1 and 2,
+which the node reads; it is flushed before the call is reported as ended. On descriptor M the Python stacks are written when the process crashes.
+
+What always holds: `Ended` is sent once for each `Run`, whatever the call did, unless the process died. SIGINT while a call runs ends the call as cancelled;
+between calls it does nothing.
+
+A call's own threads that go on after it are not waited for: what they print later may show up under the next call, and ends with the worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import faulthandler
+import importlib
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from types import FrameType, TracebackType
+from typing import Any, Callable, NamedTuple, Optional
+
+from . import __about__, _native, paths, serialize
+from .errors import KitchenSinkError, NotSerializable
+from .outcome import CAUSES_MAX
+from .protocol import Buffer, pack, place_payload, unpack, variant
+
+FUNCTIONS_MAX = 4_096
+"""Functions that are kept."""
+LOG_MESSAGE_MAX = 64 * 1024
+"""Characters of one log message that travel."""
+
+
+class FunctionMissing(KitchenSinkError):
+    """The node takes it that this worker has a function which it has not, or not any more."""
+
+
+class Run(NamedTuple):
+    """A call to run."""
+
+    job: str
+    name: str
+    function: Any
+    code: Any
+    format: str
+    args: Any
+    mountpoint_from: Optional[bytes]
+    mountpoint_to: bytes
+    intermediate_results: bool
+
+
+class Functions:
+    """The functions that this worker has, by the hash of their code; the least used go first."""
+
+    def __init__(self, kept_max: int = FUNCTIONS_MAX) -> None:
+        self._kept: collections.OrderedDict[bytes, Callable[..., Any]] = collections.OrderedDict()
+        self._kept_max = kept_max
+
+    def get(self, reference: Any, code: Any, frame: list[bytearray]) -> Callable[..., Any]:
+        """The function of a `FunctionRef`. Errors: FunctionMissing, NotSerializable, and what its import raises."""
+        kind, body = variant(reference)
+        if kind == "Name":
+            return named_function(body)
+        function = self._kept.get(body)
+        if function is None:
+            if code is None:
+                raise FunctionMissing("this worker has not got the function's code")
+            function = serialize.decode_function(serialize.open_part(code, frame, first=True))
+            self._kept[body] = function
+            while len(self._kept) > self._kept_max:
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(body)
+        return function
+
+
+def named_function(name: str) -> Callable[..., Any]:
+    """The function of a name, `module:qualified.name`."""
+    module, colon, qualified = name.partition(":")
+    if not colon or not module or not qualified:
+        raise KitchenSinkError(f"{name!r} names no function: it should read module:function")
+    found: Any = importlib.import_module(module)
+    for part in qualified.split("."):
+        found = getattr(found, part)
+    if not callable(found):
+        raise KitchenSinkError(f"{name!r} is no function")
+    function: Callable[..., Any] = found
+    return function
+
+
+class LogHandler(logging.Handler):
+    """Sends what a call logs to its caller."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record; its message and its traceback as text."""
+        run = self._worker.current
+        if run is None or not run.intermediate_results:
+            return
+        try:
+            message = self.format(record)[:LOG_MESSAGE_MAX]
+            log = {
+                "job": run.job,
+                "level": record.levelno,
+                "logger": record.name,
+                "message": message,
+                "time": record.created,
+            }
+            self._worker.connection.send(pack({"Log": log}))
+        except Exception:
+            self.handleError(record)
+
+
+class Worker:
+    """The loop, and what it knows."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.current: Optional[Run] = None
+        self._functions = Functions()
+        self._interruptible = False
+        self._interrupted = False
+        self._stdout, self._stderr = sys.stdout, sys.stderr
+
+    def serve(self) -> None:
+        """Runs calls until the node says `Exit` or is gone."""
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        python = ".".join(map(str, sys.version_info[:3]))
+        self._tell({"Ready": {"pid": os.getpid(), "python": python, "package": __about__.version}})
+        while True:
+            frame = self.connection.recv()
+            if frame is None:
+                return
+            kind, body = variant(unpack(frame[0]))
+            if kind != "Run":
+                return
+            self._run(Run(**body), frame)
+
+    def _tell(self, message: Any, segments: Optional[list[Buffer]] = None) -> None:
+        self.connection.send(pack(message), segments)
+
+    def _on_interrupt(self, number: int, frame: Optional[FrameType]) -> None:
+        if self._interruptible:
+            self._interrupted = True
+            raise KeyboardInterrupt
+
+    def _run(self, run: Run, frame: list[bytearray]) -> None:
+        self.current, self._interrupted = run, False
+        began_ns, began_cpu_ns = time.perf_counter_ns(), time.process_time_ns()
+        outcome, segments = self._outcome(run, frame)
+        run_us = (time.perf_counter_ns() - began_ns) // 1000
+        cpu_us = (time.process_time_ns() - began_cpu_ns) // 1000
+        self._flush()
+        self.current = None
+        self._tell({"Ended": {"job": run.job, "outcome": outcome, "run_us": run_us, "cpu_us": cpu_us}}, segments)
+
+    def _outcome(self, run: Run, frame: list[bytearray]) -> tuple[Any, list[Buffer]]:
+        """Runs the call; its outcome and the segments that belong to it."""
+        try:
+            try:
+                self._interruptible = True
+                try:
+                    function = self._functions.get(run.function, run.code, frame)
+                    args, kwargs = self._arguments(run, frame)
+                except KitchenSinkError as error:
+                    return _failed(type(error).__name__, str(error))
+                except Exception as error:
+                    return _raised(error)
+                try:
+                    value = function(*args, **kwargs)
+                finally:
+                    self._interruptible = False
+            except KeyboardInterrupt as error:
+                return _failed("JobCancelled", f"{run.name} was cancelled") if self._interrupted else _raised(error)
+            except BaseException as error:
+                if self._interrupted:
+                    return _failed("JobCancelled", f"{run.name} was cancelled")
+                return _raised(error)
+            return self._returned(run, value)
+        finally:
+            self._interruptible = False
+
+    def _arguments(self, run: Run, frame: list[bytearray]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        try:
+            value = serialize.decode(serialize.open_payload(run.args, frame), run.format)
+        except (KeyboardInterrupt, KitchenSinkError):
+            raise
+        except Exception as error:
+            reason = f"the arguments of {run.name} cannot be loaded by Python {sys.version.split()[0]} of this worker"
+            raise NotSerializable(f"{reason}: {serialize.describe(error)}") from error
+        args, kwargs = (value["args"], value["kwargs"]) if run.format == "json" else value
+        if run.mountpoint_from is not None and run.mountpoint_from != run.mountpoint_to:
+            args = tuple(paths.rewrite(list(args), run.mountpoint_from, run.mountpoint_to))
+            kwargs = paths.rewrite(dict(kwargs), run.mountpoint_from, run.mountpoint_to)
+        return tuple(args), kwargs
+
+    def _returned(self, run: Run, value: Any) -> tuple[Any, list[Buffer]]:
+        if self._interrupted:
+            return _failed("JobCancelled", f"{run.name} was cancelled")
+        try:
+            buffers = serialize.encode(value, run.format, type(value) in _PLAIN)
+        except Exception as error:
+            kind = f"{type(value).__module__}.{type(value).__qualname__}"
+            return _failed(
+                "NotSerializable", f"the result of {run.name} (a {kind}) cannot be sent: {serialize.describe(error)}"
+            )
+        segments: list[Buffer] = []
+        return {"Returned": place_payload(buffers, segments)}, segments
+
+    def _flush(self) -> None:
+        """All that the call printed is in the pipes after this, whether Python or C code printed it."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        if sys.stdout is not self._stdout or sys.stderr is not self._stderr:
+            sys.stdout, sys.stderr = self._stdout, self._stderr
+            self._flush()
+            return
+        _native.flush_c_streams()
+
+
+_PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex})
+
+
+def _failed(kind: str, message: str) -> tuple[Any, list[Buffer]]:
+    failure = {"kind": kind, "message": message, "signal": None, "exit_code": None, "stack": None}
+    return {"Failed": failure}, []
+
+
+def _raised(error: BaseException) -> tuple[Any, list[Buffer]]:
+    segments: list[Buffer] = []
+    body = {
+        "exception": _pickled_chain(error, segments),
+        "type_name": _type_name(type(error)),
+        "message": _text(error),
+        "traceback": _traceback(error),
+    }
+    return {"Raised": body}, segments
+
+
+def _type_name(kind: type) -> str:
+    return (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as reason:  # somebody's own __str__
+        return f"(its text cannot be had: {serialize.describe(reason)})"
+
+
+def _traceback(error: BaseException) -> str:
+    """The traceback as Python prints it, without the frames of this package that called the function."""
+    try:
+        return "".join(traceback.format_exception(type(error), error, _users_frames(error.__traceback__)))
+    except Exception as reason:
+        return f"{_type_name(type(error))} (its traceback cannot be formatted: {serialize.describe(reason)})\n"
+
+
+def _users_frames(trace: Optional[TracebackType]) -> Optional[TracebackType]:
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return trace
+
+
+def _pickled_chain(error: BaseException, segments: list[Buffer]) -> Any:
+    """The exception and the causes it names, as far as they pickle and unpickle; None where the exception itself does not."""
+    chain: list[BaseException] = []
+    current: Optional[BaseException] = error
+    while current is not None and len(chain) < CAUSES_MAX and not any(current is known for known in chain):
+        try:
+            again = serialize.decode(serialize.encode(current))
+        except Exception:
+            break
+        if type(again) is not type(current):
+            break
+        chain.append(current)
+        current = current.__cause__
+    return place_payload(serialize.encode(chain), segments) if chain else None
+
+
+def _arrange(fault_fd: Optional[int]) -> None:
+    """Makes this process fit to run calls."""
+    if fault_fd is not None:
+        os.set_inheritable(fault_fd, False)
+        faulthandler.enable(fault_fd)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    sys.argv = ["kitchensink-worker"]
+
+
+def main() -> None:
+    """The worker's process."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kitchensink.worker", description="Runs calls for the node that started it."
+    )
+    parser.add_argument("--fd", type=int, required=True, help="the socket to the node")
+    parser.add_argument("--fault-fd", type=int, help="where stacks are written when the process crashes")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _arrange(arguments.fault_fd)
+    worker = Worker(_native.adopt(arguments.fd))
+    root = logging.getLogger()
+    root.setLevel(os.environ.get("KS_WORKER_LOG_LEVEL", "INFO").upper())
+    root.addHandler(LogHandler(worker))
+    with contextlib.suppress(OSError):  # the node is gone: so are we
+        worker.serve()
+
+
+if __name__ == "__main__":
+    main()
