@@ -25,6 +25,7 @@ pub mod scan;
 pub mod source;
 mod state;
 pub mod trees;
+mod walk;
 
 use crate::catalog::EventId;
 use crate::error::FsError;
@@ -294,6 +295,7 @@ impl Store {
         let EventId(ms, sequence) = self.position();
         Tag {
             cluster: self.cluster.load(Ordering::Acquire),
+            disk_ino: 0,
             seen: (ms, sequence),
             stored: None,
             meta,

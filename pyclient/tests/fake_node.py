@@ -316,10 +316,16 @@ class NodeSession:
             submitted = self.node.going.get(job)
             if submitted is not None:
                 submitted.cancelled = True
-        for worker in self.node.workers:
-            if worker.current is not None and worker.current.call["job"] in jobs:
-                worker.process.send_signal(signal.SIGINT)
         self.reply(request, {"Cancelled": {"jobs": jobs}})
+        threading.Thread(target=self.interrupt, args=(jobs,), daemon=True).start()
+
+    def interrupt(self, jobs):
+        """A signal that comes before the worker has read its call is not heard, so it is sent until the call has ended."""
+        while any(job in self.node.going for job in jobs):
+            for worker in self.node.workers:
+                if worker.current is not None and worker.current.call["job"] in jobs:
+                    worker.process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
 
 
 class FakeNode:
@@ -439,3 +445,14 @@ def until(condition, seconds=10):
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass in time"
         time.sleep(0.002)
+
+
+def main():
+    """A node in a process of its own: prints its socket, ends with its standard input."""
+    with FakeNode(workers=int(sys.argv[1]), show_output=False) as node:
+        print(node.socket, flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ fn invalid(message: String) -> io::Error {
 }
 
 /// The frame's head: count and lengths.
-fn head(segments: &[&[u8]]) -> Vec<u8> {
+pub fn head(segments: &[&[u8]]) -> Vec<u8> {
     let mut head = Vec::with_capacity(4 + 8 * segments.len());
     head.extend_from_slice(&(segments.len() as u32).to_le_bytes());
     for segment in segments {
@@ -26,7 +26,7 @@ fn head(segments: &[&[u8]]) -> Vec<u8> {
 }
 
 /// Checks a count before anything is allocated for it.
-fn check_count(count: u32) -> io::Result<usize> {
+pub fn check_count(count: u32) -> io::Result<usize> {
     match count as usize {
         0 => Err(invalid("a frame of no segments".into())),
         count if count > SEGMENTS_MAX => Err(invalid(format!(
@@ -36,8 +36,8 @@ fn check_count(count: u32) -> io::Result<usize> {
     }
 }
 
-/// Checks lengths before anything is allocated for them.
-fn check_lengths(raw: &[u8]) -> io::Result<Vec<usize>> {
+/// Checks lengths (of the head, after the count) before anything is allocated for them.
+pub fn check_lengths(raw: &[u8]) -> io::Result<Vec<usize>> {
     let lengths: Vec<u64> = raw
         .chunks_exact(8)
         .map(|c| u64::from_le_bytes(c.try_into().expect("8 bytes")))

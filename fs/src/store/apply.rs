@@ -1,23 +1,110 @@
 //! Applies the catalog's events to the data directory, in their order, so that plain files stand at their tree paths.
+//!
+//! Who takes part: the event stream (every change of names in the catalog, by whom), [`local`] (what one event means for
+//! the plain files here), [`position`] (how far we are, kept in `.ks/events`), [`reconcile`] (when the stream was trimmed).
+//!
+//! Always:
+//! - Events are applied one at a time in the stream's order, each at most once in a process; own ones in their place among the
+//!   others.
+//! - Applying an event again (after a crash) changes nothing that later events put right: files are moved and removed by the
+//!   inode in their `user.ks`, and nothing that carries the mark of a later event is touched.
+//! - Nothing is overwritten: a file that the tree does not know and that stands in the way is set aside as
+//!   `NAME.conflict-NODE`. Nothing is removed but what was unlinked, and old untouched copies of what another node published.
+//! - Waits have deadlines: [`OWN_WAIT`], [`CATCH_UP_WAIT`].
+//!
+//! Not for content: what a file holds is the business of `partial`, `fetch` and the home's writers.
+mod local;
+mod moves;
+mod names;
+mod position;
+mod reconcile;
+
 use super::{Store, StoreError};
+use crate::path::TreePath;
 use crate::{
     catalog::{Catalog, EventId},
     record::*,
 };
+use local::Local;
+use position::PositionFile;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, watch};
+
+/// How long an own change waits for the events of others before it.
+pub const OWN_WAIT: Duration = Duration::from_secs(5);
+/// How long `catch_up` waits.
+pub const CATCH_UP_WAIT: Duration = Duration::from_secs(2);
+/// Events asked for at once.
+const BATCH_MAX: usize = 500;
+/// How often an event that the disk does not take is tried.
+const ATTEMPTS_MAX: usize = 3;
+/// Between attempts, and when the catalog does not answer; doubled up to the longest.
+const PAUSE_SHORTEST: Duration = Duration::from_millis(50);
+/// See `PAUSE_SHORTEST`.
+const PAUSE_LONGEST: Duration = Duration::from_secs(2);
+/// How often a path that changes under us is asked for again.
+const PATH_ATTEMPTS_MAX: usize = 8;
+
+/// Told of every event once it is applied, with the node that caused it (own events too). Must not block, and runs in the
+/// task that applies: one that answers the kernel, when the event is its own.
+pub type OnEvent = Arc<dyn Fn(NodeId, &Event) + Send + Sync>;
 
 /// The one place where names in the data directory change.
-pub struct Applier {/* position (persisted in `.ks/events`), a lock */}
+pub struct Applier {
+    shared: Arc<Shared>,
+    follower: tokio::task::AbortHandle,
+}
+
+struct Shared {
+    store: Arc<Store>,
+    catalog: Catalog,
+    on_event: OnEvent,
+    /// Held while an event is applied: the order of the data directory's changes. Applying may ask the catalog, whose commands
+    /// have deadlines; whoever waits for the lock has one of its own.
+    order: Mutex<PositionFile>,
+    position: watch::Sender<EventId>,
+}
 
 impl Applier {
     /// Reads the position; catches up before it returns. When the stream no longer reaches back: compares the whole directory (by ino in `user.ks`) with the catalog.
     pub async fn start(
         store: Arc<Store>,
         catalog: Catalog,
-        on_event: Arc<dyn Fn(NodeId, &Event) + Send + Sync>,
+        on_event: OnEvent,
     ) -> Result<Arc<Self>, StoreError> {
-        todo!()
+        let cluster = names::cluster(&catalog);
+        store.set_cluster(cluster);
+        let mut file = PositionFile::open(&store.state_dir(), cluster)?;
+        let last = catalog.last_event().await?;
+        let position = match file.read() {
+            Some(position) if position > last => {
+                tracing::warn!(
+                    ours = ?position, catalog = ?last,
+                    "the catalog is older than this data directory (its Redis lost something); the scan enters what it does not know"
+                );
+                last
+            }
+            Some(position) => position,
+            None => last,
+        };
+        file.write(position)?;
+        store.stamp_position(position);
+        let shared = Arc::new(Shared {
+            store,
+            catalog,
+            on_event,
+            order: Mutex::new(file),
+            position: watch::Sender::new(position),
+        });
+        reconcile::place_parked(&shared.local(), position).await?;
+        while shared.position() < last {
+            shared.follow_once().await?;
+        }
+        let follower = tokio::spawn(Arc::clone(&shared).follow()).abort_handle();
+        Ok(Arc::new(Self { shared, follower }))
     }
+
     /// This node's own change: applied in its place. When nothing of others stands between (`previous` is our position) it is applied at once, without a round trip.
     pub async fn own(
         &self,
@@ -25,13 +112,185 @@ impl Applier {
         previous: EventId,
         event: &Event,
     ) -> Result<(), StoreError> {
-        todo!()
+        let applied = self.shared.own(event_id, previous, event);
+        match tokio::time::timeout(OWN_WAIT, applied).await {
+            Ok(result) => result,
+            Err(_) => Err(self.shared.behind(event_id, OWN_WAIT)),
+        }
     }
+
     /// Waits (at most 2 s) until everything up to now is applied: for a local file that is not where the catalog says.
     pub async fn catch_up(&self) -> Result<(), StoreError> {
-        todo!()
+        let mut position = self.shared.position.subscribe();
+        let mut wanted = EventId::default();
+        let wait = async {
+            wanted = self.shared.catalog.last_event().await?;
+            // The sender lives as long as we do.
+            let _ = position.wait_for(|position| *position >= wanted).await;
+            Ok(())
+        };
+        match tokio::time::timeout(CATCH_UP_WAIT, wait).await {
+            Ok(result) => result,
+            Err(_) => Err(self.shared.behind(wanted, CATCH_UP_WAIT)),
+        }
     }
+
+    /// The event up to which everything is applied.
     pub fn position(&self) -> EventId {
-        todo!()
+        self.shared.position()
+    }
+
+    /// Does `act` at the path where inode `ino` stands now, with no event applied in between: for making a plain file (`Store::create`,
+    /// `Store::promote`) whose directories may be renamed at the same time. `act` is short; it runs on the calling task.
+    pub async fn at_path<T>(
+        &self,
+        ino: Ino,
+        mut act: impl FnMut(&TreePath) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        for _ in 0..PATH_ATTEMPTS_MAX {
+            let before = self.position();
+            let path = self.shared.catalog.path_of(ino).await?;
+            let path = path.ok_or_else(|| self.shared.store.mismatch(&TreePath::root()))?;
+            let order = tokio::time::timeout(OWN_WAIT, self.shared.order.lock()).await;
+            let _order = order.map_err(|_| self.shared.behind(before, OWN_WAIT))?;
+            if self.position() == before {
+                return act(&path);
+            }
+        }
+        Err(self.shared.behind(self.position(), OWN_WAIT))
     }
 }
+
+impl Drop for Applier {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+impl Shared {
+    fn position(&self) -> EventId {
+        *self.position.borrow()
+    }
+
+    fn behind(&self, event: EventId, waited: Duration) -> StoreError {
+        StoreError::Behind {
+            datadir: self.store.datadir().to_owned(),
+            event,
+            waited_ms: waited.as_millis() as u64,
+        }
+    }
+
+    fn local(&self) -> Local<'_> {
+        Local {
+            store: &self.store,
+            names: &self.catalog,
+            me: self.store.node_id(),
+        }
+    }
+
+    async fn own(
+        &self,
+        event_id: EventId,
+        previous: EventId,
+        event: &Event,
+    ) -> Result<(), StoreError> {
+        let mut position = self.position.subscribe();
+        loop {
+            let seen = *position.borrow_and_update();
+            if seen >= event_id {
+                return Ok(());
+            }
+            if seen == previous {
+                let mut order = self.order.lock().await;
+                if self.position() == previous {
+                    self.local().apply(event_id, event).await?;
+                    self.advance(&mut order, event_id)?;
+                    (self.on_event)(self.store.node_id(), event);
+                    return Ok(());
+                }
+            } else if position.changed().await.is_err() {
+                return Err(self.behind(event_id, OWN_WAIT));
+            }
+        }
+    }
+
+    /// Follows the stream for ever.
+    async fn follow(self: Arc<Self>) {
+        let mut pause = PAUSE_SHORTEST;
+        loop {
+            match self.follow_once().await {
+                Ok(()) => pause = PAUSE_SHORTEST,
+                Err(error) => {
+                    tracing::warn!(%error, "events cannot be applied now; trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE_LONGEST);
+                }
+            }
+        }
+    }
+
+    /// Waits for events and applies them.
+    async fn follow_once(&self) -> Result<(), StoreError> {
+        match self.catalog.events(self.position(), BATCH_MAX).await? {
+            Ok(events) => {
+                for (id, origin, event) in events {
+                    self.apply_next(id, origin, &event).await?;
+                }
+                Ok(())
+            }
+            Err(crate::catalog::EventsTrimmed) => self.compare_all().await,
+        }
+    }
+
+    async fn apply_next(
+        &self,
+        id: EventId,
+        origin: NodeId,
+        event: &Event,
+    ) -> Result<(), StoreError> {
+        let mut order = self.order.lock().await;
+        if id <= self.position() {
+            return Ok(());
+        }
+        for attempt in 1.. {
+            match self.local().apply(id, event).await {
+                Ok(()) => break,
+                // Nothing can be known without it: the event waits.
+                Err(error @ StoreError::Catalog(_)) => return Err(error),
+                Err(error) if attempt == ATTEMPTS_MAX => {
+                    tracing::error!(
+                        ?event, %error,
+                        "a change of names could not be applied to the data directory; the next scan puts it right"
+                    );
+                    break;
+                }
+                Err(_) => tokio::time::sleep(PAUSE_SHORTEST).await,
+            }
+        }
+        self.advance(&mut order, id)?;
+        (self.on_event)(origin, event);
+        Ok(())
+    }
+
+    /// The stream does not reach back to our position.
+    async fn compare_all(&self) -> Result<(), StoreError> {
+        tracing::warn!(
+            "too many changes since this node was last here: comparing its whole data directory with the catalog"
+        );
+        let mut order = self.order.lock().await;
+        let last = self.catalog.last_event().await?;
+        reconcile::reconcile(&self.local(), last).await?;
+        self.advance(&mut order, last)
+    }
+
+    fn advance(&self, file: &mut PositionFile, position: EventId) -> Result<(), StoreError> {
+        file.write(position)?;
+        self.store.stamp_position(position);
+        self.position.send_replace(position);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;

@@ -56,17 +56,17 @@ impl Root {
         self
     }
 
+    /// Whether a file of that device is of the data directory's own file system.
+    pub(crate) fn is_same_device(&self, device: u64) -> bool {
+        self.device == device
+    }
+
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
 
     /// Opens what stands at `path`; a symlink there is an error (ELOOP).
-    pub(crate) fn open_at(
-        &self,
-        path: &TreePath,
-        flags: OFlags,
-        mode: u32,
-    ) -> io::Result<OwnedFd> {
+    pub(crate) fn open_at(&self, path: &TreePath, flags: OFlags, mode: u32) -> io::Result<OwnedFd> {
         guard(path)?;
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode);
@@ -289,11 +289,7 @@ mod tests {
         std::fs::write(outside.path().join("secret"), "s").unwrap();
         let inside = tempfile::tempdir().unwrap();
         symlink(outside.path(), inside.path().join("way")).unwrap();
-        symlink(
-            outside.path().join("secret"),
-            inside.path().join("secret"),
-        )
-        .unwrap();
+        symlink(outside.path().join("secret"), inside.path().join("secret")).unwrap();
         std::fs::create_dir(inside.path().join("real")).unwrap();
         symlink("real", inside.path().join("alias")).unwrap();
         std::fs::write(inside.path().join("real/file"), "f").unwrap();
@@ -306,8 +302,12 @@ mod tests {
             }
             assert!(root.make_parents(&path("way/new/file"), |_| ()).is_err());
             assert!(
-                root.rename(&path("real/file"), &path("way/file"), RenameFlags::NOREPLACE)
-                    .is_err()
+                root.rename(
+                    &path("real/file"),
+                    &path("way/file"),
+                    RenameFlags::NOREPLACE
+                )
+                .is_err()
             );
             assert!(root.unlink(&path("way/secret"), false).is_err());
             assert!(root.open_at(&path("real/file"), OFlags::RDONLY, 0).is_ok());

@@ -183,9 +183,7 @@ impl Store {
         });
         made.map_err(self.io(path))?;
         match self.root.open_directory(path) {
-            Ok(directory) => self
-                .attributes_of(&directory, inode)
-                .map_err(self.io(path)),
+            Ok(directory) => self.attributes_of(&directory, inode).map_err(self.io(path)),
             Err(error) if is_not_that_file(&error) => Err(self.mismatch(path)),
             Err(error) => Err(self.io(path)(error)),
         }
@@ -278,8 +276,13 @@ impl Store {
         let (parent, name) = self.root.parent(path)?;
         if self.is_superuser {
             let (uid, gid) = owner_of(inode);
-            let owned =
-                rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW);
+            let owned = rustix::fs::chownat(
+                &parent,
+                name,
+                Some(uid),
+                Some(gid),
+                AtFlags::SYMLINK_NOFOLLOW,
+            );
             tolerate_not_permitted(owned)?;
         }
         let times = timestamps(inode);

@@ -52,12 +52,19 @@ fn a_data_directory_has_one_process() {
     let (directory, store) = store();
     let error = Store::open(directory.path(), 0).err().unwrap();
     assert!(matches!(error, StoreError::Locked(_)));
-    assert!(error.to_string().contains(directory.path().to_str().unwrap()));
+    assert!(
+        error
+            .to_string()
+            .contains(directory.path().to_str().unwrap())
+    );
     let node = store.node_id();
     drop(store);
     let store = Store::open(directory.path(), 0).unwrap();
     assert_eq!(store.node_id(), node);
-    let mode = std::fs::metadata(store.state_dir()).unwrap().permissions().mode();
+    let mode = std::fs::metadata(store.state_dir())
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o700);
 }
 
@@ -132,29 +139,50 @@ fn no_path_of_the_tree_reaches_the_state_directory_or_follows_a_symlink() {
     let (directory, store) = store();
     let record = inode(Kind::File, 0o600);
     assert!(store.create(&path(".ks/node"), 5, &record).is_err());
-    assert!(store.make_dir(&path(".ks/x"), &inode(Kind::Directory, 0o755)).is_err());
-    assert!(store.make_symlink(&path(".ks/x"), &inode(Kind::Symlink, 0o777)).is_err());
+    assert!(
+        store
+            .make_dir(&path(".ks/x"), &inode(Kind::Directory, 0o755))
+            .is_err()
+    );
+    assert!(
+        store
+            .make_symlink(&path(".ks/x"), &inode(Kind::Symlink, 0o777))
+            .is_err()
+    );
     let outside = tempfile::tempdir().unwrap();
     symlink(outside.path(), directory.path().join("way")).unwrap();
     assert!(store.create(&path("way/file"), 5, &record).is_err());
-    assert!(store.make_dir(&path("way/d"), &inode(Kind::Directory, 0o755)).is_err());
+    assert!(
+        store
+            .make_dir(&path("way/d"), &inode(Kind::Directory, 0o755))
+            .is_err()
+    );
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
 }
 
 #[test]
 fn attributes_of_files_directories_and_symlinks() {
     let (directory, store) = store();
-    store.create(&path("f"), 5, &inode(Kind::File, 0o600)).unwrap();
+    store
+        .create(&path("f"), 5, &inode(Kind::File, 0o600))
+        .unwrap();
     let mut changed = inode(Kind::File, 0o4750);
     changed.mtime = -1_500_000_000;
     store.set_attributes(&path("f"), 5, &changed).unwrap();
     let found = std::fs::metadata(directory.path().join("f")).unwrap();
     assert_eq!(found.permissions().mode() & 0o7777, 0o4750);
     assert_eq!((found.mtime(), found.mtime_nsec()), (-2, 500_000_000));
-    assert_eq!(store.copy_state(&path("f"), 5, &changed), CopyState::Current);
+    assert_eq!(
+        store.copy_state(&path("f"), 5, &changed),
+        CopyState::Current
+    );
 
-    store.make_dir(&path("d/e"), &inode(Kind::Directory, 0o1777)).unwrap();
-    store.make_dir(&path("d/e"), &inode(Kind::Directory, 0o1770)).unwrap();
+    store
+        .make_dir(&path("d/e"), &inode(Kind::Directory, 0o1777))
+        .unwrap();
+    store
+        .make_dir(&path("d/e"), &inode(Kind::Directory, 0o1770))
+        .unwrap();
     let found = std::fs::metadata(directory.path().join("d/e")).unwrap();
     assert_eq!(found.permissions().mode() & 0o7777, 0o1770);
 
@@ -179,10 +207,17 @@ fn attributes_of_files_directories_and_symlinks() {
 #[test]
 fn times_of_a_file_that_is_being_written_stay() {
     let (directory, store) = store();
-    let mut file = store.create(&path("f"), 5, &inode(Kind::File, 0o600)).unwrap();
+    let mut file = store
+        .create(&path("f"), 5, &inode(Kind::File, 0o600))
+        .unwrap();
     file.write_all(b"x").unwrap();
-    let written = std::fs::metadata(directory.path().join("f")).unwrap().modified().unwrap();
-    store.set_attributes(&path("f"), 5, &inode(Kind::File, 0o644)).unwrap();
+    let written = std::fs::metadata(directory.path().join("f"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    store
+        .set_attributes(&path("f"), 5, &inode(Kind::File, 0o644))
+        .unwrap();
     let found = std::fs::metadata(directory.path().join("f")).unwrap();
     assert_eq!(found.modified().unwrap(), written);
     assert_eq!(found.permissions().mode() & 0o777, 0o644);
@@ -193,7 +228,9 @@ fn what_is_set_aside_keeps_its_content_and_loses_its_inode() {
     let (directory, store) = store();
     store.set_node_name("no/de");
     for round in 1..=2 {
-        let file = store.create(&path("d/f"), 5, &inode(Kind::File, 0o600)).unwrap();
+        let file = store
+            .create(&path("d/f"), 5, &inode(Kind::File, 0o600))
+            .unwrap();
         file.write_all_at(format!("{round}").as_bytes(), 0).unwrap();
         let aside = store.set_aside(&path("d/f")).unwrap();
         let name = ["d/f.conflict-no_de", "d/f.conflict-no_de-2"][round - 1];
@@ -203,7 +240,10 @@ fn what_is_set_aside_keeps_its_content_and_loses_its_inode() {
             Standing::File { tag: None, .. }
         ));
         let mut text = String::new();
-        File::open(directory.path().join(name)).unwrap().read_to_string(&mut text).unwrap();
+        File::open(directory.path().join(name))
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
         assert_eq!(text, format!("{round}"));
     }
     let long = conflict_name(&[b'n'; 255], &"x".repeat(300), 12);
@@ -214,10 +254,15 @@ fn what_is_set_aside_keeps_its_content_and_loses_its_inode() {
 #[test]
 fn a_hash_is_added_only_to_the_version_it_is_of() {
     let (_directory, store) = store();
-    let file = store.create(&path("f"), 5, &inode(Kind::File, 0o600)).unwrap();
+    let file = store
+        .create(&path("f"), 5, &inode(Kind::File, 0o600))
+        .unwrap();
     assert!(!store.add_hash_to_meta(&file, 5, 2, [1; 32]).unwrap());
     assert!(store.add_hash_to_meta(&file, 5, 1, [1; 32]).unwrap());
-    assert_eq!(store.read_meta(&file).unwrap().unwrap().blake3, Some([1; 32]));
+    assert_eq!(
+        store.read_meta(&file).unwrap().unwrap().blake3,
+        Some([1; 32])
+    );
     file.write_all_at(b"x", 0).unwrap();
     assert!(!store.add_hash_to_meta(&file, 5, 1, [2; 32]).unwrap());
 }
@@ -225,7 +270,9 @@ fn a_hash_is_added_only_to_the_version_it_is_of() {
 #[test]
 fn the_mark_of_unsynced_data_stays_with_its_version() {
     let (directory, store) = store();
-    let file = store.create(&path("f"), 5, &inode(Kind::File, 0o600)).unwrap();
+    let file = store
+        .create(&path("f"), 5, &inode(Kind::File, 0o600))
+        .unwrap();
     let mut tag = store.read_tag(&file).unwrap().unwrap();
     tag.stored = Some(9);
     meta::write(&file, &tag).unwrap();
@@ -238,6 +285,23 @@ fn the_mark_of_unsynced_data_stays_with_its_version() {
     assert_eq!(store.read_tag(&file).unwrap().unwrap().stored, None);
     let durability = Durability::open(&directory.path().join(".ks")).unwrap();
     assert!(durability.is_doubtful(Some(9)), "never synced here before");
+}
+
+#[test]
+fn a_copy_with_all_attributes_is_a_file_of_its_own() {
+    let (directory, store) = store();
+    let file = store
+        .create(&path("f"), 5, &inode(Kind::File, 0o600))
+        .unwrap();
+    let mut bytes = vec![0; 512];
+    let (length, copy) = (
+        rustix::fs::fgetxattr(&file, meta::ATTRIBUTE, &mut bytes[..]).unwrap(),
+        File::create(directory.path().join("copy")).unwrap(),
+    );
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::fsetxattr(&copy, meta::ATTRIBUTE, &bytes[..length], flags).unwrap();
+    assert!(store.open_file(&path("f"), 5, READ).is_ok());
+    assert!(store.open_file(&path("copy"), 5, READ).is_err());
 }
 
 #[test]
@@ -254,7 +318,10 @@ fn pipes_and_directories_are_not_files() {
     std::fs::create_dir(directory.path().join("d")).unwrap();
     for name in ["pipe", "d", "absent", "pipe/below"] {
         assert!(
-            matches!(store.open_file(&path(name), 5, READ), Err(StoreError::Mismatch { .. })),
+            matches!(
+                store.open_file(&path(name), 5, READ),
+                Err(StoreError::Mismatch { .. })
+            ),
             "{name}"
         );
     }

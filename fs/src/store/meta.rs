@@ -2,8 +2,9 @@
 //!
 //! The store writes it on every file that the catalog knows, and on directories that the store makes (there without
 //! [`LocalMeta`], only for `seen`). Besides the meta it says which catalog its inode numbers belong to (one that is of
-//! another catalog counts as absent, so that a fresh Redis never takes an old number for a new file), and the event up to
-//! which the place where the file stands is known to be right (what makes applying an event twice harmless).
+//! another catalog counts as absent, so that a fresh Redis never takes an old number for a new file), on which file of the disk
+//! it was written (on another, a copy with all attributes, it counts as absent too), and the event up to which the place where
+//! the file stands is known to be right (what makes applying an event twice harmless).
 //!
 //! Not for what the catalog knows better: mode, owner and times are the plain file's own.
 use super::LocalMeta;
@@ -28,6 +29,8 @@ const ATTRIBUTE_BYTES_MAX: usize = 512;
 pub(crate) struct Tag {
     /// Which catalog the numbers belong to (`Store::set_cluster`).
     pub(crate) cluster: u64,
+    /// The number of the file on its disk: a copy made with its attributes (`cp -a`) has another, and is a file of its own.
+    pub(crate) disk_ino: u64,
     /// All events up to this one are reflected in where the file or directory stands.
     pub(crate) seen: (u64, u64),
     /// When fetched data became this file without being synced to disk: after a crash of the machine it must be checked.
@@ -54,22 +57,30 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<Tag> {
     }
 }
 
-/// Reads the attribute of an open file or directory; `None` when it has none that can be read.
+/// Reads the attribute of an open file or directory; `None` when it has none that is its own.
 pub(crate) fn read(file: impl AsFd) -> io::Result<Option<Tag>> {
     let mut buffer = [MaybeUninit::<u8>::uninit(); ATTRIBUTE_BYTES_MAX];
-    match rustix::fs::fgetxattr(file, ATTRIBUTE, &mut buffer) {
-        Ok((bytes, _)) => Ok(decode(bytes)),
+    match rustix::fs::fgetxattr(&file, ATTRIBUTE, &mut buffer) {
+        Ok((bytes, _)) => {
+            let disk_ino = rustix::fs::fstat(&file)?.st_ino;
+            Ok(decode(bytes).filter(|tag| tag.disk_ino == disk_ino))
+        }
         Err(Errno::NODATA | Errno::RANGE | Errno::OPNOTSUPP) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Writes the attribute of an open file or directory.
+/// Writes the attribute of an open file or directory; `disk_ino` is filled in.
 pub(crate) fn write(file: impl AsFd, tag: &Tag) -> io::Result<()> {
+    let tag = Tag {
+        disk_ino: rustix::fs::fstat(&file)?.st_ino,
+        ..tag.clone()
+    };
+    let bytes = encode(&tag);
     Ok(rustix::fs::fsetxattr(
         file,
         ATTRIBUTE,
-        &encode(tag),
+        &bytes,
         XattrFlags::empty(),
     )?)
 }
@@ -114,9 +125,9 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read(ino: u64, version: u64, epoch: u32, home: u64, size: u64, mtime: i64,
-                                   hash: Option<[u8; 32]>, cluster: u64, seen: (u64, u64), stored: Option<i64>) {
+                                   hash: Option<[u8; 32]>, cluster: u64, disk_ino: u64, seen: (u64, u64), stored: Option<i64>) {
             let meta = LocalMeta { ino, version, epoch, home: NodeId(home), size, mtime, blake3: hash };
-            let tag = Tag { cluster, seen, stored, meta: Some(meta) };
+            let tag = Tag { cluster, disk_ino, seen, stored, meta: Some(meta) };
             let bytes = encode(&tag);
             prop_assert!(bytes.len() <= ATTRIBUTE_BYTES_MAX);
             prop_assert_eq!(decode(&bytes), Some(tag));

@@ -112,7 +112,9 @@ impl Partial {
     /// Reads into `buffer` from `offset`, up to the content's end; returns the bytes read. The caller has made sure that nothing is `missing` there.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
         let room = self.key.size.saturating_sub(offset);
-        let wanted = buffer.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+        let wanted = buffer
+            .len()
+            .min(usize::try_from(room).unwrap_or(usize::MAX));
         self.data.read_exact_at(&mut buffer[..wanted], offset)?;
         Ok(wanted)
     }
@@ -385,8 +387,7 @@ fn encode_map(key: &ContentKey, map: &GroupMap) -> Vec<u8> {
         key: key.clone(),
         map: map.to_bytes(),
     };
-    let mut bytes =
-        postcard::to_extend(&file, vec![FORMAT]).expect("plain data always encodes");
+    let mut bytes = postcard::to_extend(&file, vec![FORMAT]).expect("plain data always encodes");
     let check = *blake3::hash(&bytes).as_bytes();
     bytes.extend_from_slice(&check);
     bytes

@@ -81,7 +81,10 @@ fn what_was_saved_is_found_again_and_what_was_not_is_not() {
     {
         let store = Store::open(directory.path(), 0).unwrap();
         let partial = store.open_partial(&key).unwrap();
-        partial.data_file().write_all_at(&data[..3 * GROUP_BYTES as usize], 0).unwrap();
+        partial
+            .data_file()
+            .write_all_at(&data[..3 * GROUP_BYTES as usize], 0)
+            .unwrap();
         partial.mark(0..3 * GROUP_BYTES);
         partial.save().unwrap();
         // Written and marked, but the process is killed before the map is saved.
@@ -122,7 +125,14 @@ fn a_map_that_does_not_belong_to_its_data_is_thrown_away() {
             std::fs::write(with_suffix(base, ".map"), &map[..map.len() - 1]).unwrap();
         },
         |base| std::fs::remove_file(base).unwrap(),
-        |base| File::options().write(true).open(base).unwrap().set_len(7).unwrap(),
+        |base| {
+            File::options()
+                .write(true)
+                .open(base)
+                .unwrap()
+                .set_len(7)
+                .unwrap()
+        },
         |base| std::fs::remove_file(with_suffix(base, ".tree")).unwrap(),
     ];
     for damage in damages {
@@ -154,8 +164,13 @@ fn a_whole_partial_becomes_a_plain_file() {
         let key = key_of(&data, 3);
         let partial = whole(&store, &data, 3);
         partial.save().unwrap();
-        store.promote(&partial, &path("a/b/file"), &record(&key)).unwrap();
-        assert_eq!(std::fs::read(directory.path().join("a/b/file")).unwrap(), data);
+        store
+            .promote(&partial, &path("a/b/file"), &record(&key))
+            .unwrap();
+        assert_eq!(
+            std::fs::read(directory.path().join("a/b/file")).unwrap(),
+            data
+        );
         assert_eq!(
             store.copy_state(&path("a/b/file"), 5, &record(&key)),
             CopyState::Current
@@ -164,7 +179,11 @@ fn a_whole_partial_becomes_a_plain_file() {
         assert_eq!(names(&store), Vec::<String>::new());
         partial.mark(0..1);
         partial.save().unwrap();
-        assert_eq!(names(&store), Vec::<String>::new(), "a save after it writes nothing");
+        assert_eq!(
+            names(&store),
+            Vec::<String>::new(),
+            "a save after it writes nothing"
+        );
         assert_eq!(store.partials(), []);
     }
 }
@@ -189,7 +208,11 @@ fn only_an_untouched_older_copy_is_replaced() {
     promote(&old, 1).unwrap();
     promote(&new, 2).unwrap();
     assert_eq!(std::fs::read(&plain).unwrap(), new);
-    assert!(store.tree(&key_of(&old, 1).hash, old.len() as u64).is_none());
+    assert!(
+        store
+            .tree(&key_of(&old, 1).hash, old.len() as u64)
+            .is_none()
+    );
     assert_eq!(names(&store), Vec::<String>::new());
     // An older version over a newer one.
     assert!(promote(&old, 1).is_err());
@@ -219,7 +242,11 @@ fn one_that_lacks_a_group_is_not_promoted() {
     let key = key_of(&data, 1);
     let partial = store.open_partial(&key).unwrap();
     partial.mark(0..2 * GROUP_BYTES);
-    assert!(store.promote(&partial, &path("file"), &record(&key)).is_err());
+    assert!(
+        store
+            .promote(&partial, &path("file"), &record(&key))
+            .is_err()
+    );
     assert!(!directory.path().join("file").exists());
 }
 
@@ -256,7 +283,9 @@ fn a_promoted_file_can_be_opened_by_its_inode() {
     let (_directory, store) = store();
     let data = content(10, 1);
     let partial = whole(&store, &data, 1);
-    store.promote(&partial, &path("f"), &record(partial.key())).unwrap();
+    store
+        .promote(&partial, &path("f"), &record(partial.key()))
+        .unwrap();
     let how = OpenLocal {
         write: false,
         truncate: false,

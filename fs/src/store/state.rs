@@ -229,7 +229,10 @@ mod tests {
         assert_eq!(node_identity(directory.path()).unwrap(), first);
         std::fs::write(directory.path().join("node"), "junk").unwrap();
         let error = node_identity(directory.path()).unwrap_err().to_string();
-        assert!(error.contains("node") && error.contains("remove it"), "{error}");
+        assert!(
+            error.contains("node") && error.contains("remove it"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -240,7 +243,10 @@ mod tests {
         same.set_checked();
         same.sync(std::os::fd::AsFd::as_fd(&descriptor)).unwrap();
         let again = Durability::open(directory.path()).unwrap();
-        assert!(!again.is_doubtful(Some(Time::MAX)), "same run of the machine");
+        assert!(
+            !again.is_doubtful(Some(Time::MAX)),
+            "same run of the machine"
+        );
         let noted = Synced {
             boot: "another".into(),
             at: 1_000,

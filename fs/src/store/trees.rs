@@ -83,10 +83,7 @@ impl Store {
     }
 }
 
-fn in_its_directory(
-    path: &Path,
-    act: impl Fn() -> std::io::Result<()>,
-) -> std::io::Result<()> {
+fn in_its_directory(path: &Path, act: impl Fn() -> std::io::Result<()>) -> std::io::Result<()> {
     match act() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             std::fs::create_dir_all(path.parent().unwrap_or(path))?;
@@ -132,7 +129,10 @@ mod tests {
             assert!(store.tree(&hash, size).is_none());
             store.put_tree(&hash, &outboard).unwrap();
             assert_eq!(content(store.tree(&hash, size).unwrap()), outboard);
-            assert!(store.tree(&hash, size + 16 * 1024).is_none(), "wrong length");
+            assert!(
+                store.tree(&hash, size + 16 * 1024).is_none(),
+                "wrong length"
+            );
             let path = store.tree_path(&hash);
             let mut damaged = outboard.clone();
             damaged[3] ^= 1;

@@ -249,7 +249,6 @@ class Client:
         with _cancelled_by_interrupt(jobs):
             try:
                 submission.send_all(session, calls())
-                session.watch()
                 return _in_order(jobs)
             except Exception:
                 _cancel_rest(jobs)
@@ -286,7 +285,6 @@ class Client:
         calls.reverse()  # to be let go as they are sent
         with _cancelled_by_interrupt(jobs):
             submission.send_all(session, (calls.pop() for _ in range(len(calls))))
-        session.watch()
         with self._lock:
             self._bulk_jobs.extend(jobs)
         return jobs
@@ -390,7 +388,8 @@ def _explain_unix(path: str, error: OSError) -> str:
         cure = "the node does not run any more; `ks mount` starts it again"
     else:
         cure = "`ks doctor` says more"
-    return f"{path}: {error.strerror or error}: {cure}"
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return f"{path}: {reason}: {cure}"
 
 
 def _explain_quic(address: str, key: str, error: OSError) -> str:

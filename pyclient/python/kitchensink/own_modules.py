@@ -90,6 +90,13 @@ class _Known:
 
 
 _known = _Known()
+_by_value = True
+
+
+def travel_by_name() -> None:
+    """For workers: what they can import, their callers can; what came by value goes back by value anyway."""
+    global _by_value
+    _by_value = False
 
 
 def is_own(name: Optional[str]) -> bool:
@@ -105,6 +112,9 @@ def is_own(name: Optional[str]) -> bool:
 def by_value() -> Iterator[None]:
     """While this lasts, cloudpickle takes own modules by value. It is undone after, so that other users of cloudpickle in this process
     see no difference."""
+    if not _by_value:
+        yield
+        return
     with _lock:
         _known.refresh()
         registered = []

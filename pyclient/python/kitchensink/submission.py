@@ -174,6 +174,7 @@ def send_one(session: Session, prepared: Prepared) -> Reply:
 def send_all(session: Session, calls: Iterable[Prepared]) -> None:
     """Sends calls in batches and waits until the node has recorded all of them. Errors: what the node refuses them with."""
     under_way: collections.deque[Reply] = collections.deque()
+    session.watch()  # results that come meanwhile must be taken, or the node could not go on taking calls
 
     def flush(frame: _Frame) -> None:
         under_way.append(_send(session, frame))

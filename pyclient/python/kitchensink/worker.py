@@ -25,7 +25,7 @@ import traceback
 from types import FrameType, TracebackType
 from typing import Any, Callable, NamedTuple, Optional
 
-from . import __about__, _native, paths, serialize
+from . import __about__, _native, own_modules, paths, serialize
 from .errors import KitchenSinkError, NotSerializable
 from .outcome import CAUSES_MAX
 from .protocol import Buffer, pack, place_payload, unpack, variant
@@ -296,8 +296,7 @@ def _arrange(fault_fd: Optional[int]) -> None:
         faulthandler.enable(fault_fd)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    own_modules.travel_by_name()
     sys.argv = ["kitchensink-worker"]
 
 

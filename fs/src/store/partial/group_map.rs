@@ -95,7 +95,10 @@ impl GroupMap {
 
     /// The bits, lowest group first.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        self.words.iter().flat_map(|word| word.to_le_bytes()).collect()
+        self.words
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect()
     }
 
     /// What `to_bytes` made of the map of a file of `size` bytes; `None` when it cannot be that.

@@ -117,8 +117,7 @@ impl Store {
     ) -> io::Result<()> {
         self.with_parents(path, || {
             let (directory, name) = self.root.parent(path)?;
-            let moved =
-                rustix::fs::renameat_with(CWD, &partial.path, &directory, name, flags);
+            let moved = rustix::fs::renameat_with(CWD, &partial.path, &directory, name, flags);
             Ok(moved?)
         })
     }
