@@ -21,14 +21,16 @@ mod scratch;
 mod surroundings;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wire_tests;
 
 use self::backing::{Backing, OVERFLOW_BYTES, SMALL_BYTES};
-use self::budget::Budget;
+use self::budget::{Budget, SmallRoom};
 use self::core::{ContentKind, Core, Opening, Shared};
 use self::flight::{Claims, lock};
 use self::plan::Limits;
 use self::scratch::Scratch;
-use self::surroundings::{Node, file_locator, store_error};
+use self::surroundings::{Node, Surroundings, file_locator, store_error};
 use crate::{
     catalog::Catalog,
     error::FsError,
@@ -43,6 +45,8 @@ use tokio::runtime::Handle;
 
 /// Contents open at once; each costs a few file descriptors.
 const OPEN_MAX: usize = 16 * 1024;
+/// This part of the memory limit may hold small files that are open.
+const SMALL_SHARE: u64 = 16;
 /// Bytes of a file that a read-only node keeps while it is open.
 const READ_ONLY_BYTES: u64 = 1024 * 1024 * 1024;
 
@@ -64,6 +68,8 @@ pub struct Fetcher {
     read_only: bool,
     open: Arc<OpenContents>,
     blobs: Claims<Hash>,
+    /// Memory for small files while they are open.
+    small: SmallRoom,
 }
 
 /// The contents that somebody has open, or that are being closed.
@@ -103,10 +109,20 @@ impl Fetcher {
         read_only: bool,
     ) -> Arc<Self> {
         let node = Node::new(store.clone(), catalog, pool);
+        Self::within(Arc::new(node), store, memory_limit_bytes, read_only)
+    }
+
+    /// The same, in any surroundings.
+    fn within(
+        around: Arc<dyn Surroundings>,
+        store: Arc<Store>,
+        memory_limit_bytes: usize,
+        read_only: bool,
+    ) -> Arc<Self> {
         Arc::new(Self {
             store,
             shared: Shared {
-                around: Arc::new(node),
+                around,
                 budget: Budget::new(memory_limit_bytes as u64),
                 counters: Arc::default(),
                 runtime: Handle::current(),
@@ -115,6 +131,7 @@ impl Fetcher {
             read_only,
             open: Arc::default(),
             blobs: Claims::default(),
+            small: SmallRoom::new(memory_limit_bytes as u64 / SMALL_SHARE),
         })
     }
 
@@ -127,20 +144,10 @@ impl Fetcher {
         holders: Vec<NodeId>,
     ) -> Result<Arc<RemoteFile>, FsError> {
         debug_assert_eq!(inode.version, key.version);
-        let mut open = lock(&self.open);
-        if let Some(found) = open.get_mut(&key) {
-            if let Some(file) = found.file.upgrade() {
-                return Ok(file);
-            }
-            // It is being closed: go on with what it has.
-            let file = self.handle(found.core.clone(), key);
-            found.file = Arc::downgrade(&file);
-            file.core.know_holders(holders);
+        if let Some(file) = self.already_open(&key, &holders)? {
             return Ok(file);
         }
-        if open.len() >= OPEN_MAX {
-            return Err(FsError::TooManyOpen(OPEN_MAX));
-        }
+        // The disk is not waited for under the lock; who comes second takes what the first made.
         let opening = Opening {
             locator: file_locator(key.ino, &path),
             backing: self.backing(&key, &path)?,
@@ -154,13 +161,40 @@ impl Fetcher {
             holders: spread(holders, key.ino),
         };
         let core = Core::new(opening, self.shared.clone());
-        let file = self.handle(core.clone(), key.clone());
-        let content = OpenContent {
+        let mut open = lock(&self.open);
+        let content = open.entry(key.clone()).or_insert_with(|| OpenContent {
             core,
-            file: Arc::downgrade(&file),
-        };
-        open.insert(key, content);
-        Ok(file)
+            file: Weak::new(),
+        });
+        Ok(self.share(content, &key))
+    }
+
+    fn already_open(
+        &self,
+        key: &ContentKey,
+        holders: &[NodeId],
+    ) -> Result<Option<Arc<RemoteFile>>, FsError> {
+        let mut open = lock(&self.open);
+        if let Some(content) = open.get_mut(key) {
+            let file = self.share(content, key);
+            drop(open);
+            file.core.know_holders(holders.to_vec());
+            return Ok(Some(file));
+        }
+        if open.len() >= OPEN_MAX {
+            return Err(FsError::TooManyOpen(OPEN_MAX));
+        }
+        Ok(None)
+    }
+
+    /// The handle that all share; a new one where the last was dropped and what it had is still being written down.
+    fn share(&self, content: &mut OpenContent, key: &ContentKey) -> Arc<RemoteFile> {
+        if let Some(file) = content.file.upgrade() {
+            return file;
+        }
+        let file = self.handle(content.core.clone(), key.clone());
+        content.file = Arc::downgrade(&file);
+        file
     }
 
     fn handle(&self, core: Arc<Core>, key: ContentKey) -> Arc<RemoteFile> {
@@ -175,8 +209,10 @@ impl Fetcher {
 
     /// Where the bytes of a content go.
     fn backing(&self, key: &ContentKey, path: &TreePath) -> Result<Backing, FsError> {
-        if key.size <= SMALL_BYTES {
-            return Ok(Backing::small(key.size));
+        if key.size <= SMALL_BYTES
+            && let Some(room) = self.small.take(key.size)
+        {
+            return Ok(Backing::small(key.size, Some(room)));
         }
         if self.read_only {
             let directory = self.store.state_dir();

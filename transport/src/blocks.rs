@@ -9,6 +9,7 @@
 //!
 //! On the wire: the request in a frame, the answer's head in a frame (`Ok` or a `Refusal`), then
 //! the parents and leaves of the ranges in bao-tree's order, and the end of the stream.
+mod buffers;
 mod decode;
 mod encode;
 mod fetch;

@@ -10,6 +10,7 @@ mod accept;
 pub mod code;
 mod connect;
 mod refusals;
+mod route;
 mod socket;
 mod tuning;
 
@@ -59,7 +60,7 @@ pub struct Endpoint {
     client: quinn::ClientConfig,
     names: NameKey,
     local: SocketAddr,
-    serves: bool,
+    server: Option<quinn::ServerConfig>,
 }
 
 /// Why an endpoint could not be made.
@@ -136,7 +137,7 @@ impl Endpoint {
         let socket = socket::bind(listen).map_err(bind)?;
         let inner = quinn::Endpoint::new_with_abstract_socket(
             tuning::endpoint_config(identity),
-            server,
+            server.clone(),
             socket,
             Arc::new(quinn::TokioRuntime),
         )
@@ -147,14 +148,15 @@ impl Endpoint {
             client,
             names: identity.names,
             local: canonical(local),
-            serves,
+            server,
         })
     }
 
     /// Starts accepting; streams go to the handler of their kind. Unknown kinds and kinds a peer's role may not use are reset.
     pub fn serve(&self, handlers: Vec<(StreamKind, Arc<dyn Handler>)>) {
-        assert!(self.serves, "only a node's bound endpoint serves");
-        let acceptor = accept::Acceptor::new(self.names, handlers);
+        let config = self.server.clone();
+        let config = config.expect("only a node's bound endpoint serves");
+        let acceptor = accept::Acceptor::new(config, self.names, handlers);
         tokio::spawn(acceptor.run(self.inner.clone()));
     }
 

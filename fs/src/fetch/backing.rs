@@ -3,6 +3,7 @@
 //!
 //! Always: a group is marked after its bytes have been written; a read gives bytes only if all of its groups are marked.
 //! Not for: deciding what to bring (`plan`), or making the file whole (`surroundings`).
+use super::budget::SmallTaken;
 use super::flight::lock;
 use super::group_map::GroupMap;
 use super::plan::BlockMap;
@@ -28,9 +29,24 @@ const NODES_MAX: usize = 1024;
 type Node = (u64, [u8; 64]);
 
 /// A content that is gathered in memory.
-pub struct Small {
+struct Small {
+    /// Empty until the first bytes come.
     data: Vec<u8>,
     map: GroupMap,
+    _room: Option<SmallTaken>,
+}
+
+impl Small {
+    fn write(&mut self, offset: u64, bytes: &[u8], size: u64) {
+        self.data.resize(size as usize, 0);
+        let start = offset as usize;
+        self.data[start..start + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn read(&self, range: &Range<u64>) -> Option<Bytes> {
+        let here = self.map.missing(range.clone()).is_empty();
+        here.then(|| Bytes::copy_from_slice(&self.data[range.start as usize..range.end as usize]))
+    }
 }
 
 /// Where it goes first.
@@ -85,11 +101,12 @@ impl Backing {
         Self::new(size, Base::Partial(partial), fresh)
     }
 
-    /// In memory until it is whole.
-    pub fn small(size: u64) -> Self {
+    /// In memory until it is whole, which `room` was taken for.
+    pub fn small(size: u64, room: Option<SmallTaken>) -> Self {
         let small = Small {
-            data: vec![0; size as usize],
+            data: Vec::new(),
             map: GroupMap::new(size),
+            _room: room,
         };
         Self::new(size, Base::Small(Mutex::new(small)), true)
     }
@@ -175,8 +192,7 @@ impl Backing {
             }
             Base::Partial(_) => {}
             Base::Small(small) => {
-                let start = offset as usize;
-                lock(small).data[start..start + data.len()].copy_from_slice(data);
+                lock(small).write(offset, data, self.size);
                 return Ok(Place::Base);
             }
             Base::Scratch(scratch) => return scratch.write(offset, data).map(|()| Place::Base),
@@ -260,12 +276,7 @@ impl Backing {
     pub fn read_blocking(&self, range: &Range<u64>) -> io::Result<Option<Bytes>> {
         let len = (range.end - range.start) as usize;
         match &self.base {
-            Base::Small(small) => {
-                let small = lock(small);
-                let here = small.map.missing(range.clone()).is_empty();
-                let bytes = &small.data[range.start as usize..range.end as usize];
-                Ok(here.then(|| Bytes::copy_from_slice(bytes)))
-            }
+            Base::Small(small) => Ok(lock(small).read(range)),
             Base::Scratch(scratch) => {
                 let mut buffer = vec![0; len];
                 let here = scratch.read_into(range.start, &mut buffer)?;

@@ -5,10 +5,15 @@
 //!
 //! Always: what is marked in the backing was verified by the transport; a waiter is entered before it looks at the map for the last time; closing gives
 //! back everything that was taken from the node's budget.
+mod sink;
+mod wait;
+
+use self::sink::Sink;
+use self::wait::Wait;
 use super::FetchCounters;
-use super::backing::{Backing, Found, Place};
+use super::backing::{Backing, Found};
 use super::budget::{Budget, Purse};
-use super::flight::{Denied, Waiter, Waiters, lock};
+use super::flight::{Denied, Waiters, lock};
 use super::plan::{Action, BlockMap, Class, Event, Failure, Limits, Moment, Plan, RequestId};
 use super::ranges::Ranges;
 use super::readahead::Readahead;
@@ -18,9 +23,7 @@ use crate::path::TreePath;
 use crate::record::NodeId;
 use crate::store::partial::ContentKey;
 use bytes::Bytes;
-use ks_transport::blocks::{
-    BlockRequest, BlockSink, FetchError, FetchLimits, GROUP_BYTES, Refusal,
-};
+use ks_transport::blocks::{BlockRequest, FetchError, FetchLimits, Refusal};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -37,8 +40,6 @@ const STALL: Duration = Duration::from_millis(2500);
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 /// The disk is asked for room for this much at a time.
 const ROOM_BYTES: u64 = 16 * 1024 * 1024;
-/// How often a fetch of the whole tells its progress.
-const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// Bytes ahead of a reader at most.
 pub const WINDOW_MAX_BYTES: u64 = 8 * 1024 * 1024;
 
@@ -396,13 +397,7 @@ impl Core {
             size: self.key.size,
             ranges,
         };
-        let mut sink = Sink {
-            core: self,
-            request,
-            counts: class != Class::Whole,
-            place: Place::Base,
-            run: first..first,
-        };
+        let mut sink = Sink::new(self, request, class != Class::Whole, first);
         let limits = FetchLimits { stall: STALL, lane };
         let around = &self.shared.around;
         around.fetch(holder, &blocks, limits, &mut sink).await
@@ -529,7 +524,8 @@ impl Core {
         let Some(partial) = self.backing.as_partial() else {
             return;
         };
-        if *self.kept.borrow() == Kept::Done || partial.had_bytes() == 0 {
+        let over = matches!(*self.kept.borrow(), Kept::Done | Kept::Failed(libc::ESTALE));
+        if over || partial.had_bytes() == 0 {
             return;
         }
         let core = self.clone();
@@ -574,128 +570,5 @@ fn classify(error: &FetchError) -> Failure {
         FetchError::Corrupt { .. } => Failure::Corrupt(text),
         FetchError::Stalled { .. } => Failure::Stalled(text),
         FetchError::Sink(_) => Failure::Local(text),
-    }
-}
-
-/// A place among those who wait; left when dropped.
-struct Wait<'a> {
-    core: &'a Arc<Core>,
-    waiter: Arc<Waiter>,
-}
-
-impl<'a> Wait<'a> {
-    fn enter(core: &'a Arc<Core>, range: Range<u64>, whole: bool) -> Self {
-        let waiter = core.waiters.enter(range, whole);
-        Self { core, waiter }
-    }
-
-    /// `None`: the bytes are here.
-    async fn until_here(&self) -> Option<Denied> {
-        loop {
-            self.bell_or_tick(None).await;
-            if self
-                .core
-                .backing
-                .missing(self.waiter.range.clone())
-                .is_empty()
-            {
-                return None;
-            }
-            if let Some(denied) = self.waiter.denied() {
-                return Some(denied);
-            }
-        }
-    }
-
-    async fn until_whole(&self, progress: &impl Fn(u64)) -> Option<Denied> {
-        loop {
-            progress(self.core.backing.had_bytes());
-            let more = Instant::now() + PROGRESS_EVERY;
-            self.bell_or_tick(Some(more)).await;
-            if self.core.backing.is_whole() || self.core.backing.is_disk_full() {
-                return None;
-            }
-            if let Some(denied) = self.waiter.denied() {
-                return Some(denied);
-            }
-        }
-    }
-
-    async fn bell_or_tick(&self, at_latest: Option<Instant>) {
-        let tick = self.core.next_tick();
-        let until = match (tick, at_latest) {
-            (Some(tick), Some(latest)) => tick.min(latest),
-            (Some(until), None) | (None, Some(until)) => until,
-            // Not in the plan any more: the bell has been rung.
-            (None, None) => Instant::now() + PROGRESS_EVERY,
-        };
-        tokio::select! {
-            biased;
-            () = self.waiter.bell.notified() => {}
-            () = tokio::time::sleep_until(until) => {
-                if tick.is_some_and(|tick| tick <= Instant::now()) {
-                    self.core.tick();
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Wait<'_> {
-    fn drop(&mut self) {
-        self.core.waiters.leave(self.waiter.id);
-        self.core.step(Event::Dropped { id: self.waiter.id });
-    }
-}
-
-/// Takes what arrives of one request.
-struct Sink<'a> {
-    core: &'a Arc<Core>,
-    request: RequestId,
-    /// Told to readers as fetched for them.
-    counts: bool,
-    place: Place,
-    /// Bytes that were written and whose groups are not all marked.
-    run: Range<u64>,
-}
-
-impl Sink<'_> {
-    /// Marks the whole groups of the run.
-    fn mark(&mut self) {
-        let size = self.core.key.size;
-        let end = if self.run.end == size {
-            size
-        } else {
-            self.run.end - self.run.end % GROUP_BYTES
-        };
-        let start = self.run.start.next_multiple_of(GROUP_BYTES);
-        if start < end {
-            self.core.backing.mark(start..end, self.place);
-            self.core.arrived(self.request, start..end);
-            self.run.start = end;
-        }
-    }
-}
-
-impl BlockSink for Sink<'_> {
-    fn data(&mut self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        let place = self.core.backing.write(offset, data)?;
-        if offset != self.run.end || place != self.place {
-            self.run = offset..offset;
-            self.place = place;
-        }
-        self.run.end = offset + data.len() as u64;
-        let bytes = data.len() as u64;
-        let counters = &self.core.shared.counters;
-        counters.bytes_fetched.fetch_add(bytes, Ordering::Relaxed);
-        if self.counts {
-            self.core.untold_bytes.fetch_add(bytes, Ordering::Relaxed);
-        }
-        self.mark();
-        Ok(())
-    }
-
-    fn node(&mut self, offset: u64, pair: &[u8; 64]) -> std::io::Result<()> {
-        self.core.backing.node(offset, pair)
     }
 }

@@ -94,7 +94,7 @@ impl Decoder {
         sink: &mut dyn BlockSink,
     ) -> Result<(), DecodeError> {
         while !bytes.is_empty() {
-            bytes = match self.current.clone() {
+            bytes = match self.current {
                 None => {
                     return Err(DecodeError::Corrupt {
                         offset: self.offset(),
@@ -134,7 +134,7 @@ impl Decoder {
             left,
             right,
             ..
-        }) = self.current.clone()
+        }) = self.current
         else {
             unreachable!("called at a parent");
         };
@@ -240,3 +240,6 @@ fn halves(pair: &[u8; NODE_BYTES]) -> (ChainingValue, ChainingValue) {
     let half = |bytes: &[u8]| bytes.try_into().expect("half of 64 bytes");
     (half(left), half(right))
 }
+
+#[cfg(test)]
+mod tests;

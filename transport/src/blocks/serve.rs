@@ -1,4 +1,5 @@
 //! The sending side: finds the content, says yes or no, sends.
+use super::buffers::Buffers;
 use super::encode::{Layout, Patience, Piece, Reader};
 use super::ranges::{groups_of, tree};
 use super::{BlockRequest, BlockSource, Content, REQUEST_BYTES_MAX, Refusal};
@@ -26,7 +27,9 @@ const TURN_DEADLINE: Duration = Duration::from_secs(1);
 /// The first piece of an answer is small: its first byte is waited for.
 const PIECE_BYTES_FIRST: usize = 64 << 10;
 /// Further pieces.
-const PIECE_BYTES: usize = 512 << 10;
+const PIECE_BYTES: usize = 256 << 10;
+/// Room for a piece: it ends with a whole group and its parents.
+const BUFFER_BYTES: usize = PIECE_BYTES + (32 << 10);
 
 /// Serves `StreamKind::BLOCKS`.
 pub struct BlockServer {
@@ -36,6 +39,7 @@ pub struct BlockServer {
 struct Shared {
     source: Arc<dyn BlockSource>,
     turns: Semaphore,
+    buffers: Arc<Buffers>,
     bytes_sent: AtomicU64,
 }
 
@@ -46,6 +50,7 @@ impl BlockServer {
             shared: Arc::new(Shared {
                 source,
                 turns: Semaphore::new(REQUESTS_MAX),
+                buffers: Buffers::new(BUFFER_BYTES),
                 bytes_sent: AtomicU64::new(0),
             }),
         }
@@ -113,7 +118,7 @@ impl Shared {
             Err(refusal) => {
                 tracing::debug!(%refusal, "refused a block request");
                 let head: Result<(), Refusal> = Err(refusal);
-                self.write(stream, frame::encode(&head)?).await?;
+                self.write(stream, frame::encode(&head)?.into()).await?;
                 // An error says that the peer has left.
                 let _ = stream.send.finish();
                 Ok(())
@@ -140,24 +145,29 @@ impl Shared {
         content: Content,
     ) -> Result<(), Ended> {
         let head: Result<(), Refusal> = Ok(());
-        let mut buffer = frame::encode(&head)?;
+        let mut first = frame::encode(&head)?;
         let mut reader = Reader::new(content);
-        let mut goal = PIECE_BYTES_FIRST;
-        while let Some(piece) = layout.next_piece(goal) {
-            (reader, buffer) = read_piece(reader, piece, buffer).await?;
-            self.write(stream, std::mem::take(&mut buffer)).await?;
-            goal = PIECE_BYTES;
+        if let Some(piece) = layout.next_piece(PIECE_BYTES_FIRST) {
+            let start = first.len();
+            first.resize(start + piece.len, 0);
+            (reader, first) = read_piece(reader, piece, first, start).await?;
         }
-        if !buffer.is_empty() {
-            self.write(stream, buffer).await?;
+        self.write(stream, first.into()).await?;
+        let user = self.buffers.user();
+        while let Some(piece) = layout.next_piece(PIECE_BYTES) {
+            let (len, buffer) = (piece.len, user.lend());
+            let filled = read_piece(reader, piece, buffer, 0).await?;
+            reader = filled.0;
+            self.write(stream, filled.1.freeze(len)).await?;
         }
+        // An error says that the peer has left.
         let _ = stream.send.finish();
         Ok(())
     }
 
-    async fn write(&self, stream: &mut Stream, bytes: Vec<u8>) -> Result<(), Ended> {
+    async fn write(&self, stream: &mut Stream, bytes: Bytes) -> Result<(), Ended> {
         let len = bytes.len() as u64;
-        tokio::time::timeout(PEER_DEADLINE, stream.write_raw(Bytes::from(bytes)))
+        tokio::time::timeout(PEER_DEADLINE, stream.write_raw(bytes))
             .await
             .map_err(|_| Ended::TooSlow)??;
         self.bytes_sent.fetch_add(len, Ordering::Relaxed);
@@ -165,19 +175,20 @@ impl Shared {
     }
 }
 
-/// Appends a piece to `buffer`: here if the page cache has it, else on a thread that may wait.
-async fn read_piece(
+/// Reads a piece to `start` in the buffer: here if the page cache has it, else on a thread that may
+/// wait.
+async fn read_piece<B: AsMut<[u8]> + Send + 'static>(
     mut reader: Reader,
     piece: Piece,
-    mut buffer: Vec<u8>,
-) -> io::Result<(Reader, Vec<u8>)> {
-    let start = buffer.len();
-    buffer.resize(start + piece.len, 0);
-    if reader.fill(&piece, &mut buffer[start..], Patience::Now)? {
+    mut buffer: B,
+    start: usize,
+) -> io::Result<(Reader, B)> {
+    let place = start..start + piece.len;
+    if reader.fill(&piece, &mut buffer.as_mut()[place.clone()], Patience::Now)? {
         return Ok((reader, buffer));
     }
     let read = tokio::task::spawn_blocking(move || {
-        let filled = reader.fill(&piece, &mut buffer[start..], Patience::Wait);
+        let filled = reader.fill(&piece, &mut buffer.as_mut()[place], Patience::Wait);
         filled.map(|_| (reader, buffer))
     });
     read.await

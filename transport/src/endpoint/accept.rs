@@ -1,5 +1,5 @@
 //! The accepting side: handshakes, then one task a connection and one a stream.
-use super::{Handler, StreamKind, code, connect, refusals::Refusals};
+use super::{Handler, StreamKind, code, connect, refusals::Refusals, tuning};
 use crate::frame::Stream;
 use crate::identity::{PeerIdentity, Role, canonical, certificate::NameKey};
 use std::collections::HashMap;
@@ -27,15 +27,21 @@ pub(super) struct Acceptor {
 
 struct Shared {
     handlers: HashMap<StreamKind, Arc<dyn Handler>>,
+    config: quinn::ServerConfig,
     names: NameKey,
     refusals: Refusals,
 }
 
 impl Acceptor {
-    pub(super) fn new(names: NameKey, handlers: Vec<(StreamKind, Arc<dyn Handler>)>) -> Self {
+    pub(super) fn new(
+        config: quinn::ServerConfig,
+        names: NameKey,
+        handlers: Vec<(StreamKind, Arc<dyn Handler>)>,
+    ) -> Self {
         Acceptor {
             shared: Arc::new(Shared {
                 handlers: handlers.into_iter().collect(),
+                config,
                 names,
                 refusals: Refusals::default(),
             }),
@@ -85,7 +91,7 @@ async fn serve(
     _connection: OwnedSemaphorePermit,
 ) {
     let address = canonical(incoming.remote_address());
-    let connection = match shake_hands(incoming).await {
+    let connection = match shake_hands(&shared.config, incoming).await {
         Ok(connection) => connection,
         Err(reason) => return shared.refusals.log(address, &reason),
     };
@@ -100,9 +106,17 @@ async fn serve(
 }
 
 /// The connection, once both certificates are verified and the peer has been told so.
-async fn shake_hands(incoming: quinn::Incoming) -> Result<quinn::Connection, String> {
+async fn shake_hands(
+    config: &quinn::ServerConfig,
+    incoming: quinn::Incoming,
+) -> Result<quinn::Connection, String> {
     let handshake = async {
-        let connection = incoming.await.map_err(|error| reason(&error))?;
+        let config = tuning::server_config_for(config, incoming.remote_address());
+        let connecting = incoming
+            .accept_with(config)
+            .map_err(|error| reason(&error))?;
+        let connection = connecting.await.map_err(|error| reason(&error))?;
+        tuning::fit_to_path(&connection);
         let mut welcome = connection
             .open_uni()
             .await

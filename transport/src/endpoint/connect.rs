@@ -1,5 +1,5 @@
 //! Making one connection: resolve, shake hands, say what went wrong.
-use super::ConnectError;
+use super::{ConnectError, tuning};
 use crate::identity::NODE_HOST;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -53,7 +53,11 @@ async fn shake_hands(
     address: &str,
 ) -> Result<quinn::Connection, ConnectError> {
     let connecting = endpoint
-        .connect_with(config.clone(), candidate, NODE_HOST)
+        .connect_with(
+            tuning::client_config_for(config, candidate),
+            candidate,
+            NODE_HOST,
+        )
         .map_err(|error| ConnectError::Refused {
             address: address.to_owned(),
             reason: error.to_string(),
@@ -62,6 +66,7 @@ async fn shake_hands(
     confirm(&connection)
         .await
         .map_err(|error| explain(address, &error))?;
+    tuning::fit_to_path(&connection);
     Ok(connection)
 }
 

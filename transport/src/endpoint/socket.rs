@@ -61,7 +61,10 @@ fn lacks_ipv6(error: &io::Error) -> bool {
     )
 }
 
-/// quinn's own socket, but for the size of the receive buffer that quinn derives from it.
+/// Bytes that the kernel takes for segmentation at once, headers left out.
+const BATCH_BYTES_MAX: usize = 65_000;
+
+/// quinn's own socket, but for the sizes of what is sent at once and of the receive buffers.
 #[derive(Debug)]
 struct Socket {
     inner: Arc<dyn AsyncUdpSocket>,
@@ -72,8 +75,25 @@ impl AsyncUdpSocket for Socket {
         self.inner.clone().create_io_poller()
     }
 
+    /// quinn asks for ten datagrams in one call, whatever their size; the kernel takes 64 KiB.
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.inner.try_send(transmit)
+        let batch_bytes = match transmit.segment_size {
+            Some(segment) if transmit.contents.len() > BATCH_BYTES_MAX => {
+                (BATCH_BYTES_MAX / segment).max(1) * segment
+            }
+            _ => return self.inner.try_send(transmit),
+        };
+        // If the socket is full after the first batch, quinn sends all again, and the peer drops
+        // what it has: no harm, and rare.
+        transmit.contents.chunks(batch_bytes).try_for_each(|batch| {
+            self.inner.try_send(&Transmit {
+                destination: transmit.destination,
+                ecn: transmit.ecn,
+                contents: batch,
+                segment_size: transmit.segment_size,
+                src_ip: transmit.src_ip,
+            })
+        })
     }
 
     fn poll_recv(

@@ -1,9 +1,11 @@
 //! What QUIC is told about this kind of network: fast, near, and peers that may die.
 //!
 //! The numbers were measured between two network namespaces (`examples/throughput.rs`).
-use crate::identity::Identity;
+use super::route;
+use crate::identity::{Identity, canonical};
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn::{EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +17,21 @@ const KEEP_ALIVE: Duration = Duration::from_secs(1);
 const STREAM_WINDOW_BYTES: u32 = 12 << 20;
 /// Bytes that may be on their way in one connection.
 const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
-/// Bytes a connection keeps until they are acknowledged.
-const SEND_WINDOW_BYTES: u64 = 12 << 20;
+/// Bytes a connection keeps until they are acknowledged: on a near path few, so that what is sent
+/// is still in the processor's cache when it is encrypted.
+const SEND_WINDOW_BYTES: u64 = 4 << 20;
+/// The same on the longest path.
+const SEND_WINDOW_BYTES_MAX: u64 = 32 << 20;
+/// What one connection may fill of a long path, in bytes a second.
+const PATH_BYTES_PER_SECOND: f64 = 1.25e9;
 /// Streams a peer may have open at once in one connection.
 const STREAMS_MAX: u32 = 1024;
 /// What every path carries.
 const MTU_MIN: u16 = 1200;
 /// The largest UDP payload there is, less a little for headers: jumbo links and loopback use it.
 const MTU_MAX: u16 = 65_400;
+/// The largest payload to try where the kernel does not know the interface: Ethernet's.
+const MTU_UNKNOWN: u32 = 1452;
 /// The largest UDP payload that is received.
 const RECEIVE_PAYLOAD_BYTES_MAX: u16 = 65_527;
 /// Round trip time until it is measured: a lost first packet is repeated after three of these.
@@ -37,7 +46,7 @@ pub(super) fn server_config(
 ) -> Result<quinn::ServerConfig, NoInitialCipherSuite> {
     let crypto = QuicServerConfig::try_from(identity.server.clone())?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(Arc::new(transport(STREAMS_MAX, 0)));
+    config.transport_config(Arc::new(transport(STREAMS_MAX, 0, None)));
     config.max_incoming(INCOMING_MAX);
     Ok(config)
 }
@@ -48,8 +57,28 @@ pub(super) fn client_config(
     let crypto = QuicClientConfig::try_from(identity.client.clone())?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     // Streams are opened by the side that connected; the other opens its welcome.
-    config.transport_config(Arc::new(transport(0, 1)));
+    config.transport_config(Arc::new(transport(0, 1, None)));
     Ok(config)
+}
+
+/// The same for one connection that comes from `peer`.
+pub(super) fn server_config_for(
+    general: &quinn::ServerConfig,
+    peer: SocketAddr,
+) -> Arc<quinn::ServerConfig> {
+    let mut config = general.clone();
+    config.transport_config(Arc::new(transport(STREAMS_MAX, 0, Some(peer))));
+    Arc::new(config)
+}
+
+/// The same for one connection that goes to `peer`.
+pub(super) fn client_config_for(
+    general: &quinn::ClientConfig,
+    peer: SocketAddr,
+) -> quinn::ClientConfig {
+    let mut config = general.clone();
+    config.transport_config(Arc::new(transport(0, 1, Some(peer))));
+    config
 }
 
 pub(super) fn endpoint_config(identity: &Identity) -> EndpointConfig {
@@ -63,9 +92,27 @@ pub(super) fn endpoint_config(identity: &Identity) -> EndpointConfig {
     config
 }
 
-fn transport(bidirectional_max: u32, unidirectional_max: u32) -> TransportConfig {
+/// Lets a connection over a long path have more under way; call it once the handshake is done.
+pub(super) fn fit_to_path(connection: &quinn::Connection) {
+    let round_trip = connection.min_rtt().as_secs_f64();
+    let under_way = (round_trip * PATH_BYTES_PER_SECOND) as u64;
+    connection.set_send_window(under_way.clamp(SEND_WINDOW_BYTES, SEND_WINDOW_BYTES_MAX));
+}
+
+/// The largest payload to try with a peer.
+fn mtu_bound(peer: Option<SocketAddr>) -> u16 {
+    let interface = peer.and_then(|peer| route::payload_bytes_max(canonical(peer)));
+    let bound = interface.unwrap_or(MTU_UNKNOWN).min(u32::from(MTU_MAX));
+    u16::try_from(bound).unwrap_or(MTU_MAX).max(MTU_MIN)
+}
+
+fn transport(
+    bidirectional_max: u32,
+    unidirectional_max: u32,
+    peer: Option<SocketAddr>,
+) -> TransportConfig {
     let mut mtu_discovery = MtuDiscoveryConfig::default();
-    mtu_discovery.upper_bound(MTU_MAX);
+    mtu_discovery.upper_bound(mtu_bound(peer));
     let mut cubic = quinn::congestion::CubicConfig::default();
     cubic.initial_window(WINDOW_INITIAL_BYTES);
     let mut config = TransportConfig::default();
