@@ -204,9 +204,8 @@ impl Shared {
                 let mut order = self.order.lock().await;
                 if self.position() == previous {
                     self.local().apply(event_id, event).await?;
-                    self.advance(&mut order, event_id)?;
-                    (self.on_event)(self.store.node_id(), event);
-                    return Ok(());
+                    let me = self.store.node_id();
+                    return self.advance(&mut order, event_id, Some((me, event)));
                 }
             } else if position.changed().await.is_err() {
                 return Err(self.behind(event_id, OWN_WAIT));
@@ -267,9 +266,7 @@ impl Shared {
                 Err(_) => tokio::time::sleep(PAUSE_SHORTEST).await,
             }
         }
-        self.advance(&mut order, id)?;
-        (self.on_event)(origin, event);
-        Ok(())
+        self.advance(&mut order, id, Some((origin, event)))
     }
 
     /// The stream does not reach back to our position.
@@ -280,12 +277,21 @@ impl Shared {
         let mut order = self.order.lock().await;
         let last = self.catalog.last_event().await?;
         reconcile::reconcile(&self.local(), last).await?;
-        self.advance(&mut order, last)
+        self.advance(&mut order, last, None)
     }
 
-    fn advance(&self, file: &mut PositionFile, position: EventId) -> Result<(), StoreError> {
+    /// It is applied: noted on disk, told, and then those who wait for it go on.
+    fn advance(
+        &self,
+        file: &mut PositionFile,
+        position: EventId,
+        told: Option<(NodeId, &Event)>,
+    ) -> Result<(), StoreError> {
         file.write(position)?;
         self.store.stamp_position(position);
+        if let Some((origin, event)) = told {
+            (self.on_event)(origin, event);
+        }
         self.position.send_replace(position);
         Ok(())
     }
