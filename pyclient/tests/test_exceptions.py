@@ -40,6 +40,7 @@ def test_the_exception_is_the_original_with_its_remote_traceback(client):
     assert isinstance(error.__cause__, RemoteTraceback)
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     assert "in raise_own" in text and "OwnError" in text
+    assert f"on node fake, process {error.ks_pid}:" in text
     assert "worker.py" not in str(error.__cause__), "our own frames are of no use to anybody"
     assert (error.ks_node, len(error.ks_job)) == ("fake", 32) and error.ks_pid > 0
 

@@ -323,9 +323,13 @@ class Client:
 
     # The cluster
 
-    def hosts(self) -> list[dict[str, Any]]:
-        """The nodes of the cluster, as `ks nodes --json` shows them."""
-        return list(self._connected().ask("Nodes", "Nodes"))
+    def hosts(self) -> dict[str, dict[str, Any]]:
+        """The nodes of the cluster, by name: what `ks nodes --json` shows of each.
+
+        >>> sorted(c.hosts())
+        ['host1', 'host2', 'host3']
+        """
+        return {str(node["name"]): node for node in self._connected().ask("Nodes", "Nodes")}
 
     def ping(self) -> str:
         """Asks the node for a sign of life; returns its name."""

@@ -89,8 +89,8 @@ class ProtocolError(KitchenSinkError):
 
 
 class WorkerCrashed(KitchenSinkError):
-    """The worker process died in the middle of the call (segmentation fault, `os._exit`, out of memory). It was not run
-    again."""
+    """The worker process died in the middle of the call (segmentation fault, `os._exit`, out of memory), or the call
+    ended with `sys.exit`. It was not run again."""
 
     signal: int | None
     """The signal that killed it, or None."""
@@ -154,14 +154,16 @@ class RemoteError(KitchenSinkError):
 
 
 class RemoteTraceback(Exception):
-    """The traceback of a call, as text: the `__cause__` of the exception that the call raised."""
+    """The traceback of a call, as text, and where it ran: the `__cause__` of the exception that the call raised."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
+    def __init__(self, text: str, where: str = "") -> None:
+        super().__init__(text, where)
         self.text = text
+        self.where = where
 
     def __str__(self) -> str:
-        return f'\n"""\n{self.text}"""'
+        place = f"{self.where}\n" if self.where else ""
+        return f'\n"""\n{place}{self.text}"""'
 
 
 _BY_KIND: dict[str, type[Exception]] = {

@@ -40,7 +40,7 @@ def decode(outcome: Outcome, format: str, job: str, where: tuple[str, int] | Non
         if outcome.kind == "Returned":
             return serialize.decode(serialize.open_payload(outcome.body, outcome.frame), format), None
         if outcome.kind == "Raised":
-            error: BaseException = _raised(outcome)
+            error: BaseException = _raised(outcome, where)
         else:
             error = outcome.error or from_failure(outcome.body)
     except Exception as reason:
@@ -56,7 +56,7 @@ def _mark(error: BaseException, job: str, where: tuple[str, int] | None) -> None
         error.ks_job, error.ks_node, error.ks_pid = job, node, pid  # type: ignore[attr-defined]
 
 
-def _raised(outcome: Outcome) -> BaseException:
+def _raised(outcome: Outcome, where: tuple[str, int] | None) -> BaseException:
     """The exception that the user's code raised, with the remote traceback as the root of its causes."""
     body = outcome.body
     chain: list[BaseException] = []
@@ -67,6 +67,7 @@ def _raised(outcome: Outcome) -> BaseException:
             chain = loaded if all(isinstance(error, Exception) for error in loaded) else []
     if not chain:
         chain = [RemoteError(body["type_name"], body["message"], body["traceback"])]
-    for error, cause in zip(chain, [*chain[1:], RemoteTraceback(body["traceback"])]):
+    place = f"on node {where[0]}, process {where[1]}:" if where else ""
+    for error, cause in zip(chain, [*chain[1:], RemoteTraceback(body["traceback"], place)]):
         error.__cause__ = cause
     return chain[0]

@@ -183,6 +183,8 @@ class Worker:
                     self._interruptible = False
             except KeyboardInterrupt as error:
                 return _failed("JobCancelled", f"{run.name} was cancelled") if self._interrupted else _raised(error)
+            except SystemExit as error:
+                return _exited(run, error)
             except BaseException as error:
                 if self._interrupted:
                     return _failed("JobCancelled", f"{run.name} was cancelled")
@@ -233,9 +235,17 @@ class Worker:
 _PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex})
 
 
-def _failed(kind: str, message: str) -> tuple[Any, list[Buffer]]:
-    failure = {"kind": kind, "message": message, "signal": None, "exit_code": None, "stack": None}
+def _failed(kind: str, message: str, exit_code: int | None = None) -> tuple[Any, list[Buffer]]:
+    failure = {"kind": kind, "message": message, "signal": None, "exit_code": exit_code, "stack": None}
     return {"Failed": failure}, []
+
+
+def _exited(run: Run, error: SystemExit) -> tuple[Any, list[Buffer]]:
+    """`sys.exit` in a call: for its caller the same as the end of the process, though this one goes on."""
+    code = error.code
+    if code is None or isinstance(code, int):
+        return _failed("WorkerCrashed", f"{run.name} ended with sys.exit({code or 0})", code or 0)
+    return _failed("WorkerCrashed", f"{run.name} ended with sys.exit: {code}", 1)
 
 
 def _raised(error: BaseException) -> tuple[Any, list[Buffer]]:
