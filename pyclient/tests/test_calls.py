@@ -13,6 +13,7 @@ import time
 
 import pytest
 from fake_node import FakeNode
+
 from kitchensink import Client, Job, JobCancelled, NotPlaceable, Placement, RemoteError
 
 FACTOR = 3

@@ -10,6 +10,7 @@ import time
 import traceback
 
 import pytest
+
 from kitchensink import KitchenSinkError, NotSerializable, RemoteError, WorkerCrashed
 from kitchensink.errors import RemoteTraceback
 
@@ -184,3 +185,4 @@ def test_one_except_clause_catches_all_of_ours():
     )
     assert (crashed.signal, crashed.stack, str(crashed)) == (11, "s", "m\ns")
     assert str(errors.from_failure({"kind": "Novel", "message": "m"})) == "Novel: m"
+    assert type(errors.from_failure({"kind": "FileNotFoundError", "message": "/ks/x"})) is FileNotFoundError

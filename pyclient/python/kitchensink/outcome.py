@@ -6,7 +6,7 @@ Internal. An outcome is kept as it came, with the segments of its frame, until s
 from __future__ import annotations
 
 import contextlib
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 from . import serialize
 from .errors import KitchenSinkError, RemoteError, RemoteTraceback, from_failure
@@ -21,10 +21,10 @@ class Outcome(NamedTuple):
     kind: str
     body: Any
     frame: list[bytearray]
-    error: Optional[KitchenSinkError] = None
+    error: Exception | None = None
 
 
-def failed_here(error: KitchenSinkError) -> Outcome:
+def failed_here(error: Exception) -> Outcome:
     """An outcome that this side decided."""
     return Outcome("Failed", {}, [], error)
 
@@ -34,9 +34,7 @@ def is_cancelled(outcome: Outcome) -> bool:
     return outcome.kind == "Failed" and outcome.error is None and bool(outcome.body["kind"] == "JobCancelled")
 
 
-def decode(
-    outcome: Outcome, format: str, job: str, where: Optional[tuple[str, int]]
-) -> tuple[Any, Optional[BaseException]]:
+def decode(outcome: Outcome, format: str, job: str, where: tuple[str, int] | None) -> tuple[Any, BaseException | None]:
     """The result and the exception (one of them) of an outcome."""
     try:
         if outcome.kind == "Returned":
@@ -52,7 +50,7 @@ def decode(
     return None, error
 
 
-def _mark(error: BaseException, job: str, where: Optional[tuple[str, int]]) -> None:
+def _mark(error: BaseException, job: str, where: tuple[str, int] | None) -> None:
     node, pid = where or (None, None)
     with contextlib.suppress(Exception):  # an exception may refuse attributes
         error.ks_job, error.ks_node, error.ks_pid = job, node, pid  # type: ignore[attr-defined]
