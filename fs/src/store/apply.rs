@@ -31,6 +31,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 
+/// How long an own change that comes by in the stream waits for its maker to apply it.
+const MAKER_WAIT: Duration = Duration::from_millis(50);
 /// How long an own change waits for the events of others before it.
 pub const OWN_WAIT: Duration = Duration::from_secs(5);
 /// How long `catch_up` waits.
@@ -247,6 +249,9 @@ impl Shared {
         origin: NodeId,
         event: &Event,
     ) -> Result<(), StoreError> {
+        if origin == self.store.node_id() {
+            self.leave_to_its_maker(id, event).await;
+        }
         let mut order = self.order.lock().await;
         if id <= self.position() {
             return Ok(());
@@ -267,6 +272,17 @@ impl Shared {
             }
         }
         self.advance(&mut order, id, Some((origin, event)))
+    }
+
+    /// This node's own change, seen in the stream before its maker has come to apply it: what the catalog remembers may be of
+    /// before the change until then. One that nobody comes for (the scan's) is applied a little later.
+    async fn leave_to_its_maker(&self, id: EventId, event: &Event) {
+        if matches!(event, Event::Linked { .. } | Event::Published { .. }) {
+            return;
+        }
+        let mut position = self.position.subscribe();
+        let applied = position.wait_for(|position| *position >= id);
+        let _ = tokio::time::timeout(MAKER_WAIT, applied).await;
     }
 
     /// The stream does not reach back to our position.
