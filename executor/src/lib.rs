@@ -3,8 +3,10 @@
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod frames;
 pub mod job;
 pub mod node;
+pub mod outlet;
 pub mod placement;
 pub mod protocol;
 pub mod queue;

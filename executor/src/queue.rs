@@ -1,1 +1,633 @@
-//! skeleton
+//! Jobs and queues in Redis: every change is one atomic script (`queue/*.lua`; the keys are listed in `common.lua`).
+//!
+//! Who takes part: the accepting node submits, any node with free slots claims, the claiming node finishes or releases,
+//! any node reaps what dead nodes held. What always holds: a job is claimed by one incarnation of one node at a time, and
+//! ends once; a record is there from acceptance to `RECORD_KEEP` after the end. Nothing polls: what is to be done is
+//! published on `ks:wake:<node>` or `ks:wake`; a lost message is made up for by the heart-beat (`renew`, `reap`).
+//! Not for data: bodies are small, payloads over 64 KiB are blobs.
+use ks_fs::record::{DamagedRecord, NodeId};
+use ks_fs::redis_client::{Redis, RedisError, Script};
+use redis::Value;
+use std::time::Duration;
+
+pub mod record;
+
+/// An executor that has not renewed its lease for so long is dead: its claims go to others.
+pub const LEASE: Duration = Duration::from_secs(6);
+/// Time between two renewals.
+pub const RENEWAL: Duration = Duration::from_secs(2);
+/// How long the record of a job that ended is kept.
+pub const RECORD_KEEP: Duration = Duration::from_secs(24 * 3600);
+/// How long a function's code is kept after it was last sent.
+pub const FUNCTION_KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Jobs in one script call: bounds how long Redis is busy with it.
+pub const BATCH_JOBS_MAX: usize = 256;
+/// Bytes of the bodies in one submission; Redis holds a whole command in memory.
+pub const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Jobs taken over from dead nodes at a time.
+pub const REAPED_MAX: usize = 256;
+/// Priorities go from minus this to this; others are cut to it.
+pub const PRIORITY_MAX: i32 = 31;
+
+/// What can go wrong with the queue.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum QueueError {
+    /// Redis did not do it, or may have done it (`RedisError::Lost`, `Timeout`).
+    #[error(transparent)]
+    Redis(#[from] RedisError),
+    /// A record that cannot be read.
+    #[error(transparent)]
+    Damaged(#[from] DamagedRecord),
+    /// A script answered something that is not its answer.
+    #[error("the queue's script '{0}' gave an answer that makes no sense")]
+    Answer(&'static str),
+}
+
+/// Who claims: a node, and which start of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claimant {
+    /// The node.
+    pub node: NodeId,
+    /// Random per start.
+    pub incarnation: u64,
+}
+
+/// A job to be recorded.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// Its name: 32 hex digits.
+    pub job: String,
+    /// The encoded `StoredCall`.
+    pub body: Vec<u8>,
+    /// As `queue_key` makes it.
+    pub queue: String,
+    /// Higher first.
+    pub priority: i32,
+    /// How often it may be run again.
+    pub retries: u32,
+    /// As `places_text` makes it.
+    pub places: String,
+    /// Whether this node may claim it at once.
+    pub here: bool,
+}
+
+/// What became of a batch.
+#[derive(Clone, Debug, Default)]
+pub struct Submitted {
+    /// Redis's clock.
+    pub now_ms: u64,
+    /// Jobs claimed for this node.
+    pub claimed: Vec<String>,
+    /// Jobs that had been submitted before.
+    pub known: Vec<String>,
+}
+
+/// A job that this node has claimed.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// Which.
+    pub job: String,
+    /// The encoded `StoredCall`.
+    pub body: Vec<u8>,
+    /// How often it may still be run again.
+    pub retries: u32,
+    /// When it was accepted, by Redis's clock.
+    pub accepted_ms: u64,
+    /// Who is told.
+    pub origin: NodeId,
+}
+
+/// When there is more to claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// More may run here now.
+    Now,
+    /// In so many milliseconds something becomes eligible.
+    In(u64),
+    /// Nothing waits for this node.
+    Nothing,
+}
+
+/// The answer to a claim.
+#[derive(Clone, Debug)]
+pub struct Claims {
+    /// Redis's clock.
+    pub now_ms: u64,
+    /// When to come again.
+    pub next: Next,
+    /// What was claimed.
+    pub jobs: Vec<Claimed>,
+}
+
+/// A job's end, to be recorded.
+#[derive(Clone, Debug)]
+pub struct Finish {
+    /// Which.
+    pub job: String,
+    /// `done`, `failed`, `cancelled` or `lost`.
+    pub kind: &'static str,
+    /// The encoded `StoredEnd`.
+    pub ended: Vec<u8>,
+    /// Run it again where retries are left.
+    pub retry: bool,
+    /// Its origin is to be told through Redis.
+    pub notify: bool,
+}
+
+/// What became of an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finished {
+    /// This is how it ended.
+    Ended,
+    /// It is queued again.
+    Again,
+    /// It was not ours: it ended otherwise, or runs elsewhere.
+    Refused,
+}
+
+/// A job taken over from a dead node.
+#[derive(Clone, Debug)]
+pub struct Reaped {
+    /// Which.
+    pub job: String,
+    /// The encoded `StoredCall`.
+    pub body: Vec<u8>,
+    /// The node that had claimed it; `None`: it only waited for a node that is gone, and needs another place.
+    pub lost_by: Option<NodeId>,
+}
+
+/// What became of a wish to cancel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelAnswer {
+    /// It waited; it is ours now, to be ended.
+    Taken,
+    /// It runs; its node was told.
+    Told,
+    /// It had ended.
+    Over,
+    /// There is no such job.
+    Unknown,
+}
+
+/// How a job stands for one who attaches to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The encoded `StoredEnd`.
+    Ended(Vec<u8>),
+    /// Its updates come to this node.
+    Going,
+    /// There is no such job.
+    Unknown,
+}
+
+/// The queue's name in Redis for calls of a queue that need an interpreter.
+pub fn queue_key(queue: &str, python: Option<&str>) -> String {
+    match python {
+        None | Some("default") => queue.to_owned(),
+        Some(python) => format!("{queue}@{python}"),
+    }
+}
+
+/// Whether a name can stand for a queue or an interpreter.
+pub fn name_is_valid(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    (1..=64).contains(&name.len()) && name.chars().all(allowed)
+}
+
+/// Whether a job's name is one: 32 hex digits.
+pub fn job_is_valid(job: &str) -> bool {
+    job.len() == 32 && job.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Places as the scripts read them; empty: every node that serves the queue, at once.
+pub fn places_text(places: &[crate::placement::Place]) -> String {
+    let text = |place: &crate::placement::Place| format!("{}={}", place.node, place.delay_ms);
+    places.iter().map(text).collect::<Vec<_>>().join(",")
+}
+
+struct Scripts {
+    submit: Script,
+    claim: Script,
+    finish: Script,
+    release: Script,
+    renew: Script,
+    reap: Script,
+    cancel: Script,
+    attach: Script,
+}
+
+macro_rules! script {
+    ($file:literal) => {
+        Script::new(concat!(
+            include_str!("queue/common.lua"),
+            include_str!($file)
+        ))
+    };
+}
+
+impl Scripts {
+    fn new() -> Self {
+        Self {
+            submit: script!("queue/submit.lua"),
+            claim: script!("queue/claim.lua"),
+            finish: script!("queue/finish.lua"),
+            release: script!("queue/release.lua"),
+            renew: script!("queue/renew.lua"),
+            reap: script!("queue/reap.lua"),
+            cancel: script!("queue/cancel.lua"),
+            attach: script!("queue/attach.lua"),
+        }
+    }
+}
+
+/// The queue, as one node uses it.
+pub struct Queue {
+    redis: Redis,
+    me: Claimant,
+    node: String,
+    incarnation: String,
+    scripts: Scripts,
+}
+
+impl Queue {
+    /// Over a connection that is this executor's own.
+    pub fn new(redis: Redis, me: Claimant) -> Self {
+        Self {
+            redis,
+            me,
+            node: me.node.to_string(),
+            incarnation: format!("{:016x}", me.incarnation),
+            scripts: Scripts::new(),
+        }
+    }
+
+    /// As whom this claims.
+    pub fn me(&self) -> Claimant {
+        self.me
+    }
+
+    /// The connection.
+    pub fn redis(&self) -> &Redis {
+        &self.redis
+    }
+
+    /// Asks to be woken (the messages come to the connection's `on_push`).
+    pub async fn subscribe(&self) -> Result<(), QueueError> {
+        self.redis.subscribe(b"ks:wake").await?;
+        let mine = format!("ks:wake:{}", self.node);
+        Ok(self.redis.subscribe(mine.as_bytes()).await?)
+    }
+
+    /// Records and enqueues at most `BATCH_JOBS_MAX` jobs, in this order; up to `want` that may run here are claimed at once.
+    /// `functions`: (hash, encoded `StoredFunction`) that others may need. Idempotent: a job that is there is not touched.
+    pub async fn submit(
+        &self,
+        functions: &[(Vec<u8>, Vec<u8>)],
+        jobs: &[Submission],
+        want: usize,
+    ) -> Result<Submitted, QueueError> {
+        let mut args = Arguments::of(self);
+        args.number(LEASE.as_millis()).number(want);
+        args.number(FUNCTION_KEEP.as_secs()).number(functions.len());
+        for (hash, code) in functions {
+            args.bytes(hash).bytes(code);
+        }
+        for job in jobs {
+            let priority = job.priority.clamp(-PRIORITY_MAX, PRIORITY_MAX);
+            args.bytes(job.job.as_bytes()).bytes(&job.body);
+            args.bytes(job.queue.as_bytes())
+                .number(priority)
+                .number(job.retries);
+            args.bytes(job.places.as_bytes()).number(u8::from(job.here));
+        }
+        let answer = args.run(self, &self.scripts.submit).await?;
+        parse_submitted(answer).ok_or(QueueError::Answer("submit"))
+    }
+
+    /// Takes up to `want` jobs of these queues that may run here now.
+    pub async fn claim(&self, queues: &[String], want: usize) -> Result<Claims, QueueError> {
+        let mut args = Arguments::of(self);
+        args.number(LEASE.as_millis()).number(want);
+        for queue in queues {
+            args.bytes(queue.as_bytes());
+        }
+        let answer = args.run(self, &self.scripts.claim).await?;
+        parse_claims(answer).ok_or(QueueError::Answer("claim"))
+    }
+
+    /// Closes records, in this order.
+    pub async fn finish(&self, ends: &[Finish]) -> Result<Vec<Finished>, QueueError> {
+        let mut args = Arguments::of(self);
+        args.number(RECORD_KEEP.as_millis());
+        for end in ends {
+            args.bytes(end.job.as_bytes())
+                .bytes(end.kind.as_bytes())
+                .bytes(&end.ended);
+            args.number(u8::from(end.retry))
+                .number(u8::from(end.notify));
+        }
+        let answer = args.run(self, &self.scripts.finish).await?;
+        let parse = |value: Value| match text(value)?.as_str() {
+            "ended" => Some(Finished::Ended),
+            "again" => Some(Finished::Again),
+            _ => Some(Finished::Refused),
+        };
+        list(answer)
+            .and_then(|values| values.into_iter().map(parse).collect())
+            .ok_or(QueueError::Answer("finish"))
+    }
+
+    /// Gives jobs back that have not begun; `Some(places)`: to other places than before. Returns how many were still ours.
+    pub async fn release(&self, jobs: &[(String, Option<String>)]) -> Result<u64, QueueError> {
+        let mut args = Arguments::of(self);
+        for (job, places) in jobs {
+            args.bytes(job.as_bytes());
+            args.bytes(places.as_deref().unwrap_or("*").as_bytes());
+        }
+        let answer = args.run(self, &self.scripts.release).await?;
+        integer(&answer).ok_or(QueueError::Answer("release"))
+    }
+
+    /// One heart-beat. `false`: the lease had run out, and others may have taken what was claimed here.
+    pub async fn renew(&self) -> Result<bool, QueueError> {
+        let mut args = Arguments::of(self);
+        args.number(LEASE.as_millis());
+        let answer = args.run(self, &self.scripts.renew).await?;
+        Ok(integer(&answer).ok_or(QueueError::Answer("renew"))? == 1)
+    }
+
+    /// Gives the lease up: this node claims nothing any more.
+    pub async fn resign(&self) -> Result<(), QueueError> {
+        let mut command = redis::cmd("DEL");
+        command.arg(format!("ks:lease:{}", self.node));
+        self.redis.run(&command).await?;
+        Ok(())
+    }
+
+    /// Takes over what dead nodes held.
+    pub async fn reap(&self) -> Result<Vec<Reaped>, QueueError> {
+        let mut args = Arguments::of(self);
+        args.number(LEASE.as_millis()).number(REAPED_MAX);
+        let answer = args.run(self, &self.scripts.reap).await?;
+        let parse = |value: Value| {
+            let [job, body, node] = fields(value)?;
+            let node = text(node)?;
+            Some(Reaped {
+                job: text(job)?,
+                body: bytes(body)?,
+                lost_by: if node.is_empty() {
+                    None
+                } else {
+                    Some(node.parse().ok()?)
+                },
+            })
+        };
+        list(answer)
+            .and_then(|values| values.into_iter().map(parse).collect())
+            .ok_or(QueueError::Answer("reap"))
+    }
+
+    /// Cancels jobs.
+    pub async fn cancel(&self, jobs: &[String]) -> Result<Vec<CancelAnswer>, QueueError> {
+        let mut args = Arguments::of(self);
+        args.number(LEASE.as_millis());
+        for job in jobs {
+            args.bytes(job.as_bytes());
+        }
+        let answer = args.run(self, &self.scripts.cancel).await?;
+        let parse = |value: Value| match text(value)?.as_str() {
+            "taken" => Some(CancelAnswer::Taken),
+            "told" => Some(CancelAnswer::Told),
+            "over" => Some(CancelAnswer::Over),
+            _ => Some(CancelAnswer::Unknown),
+        };
+        list(answer)
+            .and_then(|values| values.into_iter().map(parse).collect())
+            .ok_or(QueueError::Answer("cancel"))
+    }
+
+    /// From now on this node is told of these jobs.
+    pub async fn attach(&self, jobs: &[String]) -> Result<Vec<Standing>, QueueError> {
+        let mut args = Arguments(vec![self.node.clone().into_bytes()]);
+        for job in jobs {
+            args.bytes(job.as_bytes());
+        }
+        let answer = args.run(self, &self.scripts.attach).await?;
+        let parse = |value: Value| {
+            let mut parts = list(value)?.into_iter();
+            match text(parts.next()?)?.as_str() {
+                "ended" => Some(Standing::Ended(bytes(parts.next()?)?)),
+                "going" => Some(Standing::Going),
+                _ => Some(Standing::Unknown),
+            }
+        };
+        list(answer)
+            .and_then(|values| values.into_iter().map(parse).collect())
+            .ok_or(QueueError::Answer("attach"))
+    }
+
+    /// How jobs stand, nothing changed.
+    pub async fn standing(&self, jobs: &[String]) -> Result<Vec<Standing>, QueueError> {
+        let mut pipeline = redis::pipe();
+        for job in jobs {
+            pipeline
+                .cmd("HMGET")
+                .arg(format!("ks:j:{job}"))
+                .arg("s")
+                .arg("e");
+        }
+        let answers = self.redis.pipe(&pipeline).await?;
+        let parse = |value: Value| {
+            let [state, ended] = fields(value)?;
+            Some(match (bytes(state).as_deref(), bytes(ended)) {
+                (Some(b"e"), Some(ended)) => Standing::Ended(ended),
+                (Some(_), _) => Standing::Going,
+                (None, _) => Standing::Unknown,
+            })
+        };
+        let standings: Option<Vec<_>> = answers.into_iter().map(parse).collect();
+        standings.ok_or(QueueError::Answer("standing"))
+    }
+
+    /// Jobs that have not ended, oldest first, at most `limit`.
+    pub async fn going(&self, limit: usize) -> Result<Vec<String>, QueueError> {
+        let mut command = redis::cmd("ZRANGE");
+        command.arg("ks:jobs").arg(0).arg(limit as i64 - 1);
+        self.texts(&command).await
+    }
+
+    /// Jobs that are claimed in this node's name.
+    pub async fn claimed(&self) -> Result<Vec<String>, QueueError> {
+        let mut command = redis::cmd("SMEMBERS");
+        command.arg(format!("ks:c:{}:{}", self.node, self.incarnation));
+        self.texts(&command).await
+    }
+
+    /// How many jobs wait in these queues (for any node, and for this one).
+    pub async fn lengths(&self, queues: &[String]) -> Result<Vec<(String, u64)>, QueueError> {
+        let mut pipeline = redis::pipe();
+        for queue in queues {
+            pipeline.cmd("ZCARD").arg(format!("ks:q:{queue}"));
+            pipeline
+                .cmd("ZCARD")
+                .arg(format!("ks:q:{queue}:{}", self.node));
+            pipeline
+                .cmd("ZCARD")
+                .arg(format!("ks:w:{queue}:{}", self.node));
+        }
+        let answers = self.redis.pipe(&pipeline).await?;
+        let sums = answers
+            .chunks(3)
+            .map(|three| three.iter().filter_map(integer).sum());
+        Ok(queues.iter().cloned().zip(sums).collect())
+    }
+
+    /// A function's code, as another node recorded it.
+    pub async fn function(
+        &self,
+        hash: &[u8],
+    ) -> Result<Option<record::StoredFunction>, QueueError> {
+        let mut command = redis::cmd("GET");
+        command.arg([b"ks:f:", hash].concat());
+        match bytes(self.redis.run(&command).await?) {
+            Some(found) => Ok(Some(record::decode(&found)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Notes until when a blob on this node is needed (ms since 1970).
+    pub async fn keep_blobs(&self, hashes: &[[u8; 32]], until_ms: u64) -> Result<(), QueueError> {
+        let mut command = redis::cmd("ZADD");
+        command.arg(format!("ks:b:{}", self.node)).arg("GT");
+        for hash in hashes {
+            command.arg(until_ms).arg(&hash[..]);
+        }
+        self.redis.run(&command).await?;
+        Ok(())
+    }
+
+    /// Takes up to `limit` blobs of this node that nobody needs any more.
+    pub async fn spent_blobs(
+        &self,
+        now_ms: u64,
+        limit: usize,
+    ) -> Result<Vec<[u8; 32]>, QueueError> {
+        let key = format!("ks:b:{}", self.node);
+        let mut command = redis::cmd("ZRANGEBYSCORE");
+        command
+            .arg(&key)
+            .arg("-inf")
+            .arg(now_ms)
+            .arg("LIMIT")
+            .arg(0)
+            .arg(limit);
+        let found = list(self.redis.run(&command).await?).ok_or(QueueError::Answer("blobs"))?;
+        let hashes: Vec<[u8; 32]> = found
+            .into_iter()
+            .filter_map(|value| bytes(value)?.try_into().ok())
+            .collect();
+        if !hashes.is_empty() {
+            let mut remove = redis::cmd("ZREM");
+            remove.arg(&key);
+            hashes.iter().for_each(|hash| drop(remove.arg(&hash[..])));
+            self.redis.run(&remove).await?;
+        }
+        Ok(hashes)
+    }
+
+    async fn texts(&self, command: &redis::Cmd) -> Result<Vec<String>, QueueError> {
+        let answer = self.redis.run(command).await?;
+        list(answer)
+            .and_then(|values| values.into_iter().map(text).collect())
+            .ok_or(QueueError::Answer("a list of jobs"))
+    }
+}
+
+/// The arguments of a script.
+struct Arguments(Vec<Vec<u8>>);
+
+impl Arguments {
+    fn of(queue: &Queue) -> Self {
+        Self(vec![
+            queue.node.clone().into_bytes(),
+            queue.incarnation.clone().into_bytes(),
+        ])
+    }
+    fn bytes(&mut self, argument: &[u8]) -> &mut Self {
+        self.0.push(argument.to_vec());
+        self
+    }
+    fn number(&mut self, argument: impl ToString) -> &mut Self {
+        self.0.push(argument.to_string().into_bytes());
+        self
+    }
+    async fn run(&self, queue: &Queue, script: &Script) -> Result<Value, QueueError> {
+        let args: Vec<&[u8]> = self.0.iter().map(Vec::as_slice).collect();
+        Ok(queue.redis.script(script, &[], &args).await?)
+    }
+}
+
+fn parse_submitted(answer: Value) -> Option<Submitted> {
+    let [now, claimed, known] = fields(answer)?;
+    Some(Submitted {
+        now_ms: integer(&now)?,
+        claimed: list(claimed)?
+            .into_iter()
+            .map(text)
+            .collect::<Option<_>>()?,
+        known: list(known)?.into_iter().map(text).collect::<Option<_>>()?,
+    })
+}
+
+fn parse_claims(answer: Value) -> Option<Claims> {
+    let [now, next, taken] = fields(answer)?;
+    let now_ms = integer(&now)?;
+    let next = match next {
+        Value::Int(-1) => Next::Nothing,
+        Value::Int(0) => Next::Now,
+        Value::Int(at) => Next::In((at as u64).saturating_sub(now_ms)),
+        _ => return None,
+    };
+    let parse = |value: Value| {
+        let [job, body, retries, accepted, origin] = fields(value)?;
+        Some(Claimed {
+            job: text(job)?,
+            body: bytes(body)?,
+            retries: text(retries)?.parse().ok()?,
+            accepted_ms: text(accepted)?.parse().ok()?,
+            origin: text(origin)?.parse().ok()?,
+        })
+    };
+    let jobs = list(taken)?.into_iter().map(parse).collect::<Option<_>>()?;
+    Some(Claims { now_ms, next, jobs })
+}
+
+fn list(value: Value) -> Option<Vec<Value>> {
+    match value {
+        Value::Array(values) | Value::Set(values) => Some(values),
+        _ => None,
+    }
+}
+
+fn fields<const N: usize>(value: Value) -> Option<[Value; N]> {
+    list(value)?.try_into().ok()
+}
+
+fn bytes(value: Value) -> Option<Vec<u8>> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes),
+        Value::SimpleString(text) => Some(text.into_bytes()),
+        _ => None,
+    }
+}
+
+fn text(value: Value) -> Option<String> {
+    String::from_utf8(bytes(value)?).ok()
+}
+
+fn integer(value: &Value) -> Option<u64> {
+    match value {
+        Value::Int(number) => u64::try_from(*number).ok(),
+        _ => None,
+    }
+}

@@ -21,14 +21,16 @@ mod scratch;
 mod surroundings;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wire_tests;
 
 use self::backing::{Backing, OVERFLOW_BYTES, SMALL_BYTES};
-use self::budget::Budget;
+use self::budget::{Budget, SmallRoom};
 use self::core::{ContentKind, Core, Opening, Shared};
 use self::flight::{Claims, lock};
 use self::plan::Limits;
 use self::scratch::Scratch;
-use self::surroundings::{Node, file_locator, store_error};
+use self::surroundings::{Node, Surroundings, file_locator, store_error};
 use crate::{
     catalog::Catalog,
     error::FsError,
@@ -43,6 +45,10 @@ use tokio::runtime::Handle;
 
 /// Contents open at once; each costs a few file descriptors.
 const OPEN_MAX: usize = 16 * 1024;
+/// Connections to one peer for one transfer at most.
+const LANES_MAX: usize = 4;
+/// This part of the memory limit may hold small files that are open.
+const SMALL_SHARE: u64 = 16;
 /// Bytes of a file that a read-only node keeps while it is open.
 const READ_ONLY_BYTES: u64 = 1024 * 1024 * 1024;
 
@@ -64,6 +70,8 @@ pub struct Fetcher {
     read_only: bool,
     open: Arc<OpenContents>,
     blobs: Claims<Hash>,
+    /// Memory for small files while they are open.
+    small: SmallRoom,
 }
 
 /// The contents that somebody has open, or that are being closed.
@@ -103,18 +111,32 @@ impl Fetcher {
         read_only: bool,
     ) -> Arc<Self> {
         let node = Node::new(store.clone(), catalog, pool);
+        Self::within(Arc::new(node), store, memory_limit_bytes, read_only)
+    }
+
+    /// The same, in any surroundings.
+    fn within(
+        around: Arc<dyn Surroundings>,
+        store: Arc<Store>,
+        memory_limit_bytes: usize,
+        read_only: bool,
+    ) -> Arc<Self> {
         Arc::new(Self {
             store,
             shared: Shared {
-                around: Arc::new(node),
+                around,
                 budget: Budget::new(memory_limit_bytes as u64),
                 counters: Arc::default(),
                 runtime: Handle::current(),
-                limits: Limits::default(),
+                limits: Limits {
+                    lanes: lanes(),
+                    ..Limits::default()
+                },
             },
             read_only,
             open: Arc::default(),
             blobs: Claims::default(),
+            small: SmallRoom::new(memory_limit_bytes as u64 / SMALL_SHARE),
         })
     }
 
@@ -127,20 +149,10 @@ impl Fetcher {
         holders: Vec<NodeId>,
     ) -> Result<Arc<RemoteFile>, FsError> {
         debug_assert_eq!(inode.version, key.version);
-        let mut open = lock(&self.open);
-        if let Some(found) = open.get_mut(&key) {
-            if let Some(file) = found.file.upgrade() {
-                return Ok(file);
-            }
-            // It is being closed: go on with what it has.
-            let file = self.handle(found.core.clone(), key);
-            found.file = Arc::downgrade(&file);
-            file.core.know_holders(holders);
+        if let Some(file) = self.already_open(&key, &holders)? {
             return Ok(file);
         }
-        if open.len() >= OPEN_MAX {
-            return Err(FsError::TooManyOpen(OPEN_MAX));
-        }
+        // The disk is not waited for under the lock; who comes second takes what the first made.
         let opening = Opening {
             locator: file_locator(key.ino, &path),
             backing: self.backing(&key, &path)?,
@@ -154,13 +166,40 @@ impl Fetcher {
             holders: spread(holders, key.ino),
         };
         let core = Core::new(opening, self.shared.clone());
-        let file = self.handle(core.clone(), key.clone());
-        let content = OpenContent {
+        let mut open = lock(&self.open);
+        let content = open.entry(key.clone()).or_insert_with(|| OpenContent {
             core,
-            file: Arc::downgrade(&file),
-        };
-        open.insert(key, content);
-        Ok(file)
+            file: Weak::new(),
+        });
+        Ok(self.share(content, &key))
+    }
+
+    fn already_open(
+        &self,
+        key: &ContentKey,
+        holders: &[NodeId],
+    ) -> Result<Option<Arc<RemoteFile>>, FsError> {
+        let mut open = lock(&self.open);
+        if let Some(content) = open.get_mut(key) {
+            let file = self.share(content, key);
+            drop(open);
+            file.core.know_holders(holders.to_vec());
+            return Ok(Some(file));
+        }
+        if open.len() >= OPEN_MAX {
+            return Err(FsError::TooManyOpen(OPEN_MAX));
+        }
+        Ok(None)
+    }
+
+    /// The handle that all share; a new one where the last was dropped and what it had is still being written down.
+    fn share(&self, content: &mut OpenContent, key: &ContentKey) -> Arc<RemoteFile> {
+        if let Some(file) = content.file.upgrade() {
+            return file;
+        }
+        let file = self.handle(content.core.clone(), key.clone());
+        content.file = Arc::downgrade(&file);
+        file
     }
 
     fn handle(&self, core: Arc<Core>, key: ContentKey) -> Arc<RemoteFile> {
@@ -175,8 +214,10 @@ impl Fetcher {
 
     /// Where the bytes of a content go.
     fn backing(&self, key: &ContentKey, path: &TreePath) -> Result<Backing, FsError> {
-        if key.size <= SMALL_BYTES {
-            return Ok(Backing::small(key.size));
+        if key.size <= SMALL_BYTES
+            && let Some(room) = self.small.take(key.size)
+        {
+            return Ok(Backing::small(key.size, Some(room)));
         }
         if self.read_only {
             let directory = self.store.state_dir();
@@ -189,7 +230,9 @@ impl Fetcher {
             Err(StoreError::NoSpace { free, keep }) => {
                 tracing::warn!(%path, free, keep, "no space to keep what is fetched: the file is read without being kept");
                 let scratch = Scratch::in_memory(key.size, OVERFLOW_BYTES)?;
-                Ok(Backing::scratch(key.size, scratch))
+                let backing = Backing::scratch(key.size, scratch);
+                backing.set_disk_full();
+                Ok(backing)
             }
             Err(error) => Err(store_error(error)),
         }
@@ -214,6 +257,13 @@ impl Fetcher {
     pub fn bytes_under_way(&self) -> u64 {
         self.shared.budget.used_bytes()
     }
+}
+
+/// Connections for one long transfer: one connection is bound by one core, but the other end, the disk and the readers need theirs, too.
+/// (On two cores that both ends share, a second connection gained nothing.)
+fn lanes() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / 2).clamp(1, LANES_MAX)
 }
 
 /// Holders in an order that differs from file to file, so that one node is not everybody's first.

@@ -8,7 +8,7 @@ use ks_transport::{
     endpoint::{Endpoint, StreamKind},
     frame::Stream,
     identity::Identity,
-    key::ClusterKey,
+    key::{ClientKey, ClusterKey, KeyError},
     pool::PeerPool,
 };
 use pyo3::{exceptions::PyConnectionError, prelude::*};
@@ -114,8 +114,7 @@ fn pool(py: Python<'_>, key_path: &Path, deadline: Option<Instant>) -> PyResult<
     }
     let path = key_path.to_owned();
     let pool = run(py, "QUIC", deadline, async move {
-        let key = ClusterKey::load(&path).map_err(|error| error.to_string())?;
-        let identity = Identity::client(&key, &name()).map_err(|error| error.to_string())?;
+        let identity = identity(&path)?;
         let endpoint = Endpoint::outgoing(&identity).map_err(|error| error.to_string())?;
         Ok::<_, String>(PeerPool::new(endpoint))
     })?
@@ -124,6 +123,18 @@ fn pool(py: Python<'_>, key_path: &Path, deadline: Option<Instant>) -> PyResult<
         process.pools.insert(key_path.to_owned(), pool.clone());
     }
     Ok(pool)
+}
+
+/// Who we are to the nodes: a client, whether the file is the cluster's key or a client key.
+fn identity(path: &Path) -> Result<Identity, String> {
+    match ClientKey::load(path) {
+        Ok(key) => Identity::from_client_key(&key).map_err(|error| error.to_string()),
+        Err(KeyError::Malformed(_)) => {
+            let key = ClusterKey::load(path).map_err(|error| error.to_string())?;
+            Identity::client(&key, &name()).map_err(|error| error.to_string())
+        }
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Who we say we are: for the node's log.

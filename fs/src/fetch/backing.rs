@@ -3,6 +3,7 @@
 //!
 //! Always: a group is marked after its bytes have been written; a read gives bytes only if all of its groups are marked.
 //! Not for: deciding what to bring (`plan`), or making the file whole (`surroundings`).
+use super::budget::SmallTaken;
 use super::flight::lock;
 use super::group_map::GroupMap;
 use super::plan::BlockMap;
@@ -28,9 +29,24 @@ const NODES_MAX: usize = 1024;
 type Node = (u64, [u8; 64]);
 
 /// A content that is gathered in memory.
-pub struct Small {
+struct Small {
+    /// Empty until the first bytes come.
     data: Vec<u8>,
     map: GroupMap,
+    _room: Option<SmallTaken>,
+}
+
+impl Small {
+    fn write(&mut self, offset: u64, bytes: &[u8], size: u64) {
+        self.data.resize(size as usize, 0);
+        let start = offset as usize;
+        self.data[start..start + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn read(&self, range: &Range<u64>) -> Option<Bytes> {
+        let here = self.map.missing(range.clone()).is_empty();
+        here.then(|| Bytes::copy_from_slice(&self.data[range.start as usize..range.end as usize]))
+    }
 }
 
 /// Where it goes first.
@@ -85,11 +101,12 @@ impl Backing {
         Self::new(size, Base::Partial(partial), fresh)
     }
 
-    /// In memory until it is whole.
-    pub fn small(size: u64) -> Self {
+    /// In memory until it is whole, which `room` was taken for.
+    pub fn small(size: u64, room: Option<SmallTaken>) -> Self {
         let small = Small {
-            data: vec![0; size as usize],
+            data: Vec::new(),
             map: GroupMap::new(size),
+            _room: room,
         };
         Self::new(size, Base::Small(Mutex::new(small)), true)
     }
@@ -175,8 +192,7 @@ impl Backing {
             }
             Base::Partial(_) => {}
             Base::Small(small) => {
-                let start = offset as usize;
-                lock(small).data[start..start + data.len()].copy_from_slice(data);
+                lock(small).write(offset, data, self.size);
                 return Ok(Place::Base);
             }
             Base::Scratch(scratch) => return scratch.write(offset, data).map(|()| Place::Base),
@@ -201,7 +217,7 @@ impl Backing {
 
     /// A verified tree node; written together with others.
     pub fn node(&self, offset: u64, pair: &[u8; 64]) -> io::Result<()> {
-        if matches!(self.base, Base::Scratch(_)) {
+        if matches!(self.base, Base::Scratch(_)) || self.is_disk_full() {
             return Ok(());
         }
         let mut nodes = lock(&self.nodes);
@@ -260,12 +276,7 @@ impl Backing {
     pub fn read_blocking(&self, range: &Range<u64>) -> io::Result<Option<Bytes>> {
         let len = (range.end - range.start) as usize;
         match &self.base {
-            Base::Small(small) => {
-                let small = lock(small);
-                let here = small.map.missing(range.clone()).is_empty();
-                let bytes = &small.data[range.start as usize..range.end as usize];
-                Ok(here.then(|| Bytes::copy_from_slice(bytes)))
-            }
+            Base::Small(small) => Ok(lock(small).read(range)),
             Base::Scratch(scratch) => {
                 let mut buffer = vec![0; len];
                 let here = scratch.read_into(range.start, &mut buffer)?;
@@ -371,4 +382,89 @@ fn write_nodes(file: &File, nodes: &[Node]) -> io::Result<()> {
         file.write_all_at(&bytes, run[0].0)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+    use crate::store::partial::ContentKey;
+    use ks_transport::blocks::GROUP_BYTES;
+
+    const G: u64 = GROUP_BYTES;
+
+    #[test]
+    fn a_disk_that_fills_up_keeps_what_it_has_and_memory_takes_the_rest() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path(), 0).expect("a store");
+        let key = ContentKey {
+            ino: 5,
+            version: 1,
+            size: 8 * G + 100,
+            hash: [3; 32],
+        };
+        let backing = Backing::partial(store.open_partial(&key).expect("a partial"));
+        let put = |group: u64| {
+            let len = G.min(key.size - group * G) as usize;
+            let place = backing
+                .write(group * G, &vec![group as u8; len])
+                .expect("written");
+            backing.mark(group * G..group * G + len as u64, place);
+            place
+        };
+        assert_eq!([put(0), put(1)], [Place::Base; 2]);
+        backing.set_disk_full();
+        assert_eq!([put(2), put(8)], [Place::Overflow; 2]);
+        assert_eq!(backing.missing(0..key.size), vec![3 * G..8 * G]);
+        let across = backing.read_blocking(&(G - 10..3 * G)).expect("read");
+        let across = across.expect("all of it is here");
+        assert_eq!(across.len() as u64, 2 * G + 10);
+        assert!(across[..10].iter().all(|byte| *byte == 0));
+        assert!(across[10..10 + G as usize].iter().all(|byte| *byte == 1));
+        assert!(across[10 + G as usize..].iter().all(|byte| *byte == 2));
+        let end = backing.read_blocking(&(8 * G + 1..key.size)).expect("read");
+        assert_eq!(end.as_deref(), Some(&[8u8; 99][..]));
+        assert!(
+            backing
+                .read_blocking(&(2 * G..4 * G))
+                .expect("read")
+                .is_none()
+        );
+        assert!(!backing.is_whole());
+    }
+
+    #[test]
+    fn nodes_are_written_together_at_their_offsets() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path(), 0).expect("a store");
+        let key = ContentKey {
+            ino: 5,
+            version: 1,
+            size: 100 * G,
+            hash: [3; 32],
+        };
+        let partial = store.open_partial(&key).expect("a partial");
+        let backing = Backing::partial(partial.clone());
+        for index in [3u64, 1, 2, 90, 1] {
+            backing.node(index * 64, &[index as u8; 64]).expect("taken");
+        }
+        backing.flush_nodes().expect("written");
+        let mut tree = vec![0; 99 * 64];
+        partial
+            .tree_file()
+            .read_exact_at(&mut tree, 0)
+            .expect("read");
+        for index in 0..99usize {
+            let expected = if [1, 2, 3, 90].contains(&index) {
+                index as u8
+            } else {
+                0
+            };
+            assert!(
+                tree[index * 64..][..64]
+                    .iter()
+                    .all(|byte| *byte == expected)
+            );
+        }
+    }
 }

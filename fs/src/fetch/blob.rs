@@ -44,7 +44,7 @@ async fn bring(
         .then(|| UnderWay::create(store, size))
         .transpose()?;
     let backing = match &under_way {
-        None => Backing::small(size),
+        None => Backing::small(size, None),
         Some(under_way) => {
             let file = under_way.file.try_clone()?;
             Backing::scratch(size, Scratch::new(file, size, u64::MAX))

@@ -85,3 +85,69 @@ impl Allowance for Purse<'_> {
         self.gave_back = true;
     }
 }
+
+/// Memory for small files that are gathered whole in memory, as long as they are open.
+pub struct SmallRoom {
+    limit_bytes: u64,
+    used_bytes: Arc<AtomicU64>,
+}
+
+impl SmallRoom {
+    /// At most so many bytes at once.
+    pub fn new(limit_bytes: u64) -> Self {
+        Self {
+            limit_bytes,
+            used_bytes: Arc::default(),
+        }
+    }
+
+    /// Takes `bytes` until the result is dropped; `None`: no room.
+    pub fn take(&self, bytes: u64) -> Option<SmallTaken> {
+        let used = self.used_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let taken = SmallTaken {
+            bytes,
+            used_bytes: self.used_bytes.clone(),
+        };
+        (used <= self.limit_bytes).then_some(taken)
+    }
+}
+
+/// Memory taken for one small file; given back when dropped.
+pub struct SmallTaken {
+    bytes: u64,
+    used_bytes: Arc<AtomicU64>,
+}
+
+impl Drop for SmallTaken {
+    fn drop(&mut self) {
+        self.used_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quarter_stays_for_those_who_wait() {
+        let budget = Budget::new(1000);
+        let mut purse = Purse::new(&budget);
+        assert!(purse.take(Class::Whole, 700));
+        assert!(!purse.take(Class::Ahead, 100));
+        assert!(purse.take(Class::Waiting, 300));
+        assert!(!purse.take(Class::Waiting, 1));
+        purse.give_back(1000);
+        assert!(purse.gave_back);
+        assert_eq!(budget.used_bytes(), 0);
+    }
+
+    #[test]
+    fn small_room_is_given_back() {
+        let room = SmallRoom::new(100);
+        let first = room.take(60);
+        assert!(first.is_some());
+        assert!(room.take(60).is_none());
+        drop(first);
+        assert!(room.take(60).is_some());
+    }
+}

@@ -420,6 +420,8 @@ impl Plan {
             return;
         };
         let request = self.remove(index, allowance);
+        // Nothing is brought ahead while it goes badly; who reads on says so.
+        self.ahead.clear();
         let mut freed = request.ranges;
         if self.holders[request.holder].failed(failure, now) {
             // It is asked no more: what else it was asked for goes to others at once.
@@ -468,12 +470,14 @@ impl Plan {
         }
         let hopeless = self.holders.iter().all(|holder| holder.is_hopeless(now));
         let stale = self.is_stale();
+        // Who waits for memory that other contents hold is slow, not lost.
+        let patient = self.starved && self.requests.is_empty();
         let failing: Vec<DemandId> = self
             .demands
             .iter()
             .filter(|demand| {
                 let waits = now - demand.started.max(self.last_arrival).min(now);
-                let late = (waits >= self.limits.no_progress && !self.starved)
+                let late = (waits >= self.limits.no_progress && !patient)
                     || (!demand.whole && now - demand.started >= self.limits.read_at_most);
                 (late || (hopeless && !self.is_under_way(&demand.range)))
                     && !map.missing(demand.range.clone()).is_empty()

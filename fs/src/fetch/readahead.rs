@@ -1,7 +1,7 @@
 //! Read-ahead: which bytes will be read next, judged by the reads that came. Pure: no clock, no I/O.
 //!
 //! A file has a few tracked streams (bounded), because several programs or threads may read different parts of it in order. A stream
-//! is *established* once two reads or more have followed each other over at least 64 KiB; from then on it asks for bytes ahead of the reader,
+//! is *established* once two reads or more have followed each other over at least 64 KiB (or the first 128 KiB of the file are read at once); from then on it asks for bytes ahead of the reader,
 //! and the window doubles each time the reader has come half-way through it. A read that continues no stream begins a new one
 //! with nothing ahead: a lone random read moves the groups it touches and no more.
 //!
@@ -93,7 +93,7 @@ impl Readahead {
             }
             None => {
                 self.begin(&read);
-                None
+                self.extend(self.streams.len() - 1)
             }
         }
     }
@@ -109,7 +109,7 @@ impl Readahead {
             ahead_end: read.end,
             window: WINDOW_FIRST_BYTES.min(self.window_max),
             run: read.end - read.start,
-            reads: 1,
+            reads: if is_from_the_start(read) { 2 } else { 1 },
             read_len: read.end - read.start,
             used: self.tick,
         });
@@ -131,6 +131,11 @@ impl Readahead {
         stream.ahead_end = end;
         (start < end).then_some(start..end)
     }
+}
+
+/// Who reads so much of a file's beginning at once goes on.
+fn is_from_the_start(read: &Range<u64>) -> bool {
+    read.start == 0 && read.end >= WINDOW_FIRST_BYTES
 }
 
 fn advance(stream: &mut Stream, read: &Range<u64>) {
@@ -156,16 +161,12 @@ mod tests {
     #[test]
     fn sequential_reads_double_the_window() {
         let mut readahead = Readahead::new(1 << 30, 8 * MIB);
-        assert_eq!(readahead.read(0, 128 * KIB), None);
+        assert_eq!(readahead.read(0, 128 * KIB), Some(128 * KIB..384 * KIB));
         assert_eq!(
             readahead.read(128 * KIB, 128 * KIB),
-            Some(256 * KIB..512 * KIB)
+            Some(384 * KIB..768 * KIB)
         );
-        assert_eq!(
-            readahead.read(256 * KIB, 128 * KIB),
-            Some(512 * KIB..896 * KIB)
-        );
-        let mut offset = 384 * KIB;
+        let mut offset = 256 * KIB;
         let mut longest = 0;
         while offset < 64 * MIB {
             if let Some(range) = readahead.read(offset, 128 * KIB) {

@@ -210,7 +210,7 @@ impl Surroundings for Node {
 }
 
 /// Puts a whole content at its path in the data directory.
-fn put(
+pub(super) fn put(
     store: &Store,
     key: &ContentKey,
     copy: WholeCopy,

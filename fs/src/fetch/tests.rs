@@ -433,7 +433,7 @@ async fn a_holder_that_the_catalog_has_found_meanwhile_is_asked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_becomes_whole_is_kept_once() {
     let world = World::new(50_000, &[Manner::Good]);
-    let (core, budget) = open_on(&world, Backing::small(50_000), 64 * MIB);
+    let (core, budget) = open_on(&world, Backing::small(50_000, None), 64 * MIB);
     let mut tasks = Vec::new();
     for _ in 0..20 {
         let core = core.clone();

@@ -6,8 +6,14 @@ use super::{
     opening::Want,
     writing::Writing,
 };
-use crate::{catalog::CatalogError, error::FsError, record::Ino};
+use crate::{
+    catalog::CatalogError,
+    error::FsError,
+    fetch::RemoteFile,
+    record::{Ino, NodeId},
+};
 use bytes::Bytes;
+use ks_transport::pool::PeerState;
 use rustix::io::{Errno, ReadWriteFlags};
 use std::{
     fs::File,
@@ -65,18 +71,38 @@ impl FileSystem {
             Content::Empty => Ok(Bytes::new()),
             Content::Local(file) => read_local(&file, offset, len),
             Content::Live(forwarded) => forwarded.read(offset, len).await,
-            Content::Remote(remote) => match remote.read(offset, len).await {
-                Ok((data, fetched)) => {
-                    if let Some(group) = open.group {
-                        self.usage.note_fetched(group, open.ino, fetched);
-                    }
-                    Ok(data)
+            Content::Remote(remote) => {
+                if let Some(tried) = open.inode.failed_lately() {
+                    let path = self.path_of(open.ino).await;
+                    return Err(FsError::NoHolder { path, tried });
                 }
-                Err(error @ FsError::NoHolder { .. }) => {
-                    self.rescue(open, error, offset, len).await
+                self.read_remote(open, &remote, offset, len).await
+            }
+        }
+    }
+
+    async fn read_remote(
+        &self,
+        open: &OpenHandle,
+        remote: &Arc<RemoteFile>,
+        offset: u64,
+        len: usize,
+    ) -> Result<Bytes, FsError> {
+        match remote.read(offset, len).await {
+            Ok((data, fetched)) => {
+                if let Some(group) = open.group {
+                    self.usage.note_fetched(group, open.ino, fetched);
                 }
-                Err(error) => Err(error),
-            },
+                Ok(data)
+            }
+            Err(error @ (FsError::NoHolder { .. } | FsError::Stale)) => {
+                let outcome = self.rescue(open, error, offset, len).await;
+                if let Err(FsError::NoHolder { tried, .. }) = &outcome {
+                    open.inode.note_failure(tried.clone());
+                }
+                outcome
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -95,6 +121,8 @@ impl FileSystem {
         let newer = found.located.node.inode.version > version;
         let served = match newer {
             true => self.serve(&found, Want::READ).await?,
+            // A home that is gone was waited for already.
+            false if !self.answers(found.located.node.inode.home).await => return Err(error),
             false => self.serve_live(&found, error.to_string()).await?,
         };
         let Served::Own(content) = served else {
@@ -111,6 +139,13 @@ impl FileSystem {
             Content::Local(file) => read_local(&file, offset, len),
             Content::Live(forwarded) => forwarded.read(offset, len).await,
             Content::Remote(remote) => Ok(remote.read(offset, len).await?.0),
+        }
+    }
+
+    async fn answers(&self, node: NodeId) -> bool {
+        match self.catalog.address_of(node).await {
+            Ok(Some(address)) => self.pool.peer(&address).state() == PeerState::Ready,
+            _ => false,
         }
     }
 

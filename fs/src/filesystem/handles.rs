@@ -19,12 +19,16 @@ use std::{
         Arc, Mutex, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 /// Open handles on this node.
 pub(crate) const HANDLES_MAX: usize = 65_536;
 /// Inodes whose version in the kernel's pages is remembered after the last close.
 const PAGES_MAX: usize = 65_536;
+
+/// After nobody gave a content, how long reads of it fail at once.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// The bytes that cached handles of an inode read.
 #[derive(Clone)]
@@ -70,6 +74,8 @@ pub(crate) struct OpenInode {
     pub(crate) stale: AtomicBool,
     /// One look for a newer content at a time.
     pub(crate) refreshing: tokio::sync::Mutex<()>,
+    /// When a read of the content last found nobody to give it, and who was tried.
+    failed: Mutex<Option<(Instant, String)>>,
     state: Mutex<InodeState>,
 }
 
@@ -92,6 +98,7 @@ impl OpenInode {
         Self {
             stale: AtomicBool::new(false),
             refreshing: tokio::sync::Mutex::new(()),
+            failed: Mutex::new(None),
             state: Mutex::new(InodeState {
                 node,
                 passthrough: 0,
@@ -117,7 +124,19 @@ impl OpenInode {
         if version >= state.content_version {
             state.content = content;
             state.content_version = version;
+            *self.failed.lock().unwrap() = None;
         }
+    }
+
+    pub(crate) fn note_failure(&self, tried: String) {
+        *self.failed.lock().unwrap() = Some((Instant::now(), tried));
+    }
+
+    /// Who was tried in vain a moment ago: not worth another wait now (the kernel asks twice for what it cannot read ahead).
+    pub(crate) fn failed_lately(&self) -> Option<String> {
+        let failed = self.failed.lock().unwrap();
+        let (at, tried) = failed.as_ref()?;
+        (at.elapsed() < TRY_AGAIN_AFTER).then(|| tried.clone())
     }
 
     pub(crate) fn writing(&self) -> Option<Arc<Writing>> {

@@ -86,7 +86,24 @@ impl FileSystem {
         inode.rdev = rdev;
         inode.size = target.len() as u64;
         inode.target = target.to_vec();
-        self.enter(parent, name, inode).await
+        let node = self.enter(parent, name, inode).await?;
+        self.make_plain(parent, name, &node).await;
+        Ok(node)
+    }
+
+    /// Directories and symlinks stand in the data directory of the node that made them, so that it is a tree by itself.
+    async fn make_plain(&self, parent: Ino, name: &[u8], node: &Node_) {
+        let Ok(path) = self.child_path(parent, name).await else {
+            return;
+        };
+        let made = match node.inode.kind {
+            Kind::Directory => self.store.make_dir(&path, &node.inode),
+            Kind::Symlink => self.store.make_symlink(&path, &node.inode),
+            _ => Ok(()),
+        };
+        if let Err(error) = made {
+            tracing::warn!(%path, %error, "it is in the tree, but not in the data directory");
+        }
     }
 
     /// Enters a new file and makes its plain file; its home is this node.

@@ -5,6 +5,7 @@
 //! served under the old hash. Passthrough writes never come to us; what changed is seen from size and mtime.
 use super::{FileSystem, Time};
 use crate::{
+    catalog::CatalogError,
     error::FsError,
     record::{Hash, Ino},
     store::{LocalMeta, Store, hasher},
@@ -206,8 +207,9 @@ impl FileSystem {
         let epoch = published.meta.epoch;
         let committed = match self.catalog.publish(writing.ino, epoch, publication).await {
             Ok(committed) => committed,
-            // Unlinked while it was open: nobody can see it any more.
-            Err(crate::catalog::CatalogError::Posix(libc::ENOENT)) => return Ok(()),
+            Err(CatalogError::Posix(libc::ESTALE)) => {
+                return self.nothing_to_publish(writing).await;
+            }
             Err(error) => return Err(error.into()),
         };
         let inode = &committed.value.inode;
@@ -229,6 +231,14 @@ impl FileSystem {
             self.queue_hash(writing.ino, inode.version).await;
         }
         Ok(())
+    }
+
+    /// Unlinked while it was open: nobody can see it any more, and all is well. Else another node is its home by now.
+    async fn nothing_to_publish(&self, writing: &Writing) -> Result<(), FsError> {
+        match self.catalog.located(writing.ino).await? {
+            None => Ok(()),
+            Some(_) => Err(FsError::Stale),
+        }
     }
 
     /// The plain file is what was published: its blocks may be served (until size or mtime differ again).

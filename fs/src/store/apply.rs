@@ -31,6 +31,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 
+/// How long an own change that comes by in the stream waits for its maker to apply it.
+const MAKER_WAIT: Duration = Duration::from_millis(50);
 /// How long an own change waits for the events of others before it.
 pub const OWN_WAIT: Duration = Duration::from_secs(5);
 /// How long `catch_up` waits.
@@ -151,13 +153,46 @@ impl Applier {
             let before = self.position();
             let path = self.shared.catalog.path_of(ino).await?;
             let path = path.ok_or_else(|| self.shared.store.mismatch(&TreePath::root()))?;
-            let order = tokio::time::timeout(OWN_WAIT, self.shared.order.lock()).await;
-            let _order = order.map_err(|_| self.shared.behind(before, OWN_WAIT))?;
-            if self.position() == before {
-                return act(&path);
+            if let Some(result) = self.while_at(before, || act(&path)).await? {
+                return Ok(result);
             }
         }
         Err(self.shared.behind(self.position(), OWN_WAIT))
+    }
+
+    /// As `at_path`, for an inode that the own event `event` (applied by `own`) has just entered as `name` in `parent`: without a
+    /// round trip when nothing came after it.
+    pub async fn at_new_path<T>(
+        &self,
+        event: EventId,
+        (parent, name): (Ino, &[u8]),
+        ino: Ino,
+        mut act: impl FnMut(&TreePath) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        if self.position() == event
+            && let Some(above) = self.shared.catalog.path_of(parent).await?
+        {
+            let path = above.join(name);
+            if let Some(result) = self.while_at(event, || act(&path)).await? {
+                return Ok(result);
+            }
+        }
+        self.at_path(ino, act).await
+    }
+
+    /// Does `act` if everything up to `position` is applied and nothing after it; nothing is applied meanwhile.
+    async fn while_at<T>(
+        &self,
+        position: EventId,
+        act: impl FnOnce() -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        let order = tokio::time::timeout(OWN_WAIT, self.shared.order.lock()).await;
+        let _order = order.map_err(|_| self.shared.behind(position, OWN_WAIT))?;
+        if self.position() == position {
+            act().map(Some)
+        } else {
+            Ok(None)
+        }
     }
 }
 
@@ -204,9 +239,8 @@ impl Shared {
                 let mut order = self.order.lock().await;
                 if self.position() == previous {
                     self.local().apply(event_id, event).await?;
-                    self.advance(&mut order, event_id)?;
-                    (self.on_event)(self.store.node_id(), event);
-                    return Ok(());
+                    let me = self.store.node_id();
+                    return self.advance(&mut order, event_id, Some((me, event)));
                 }
             } else if position.changed().await.is_err() {
                 return Err(self.behind(event_id, OWN_WAIT));
@@ -248,6 +282,9 @@ impl Shared {
         origin: NodeId,
         event: &Event,
     ) -> Result<(), StoreError> {
+        if origin == self.store.node_id() {
+            self.leave_to_its_maker(id, event).await;
+        }
         let mut order = self.order.lock().await;
         if id <= self.position() {
             return Ok(());
@@ -267,9 +304,18 @@ impl Shared {
                 Err(_) => tokio::time::sleep(PAUSE_SHORTEST).await,
             }
         }
-        self.advance(&mut order, id)?;
-        (self.on_event)(origin, event);
-        Ok(())
+        self.advance(&mut order, id, Some((origin, event)))
+    }
+
+    /// This node's own change, seen in the stream before its maker has come to apply it: what the catalog remembers may be of
+    /// before the change until then. One that nobody comes for (the scan's) is applied a little later.
+    async fn leave_to_its_maker(&self, id: EventId, event: &Event) {
+        if matches!(event, Event::Linked { .. } | Event::Published { .. }) {
+            return;
+        }
+        let mut position = self.position.subscribe();
+        let applied = position.wait_for(|position| *position >= id);
+        let _ = tokio::time::timeout(MAKER_WAIT, applied).await;
     }
 
     /// The stream does not reach back to our position.
@@ -280,12 +326,21 @@ impl Shared {
         let mut order = self.order.lock().await;
         let last = self.catalog.last_event().await?;
         reconcile::reconcile(&self.local(), last).await?;
-        self.advance(&mut order, last)
+        self.advance(&mut order, last, None)
     }
 
-    fn advance(&self, file: &mut PositionFile, position: EventId) -> Result<(), StoreError> {
+    /// It is applied: noted on disk, told, and then those who wait for it go on.
+    fn advance(
+        &self,
+        file: &mut PositionFile,
+        position: EventId,
+        told: Option<(NodeId, &Event)>,
+    ) -> Result<(), StoreError> {
         file.write(position)?;
         self.store.stamp_position(position);
+        if let Some((origin, event)) = told {
+            (self.on_event)(origin, event);
+        }
         self.position.send_replace(position);
         Ok(())
     }

@@ -631,3 +631,6 @@ fn attributes_are_set_on_the_copy_here() {
         CopyState::Current
     );
 }
+
+#[path = "apply_live_tests.rs"]
+mod with_catalog;

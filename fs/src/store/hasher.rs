@@ -14,7 +14,7 @@ use crate::error::FsError;
 use crate::{catalog::Catalog, path::TreePath, record::*};
 use queue::Queue;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
@@ -84,6 +84,7 @@ type Flight = watch::Receiver<Option<Outcome>>;
 pub struct Hasher {
     shared: Arc<Shared>,
     feeder: tokio::task::AbortHandle,
+    myself: Weak<Hasher>,
 }
 
 struct Shared {
@@ -123,7 +124,16 @@ impl Hasher {
             tracing::error!(%error, "no thread for hashing: files are hashed only when they are asked for");
         }
         let feeder = tokio::spawn(Arc::clone(&shared).feed(tasks)).abort_handle();
-        Arc::new(Self { shared, feeder })
+        Arc::new_cyclic(|myself| Self {
+            shared,
+            feeder,
+            myself: Weak::clone(myself),
+        })
+    }
+
+    /// For those that outlive whoever lent them the hasher.
+    pub(super) fn handle(&self) -> Weak<Hasher> {
+        Weak::clone(&self.myself)
     }
 
     /// Queues a file that this node holds whole. A newer version takes the place of an older one.

@@ -414,4 +414,5 @@ fn read_map(path: &Path) -> Option<(ContentKey, GroupMap)> {
 
 #[cfg(test)]
 #[path = "partial_tests.rs"]
+#[allow(clippy::single_range_in_vec_init)] // one range is meant
 mod tests;

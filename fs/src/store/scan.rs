@@ -1,20 +1,65 @@
 //! Finds what is in the data directory at start and enters it in the catalog.
+//!
+//! Who takes part: a thread that walks ([`entry`]), this task that asks the catalog and acts, [`decide`] (what becomes of each
+//! thing found), [`compare`] (files that may be copies of another node's, by their hashes).
+//!
+//! Always:
+//! - Nothing is overwritten, and nothing removed, but a fetched file that a crash of the machine left damaged (its hash says so).
+//! - What is here and in the tree under other content is renamed to `NAME.conflict-NODE` and entered as new.
+//! - Memory does not grow with the number of files: [`BATCH_MAX`] at a time, lists in the report are cut.
+//! - A file is marked (`user.ks`) as it was when it was looked at, so that a change meanwhile is seen the next time.
+//!
+//! Moved behind our back: a file whose `user.ks` names an inode that the catalog has elsewhere, where it does not stand any more,
+//! is renamed in the catalog when this node is its home, and put back when it is a copy.
+//!
+//! The other's hash is not known yet: files of the same size wait for it, the scan for [`compare::SETTLE_WAIT`], then a task in the
+//! background for [`compare::SETTLE_LONGEST`]; meanwhile they stand untouched and are no copies. What is undecided then is a conflict.
+mod act;
+mod compare;
+mod decide;
+mod entry;
+
+use super::walk::Walker;
 use super::{Store, StoreError, hasher::Hasher};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, CatalogError, Node_};
+use crate::path::TreePath;
+use crate::record::*;
+use compare::Pending;
+use entry::Entry;
 use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// Things that are entered in one go.
+pub const BATCH_MAX: usize = 500;
+/// Batches that the walk may be ahead.
+const BATCHES_AHEAD: usize = 2;
+/// Questions to the catalog under way at once.
+const QUESTIONS_MAX: usize = 64;
+/// Conflicts, and unreadable files, that a report lists; more are only logged.
+pub const LISTED_MAX: usize = 10_000;
+/// Files that can wait for the hash of another node's; more stand untouched until the next start.
+const PENDING_MAX: usize = 10_000;
 
 /// What a scan did.
 #[derive(Clone, Debug, Default)]
 pub struct ScanReport {
+    /// Files found.
     pub files: u64,
+    /// Directories found.
     pub directories: u64,
+    /// Their bytes.
     pub bytes: u64,
+    /// Entered as new.
     pub new: u64,
+    /// Changed behind our back, published as a new version.
     pub changed: u64,
     /// Kept as `NAME.conflict-NODE`: tree paths.
     pub conflicts: Vec<String>,
     /// What could not be read: path and error.
     pub unreadable: Vec<(String, String)>,
+    /// Files that may be copies of another node's, whose hash is not known yet.
+    pub undecided: u64,
 }
 
 /// Walks the data directory (not `.ks`), in batches. Known and unchanged (by `user.ks`): the holding is told again. Changed behind our back: published as a new version when this node is
@@ -25,5 +70,226 @@ pub async fn scan(
     hasher: &Hasher,
     node_name: &str,
 ) -> Result<ScanReport, StoreError> {
-    todo!()
+    store.set_node_name(node_name);
+    let mut scan = Scan {
+        store,
+        catalog,
+        hasher,
+        report: ScanReport::default(),
+        pending: Vec::new(),
+        aside: Vec::new(),
+        telling: JoinSet::new(),
+    };
+    let mut starts = vec![TreePath::root()];
+    while let Some(start) = starts.pop() {
+        scan.walk(start).await?;
+        // A directory that was set aside is walked anew under its new name.
+        starts.append(&mut scan.aside);
+    }
+    scan.all_told().await?;
+    let pending = std::mem::take(&mut scan.pending);
+    let undecided = scan.settle(pending, compare::SETTLE_WAIT).await?;
+    scan.report.undecided += undecided.len() as u64;
+    let report = scan.report;
+    compare::settle_in_background(store, catalog, hasher, undecided);
+    let store = Arc::clone(store);
+    let synced = tokio::task::spawn_blocking(move || {
+        store.durability.set_checked();
+        store.durability.sync(store.root.descriptor())
+    });
+    synced.await.map_err(StoreError::from)??;
+    Ok(report)
 }
+
+impl From<tokio::task::JoinError> for StoreError {
+    fn from(error: tokio::task::JoinError) -> Self {
+        StoreError::Io {
+            path: std::path::PathBuf::from("a thread of the store"),
+            source: std::io::Error::other(error.to_string()),
+        }
+    }
+}
+
+type Batch = Vec<Result<Entry, (TreePath, std::io::Error)>>;
+
+/// A scan under way.
+struct Scan<'s> {
+    store: &'s Arc<Store>,
+    catalog: &'s Catalog,
+    hasher: &'s Hasher,
+    report: ScanReport,
+    pending: Vec<Pending>,
+    /// Directories that were set aside, still to be walked.
+    aside: Vec<TreePath>,
+    /// What is being told to the catalog.
+    telling: JoinSet<Result<(), CatalogError>>,
+}
+
+/// What the catalog says of a found file that carries a meta.
+enum Known {
+    Here(Node_),
+    /// At another path; with whether the path where it was found is free.
+    Elsewhere(Node_, bool),
+    Unknown,
+}
+
+impl Scan<'_> {
+    async fn walk(&mut self, start: TreePath) -> Result<(), StoreError> {
+        let (send, mut batches) = mpsc::channel::<Batch>(BATCHES_AHEAD);
+        let store = Arc::clone(self.store);
+        let walking = tokio::task::spawn_blocking(move || read_all(&store, start, &send));
+        // Directories that have been renamed under the walk: what it still says of them is out of date.
+        let mut stale: Vec<TreePath> = Vec::new();
+        while let Some(batch) = batches.recv().await {
+            self.take_batch(batch, &mut stale).await?;
+        }
+        walking.await?;
+        Ok(())
+    }
+
+    async fn take_batch(
+        &mut self,
+        batch: Batch,
+        stale: &mut Vec<TreePath>,
+    ) -> Result<(), StoreError> {
+        let (mut directories, mut others, mut marked) = (Vec::new(), Vec::new(), Vec::new());
+        for found in batch {
+            match found {
+                Ok(entry) if is_stale(&entry.path, stale) => {}
+                Err((path, _)) if is_stale(&path, stale) => {}
+                Err((path, error)) => self.unreadable(&path, error.to_string()),
+                Ok(entry) => match (entry.inode.kind, &entry.meta) {
+                    (Kind::Directory, _) => directories.push(entry),
+                    (_, Some(_)) => marked.push(entry),
+                    (_, None) => others.push(entry),
+                },
+            }
+        }
+        self.report.directories += directories.len() as u64;
+        for entry in others.iter().chain(&marked) {
+            self.report.files += u64::from(entry.inode.kind == Kind::File);
+            self.report.bytes += entry.inode.size;
+        }
+        // Directories come before what is in them, here as in the walk.
+        let asides = self.adopt(directories).await?;
+        stale.extend(asides.iter().map(|(was, _)| was.clone()));
+        self.aside.extend(asides.into_iter().map(|(_, now)| now));
+        others.retain(|entry| !is_stale(&entry.path, stale));
+        marked.retain(|entry| !is_stale(&entry.path, stale));
+        for (entry, known) in self.ask(marked).await? {
+            if let Some(entry) = self.take_marked(entry, known).await? {
+                others.push(entry);
+            }
+        }
+        self.adopt(others).await?;
+        Ok(())
+    }
+
+    /// What the catalog says of files that carry a meta.
+    async fn ask(&self, entries: Vec<Entry>) -> Result<Vec<(Entry, Known)>, StoreError> {
+        let mut answers = Vec::with_capacity(entries.len());
+        let mut asking: JoinSet<Result<(Entry, Known), CatalogError>> = JoinSet::new();
+        for entry in entries {
+            if asking.len() == QUESTIONS_MAX
+                && let Some(answer) = asking.join_next().await
+            {
+                answers.push(answer??);
+            }
+            let catalog = self.catalog.clone();
+            asking.spawn(async move {
+                let ino = entry.meta.as_ref().map_or(0, |meta| meta.ino);
+                let here = catalog.resolve(&entry.path).await?;
+                let known = match here {
+                    Some(node) if node.ino == ino => Known::Here(node),
+                    here => match catalog.node(ino).await? {
+                        Some(node) if node.inode.kind == Kind::File => {
+                            Known::Elsewhere(node, here.is_none())
+                        }
+                        _ => Known::Unknown,
+                    },
+                };
+                Ok((entry, known))
+            });
+        }
+        while let Some(answer) = asking.join_next().await {
+            answers.push(answer??);
+        }
+        Ok(answers)
+    }
+
+    /// A file that carries a meta. `Some`: to be entered as new.
+    async fn take_marked(
+        &mut self,
+        entry: Entry,
+        known: Known,
+    ) -> Result<Option<Entry>, StoreError> {
+        let Some(meta) = entry.meta.clone() else {
+            return Ok(Some(entry));
+        };
+        let entry = match self.doubt(entry, &meta).await? {
+            Some(entry) => entry,
+            None => return Ok(None),
+        };
+        match known {
+            Known::Here(node) => self.take_known(entry, &meta, node).await,
+            Known::Elsewhere(node, is_free) => self.take_moved(entry, &meta, node, is_free).await,
+            Known::Unknown => Ok(Some(entry)),
+        }
+    }
+
+    /// A file fetched shortly before a crash of the machine is read again. `None`: it was damaged, and is removed.
+    async fn doubt(
+        &mut self,
+        entry: Entry,
+        meta: &super::LocalMeta,
+    ) -> Result<Option<Entry>, StoreError> {
+        if !entry.is_doubtful || !entry.is_untouched {
+            return Ok(Some(entry));
+        }
+        let ino = meta.ino;
+        let (store, meta) = (Arc::clone(self.store), meta.clone());
+        let checked = tokio::task::spawn_blocking(move || -> Result<_, StoreError> {
+            let hash = store.hash_entry(&entry)?;
+            if hash.is_some() && hash != meta.blake3 {
+                tracing::warn!(path = %entry.path, "a fetched copy was damaged when the machine went down: removed, it is fetched again when it is read");
+                store.remove(&entry.path, meta.ino)?;
+                return Ok(None);
+            }
+            Ok(Some(entry))
+        });
+        let entry = checked.await??;
+        if entry.is_none() {
+            self.catalog.set_holding(ino, None).await?;
+        }
+        Ok(entry)
+    }
+}
+
+/// The walk's thread: reads and sends batches until there is nothing more, or nobody takes them.
+fn read_all(store: &Arc<Store>, start: TreePath, send: &mpsc::Sender<Batch>) {
+    let mut batch = Batch::with_capacity(BATCH_MAX);
+    for found in Walker::new(Arc::clone(store), start) {
+        match Entry::read(store, found) {
+            Ok(Some(entry)) => batch.push(Ok(entry)),
+            Ok(None) => {}
+            Err(unreadable) => batch.push(Err(unreadable)),
+        }
+        if batch.len() == BATCH_MAX && send.blocking_send(std::mem::take(&mut batch)).is_err() {
+            return;
+        }
+    }
+    // Nobody takes it: the scan has failed already.
+    let _ = send.blocking_send(batch);
+}
+
+/// Whether it is one of these directories or below one.
+fn is_stale(path: &TreePath, stale: &[TreePath]) -> bool {
+    stale.iter().any(|above| {
+        let rest = path.as_bytes().strip_prefix(above.as_bytes());
+        rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+    })
+}
+
+#[cfg(test)]
+#[path = "scan_tests.rs"]
+mod tests;

@@ -332,4 +332,5 @@ impl ContentCache {
 
 #[cfg(test)]
 #[path = "source_tests.rs"]
+#[allow(clippy::single_range_in_vec_init)] // one range is meant
 mod tests;

@@ -396,7 +396,7 @@ fn peer() -> impl Strategy<Value = Peer> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 200, max_shrink_time: 20_000, ..ProptestConfig::default() })]
 
     /// Whatever the holders do: every read ends in time, invariants hold at every step, memory comes back.
     #[test]

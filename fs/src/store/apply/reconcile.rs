@@ -27,8 +27,7 @@ const DIRECTORIES_MAX: usize = 100_000;
 pub(super) async fn reconcile(local: &Local<'_>, last: EventId) -> Result<(), StoreError> {
     state::make_private_directory(&parked_directory(local))?;
     let mut unknown = Vec::new();
-    let mut walker = Walker::new(Arc::clone(local.store), TreePath::root());
-    while let Some(found) = walker.next() {
+    for found in Walker::new(Arc::clone(local.store), TreePath::root()) {
         match found {
             Found::Entry {
                 path,

@@ -1,0 +1,77 @@
+-- Shared by the job scripts: it stands before each of them. All changes to a job are made by these scripts, so each is atomic.
+--
+-- ks:j:<job>  hash: s state (q queued, c claimed, e ended), b body (encoded), q queue, p priority, r retries left, l places,
+--             o origin node (who is told), t claim token (<node>:<incarnation>), a accepted at (ms), k how it ended, e the end (encoded)
+-- ks:q:<queue>, ks:q:<queue>:<node>  zset of jobs that may run now, in the order of `rank`
+-- ks:w:<queue>:<node>  zset of jobs that may run there later, by the time (ms, and `index` / 256)
+-- ks:nq:<node>  set of the queues that ever had jobs for that node alone
+-- ks:c:<token>  set of jobs claimed under it; ks:claimants  set of tokens; ks:lease:<node>  its incarnation, while it lives
+-- ks:jobs  zset of jobs that have not ended, by when they were accepted
+local EPOCH_MS = 1767225600000
+local PRIORITY_SPAN = 2 ^ 47
+
+local function clock_ms()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+end
+
+-- Higher priority first, then who became eligible first, then the order of submission (`index` 0 to 255). Exact in a double.
+local function rank(priority, at_ms, index)
+  return -tonumber(priority) * PRIORITY_SPAN + (at_ms - EPOCH_MS) * 256 + index
+end
+
+-- Puts a job into its queues; notes in `wake` who has to be told, and in `queues` which node has which queue.
+local function enqueue(job, queue, priority, places, now, index, wake, queues)
+  if places == '' then
+    redis.call('ZADD', 'ks:q:' .. queue, rank(priority, now, index), job)
+    wake['ks:wake'] = true
+    return
+  end
+  for node, delay in string.gmatch(places, '(%x+)=(%d+)') do
+    if delay == '0' then
+      redis.call('ZADD', 'ks:q:' .. queue .. ':' .. node, rank(priority, now, index), job)
+    else
+      redis.call('ZADD', 'ks:w:' .. queue .. ':' .. node, now + tonumber(delay) + index / 256, job)
+    end
+    wake['ks:wake:' .. node] = true
+    queues[node .. queue] = { node, queue }
+  end
+end
+
+-- Takes a job out of all its queues.
+local function unqueue(job, queue, places)
+  if places == '' then
+    redis.call('ZREM', 'ks:q:' .. queue, job)
+    return
+  end
+  for node, delay in string.gmatch(places, '(%x+)=(%d+)') do
+    redis.call('ZREM', 'ks:q:' .. queue .. ':' .. node, job)
+    if delay ~= '0' then
+      redis.call('ZREM', 'ks:w:' .. queue .. ':' .. node, job)
+    end
+  end
+end
+
+-- Says that there is something to claim, once to each.
+local function announce(wake, queues)
+  for _, pair in pairs(queues) do
+    redis.call('SADD', 'ks:nq:' .. pair[1], pair[2])
+    -- Incarnation 0 has no lease: so the next `reap` looks whether that node lives.
+    redis.call('SADD', 'ks:claimants', pair[1] .. ':0')
+  end
+  for channel in pairs(wake) do
+    redis.call('PUBLISH', channel, 'q')
+  end
+end
+
+-- Notes that `token` has claimed the job.
+local function claim(job, token)
+  redis.call('HSET', 'ks:j:' .. job, 's', 'c', 't', token)
+  redis.call('SADD', 'ks:c:' .. token, job)
+end
+
+-- The node lives: whatever it claims is its own until the lease ends.
+local function lease(node, incarnation, lease_ms)
+  redis.call('SET', 'ks:lease:' .. node, incarnation, 'PX', lease_ms)
+  redis.call('SADD', 'ks:claimants', node .. ':' .. incarnation)
+end

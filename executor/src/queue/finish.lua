@@ -1,0 +1,39 @@
+-- Closes the records of jobs that this node has claimed; a job that is not (any more) its own is refused: so a job ends exactly once.
+-- ARGV: node, incarnation, keep ms, then for each job: id, kind, the end (encoded), retry (1: run again while retries are left), notify (1: tell its origin)
+-- Returns for each: 'ended', 'again' or 'refused'
+local token = ARGV[1] .. ':' .. ARGV[2]
+local now = clock_ms()
+local answers, mine, closed, wake, queues = {}, {}, {}, {}, {}
+for at = 4, #ARGV, 5 do
+  local id, kind, ended, retry, notify = unpack(ARGV, at, at + 4)
+  local key = 'ks:j:' .. id
+  local job = redis.call('HMGET', key, 's', 't', 'r', 'o')
+  if job[1] ~= 'c' or job[2] ~= token then
+    answers[#answers + 1] = 'refused'
+  elseif retry == '1' and tonumber(job[3]) > 0 then
+    local more = redis.call('HMGET', key, 'q', 'p', 'l')
+    redis.call('HSET', key, 's', 'q', 'r', tonumber(job[3]) - 1)
+    redis.call('HDEL', key, 't')
+    enqueue(id, more[1], more[2], more[3], now, 0, wake, queues)
+    mine[#mine + 1] = id
+    answers[#answers + 1] = 'again'
+  else
+    redis.call('HSET', key, 's', 'e', 'k', kind, 'e', ended)
+    redis.call('HDEL', key, 'b', 't')
+    redis.call('PEXPIRE', key, ARGV[3])
+    mine[#mine + 1] = id
+    closed[#closed + 1] = id
+    if notify == '1' then
+      redis.call('PUBLISH', 'ks:wake:' .. job[4], 'e' .. id)
+    end
+    answers[#answers + 1] = 'ended'
+  end
+end
+if #mine > 0 then
+  redis.call('SREM', 'ks:c:' .. token, unpack(mine))
+end
+if #closed > 0 then
+  redis.call('ZREM', 'ks:jobs', unpack(closed))
+end
+announce(wake, queues)
+return answers

@@ -1,0 +1,38 @@
+-- Records a batch of jobs and enqueues them; up to `want` of those that may run here at once are claimed for this node right away.
+-- ARGV: node, incarnation, lease ms, want, function keep seconds, number of functions, then for each (hash, code),
+--       then for each job: id, body, queue, priority, retries, places, here (1: may be claimed here now)
+-- Returns {now ms, {claimed ids}, {ids that were there already}}
+local node, incarnation, lease_ms = ARGV[1], ARGV[2], ARGV[3]
+local want = tonumber(ARGV[4])
+local token = node .. ':' .. incarnation
+local now = clock_ms()
+local at = 7
+for _ = 1, tonumber(ARGV[6]) do
+  redis.call('SET', 'ks:f:' .. ARGV[at], ARGV[at + 1], 'EX', ARGV[5])
+  at = at + 2
+end
+local count = (#ARGV - at + 1) / 7
+local claimed, known, wake, queues = {}, {}, {}, {}
+if want > 0 then
+  lease(node, incarnation, lease_ms)
+end
+for i = 0, count - 1 do
+  local id, body, queue, priority, retries, places, here = unpack(ARGV, at, at + 6)
+  at = at + 7
+  local key = 'ks:j:' .. id
+  if redis.call('EXISTS', key) == 1 then
+    known[#known + 1] = id
+  else
+    local now_here = here == '1' and #claimed < want
+    redis.call('HSET', key, 's', 'q', 'b', body, 'q', queue, 'p', priority, 'r', retries, 'l', places, 'o', node, 'a', now)
+    redis.call('ZADD', 'ks:jobs', now, id)
+    if now_here then
+      claim(id, token)
+      claimed[#claimed + 1] = id
+    else
+      enqueue(id, queue, priority, places, now, math.floor(i * 256 / count), wake, queues)
+    end
+  end
+end
+announce(wake, queues)
+return { now, claimed, known }

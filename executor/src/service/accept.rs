@@ -1,0 +1,398 @@
+//! The accepting node's part: checks calls, keeps their payloads, places them, records them.
+use super::Executor;
+use super::board::{Entered, Run};
+use super::callers::Audience;
+use super::payload::{self, PayloadError, part_bytes};
+use crate::job::Life;
+use crate::placement::{self, FileFact, NodeFact, Wish, resolve};
+use crate::protocol::{Call, FunctionCode, FunctionRef, INLINE_BYTES, Tell};
+use crate::queue::record::{StoredCall, StoredFunction, encode};
+use crate::queue::{self, BATCH_BYTES_MAX, BATCH_JOBS_MAX, QueueError, Submission};
+use bytes::Bytes;
+use ks_fs::path::TreePath;
+use ks_fs::redis_client::RedisError;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Why a submission as a whole was refused. Calls that cannot be placed end by themselves.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// The function's code is not what its hash says.
+    #[error("the code of {0} does not have the hash it was sent with")]
+    Function(String),
+    /// A payload cannot be kept.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+    /// The catalog does not say where the files are.
+    #[error(transparent)]
+    Catalog(#[from] ks_fs::catalog::CatalogError),
+    /// Redis does not take the jobs; those after the first of them are not accepted.
+    #[error("the jobs cannot be recorded: {0}")]
+    Queue(#[from] QueueError),
+    /// Too many jobs are waited for.
+    #[error(
+        "{} jobs are waited for at this node, which is the most",
+        super::callers::WATCHED_MAX
+    )]
+    TooMany,
+}
+
+impl SubmitError {
+    /// The name of the Python exception.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            SubmitError::Function(_) => "NotSerializable",
+            SubmitError::Payload(_) => "PayloadError",
+            SubmitError::Catalog(_) | SubmitError::Queue(_) => "CatalogUnavailable",
+            SubmitError::TooMany => "TooManyJobs",
+        }
+    }
+}
+
+/// A call that was placed, with what is recorded of it.
+struct Accepted {
+    stored: Arc<StoredCall>,
+    submission: Submission,
+}
+
+impl Executor {
+    /// Takes a client's calls: on return every one is recorded, or has ended with the reason why not. Updates go to `audience`.
+    pub async fn submit(
+        self: &Arc<Self>,
+        functions: Vec<FunctionCode>,
+        calls: Vec<Call>,
+        segments: &[Bytes],
+        audience: &Arc<Audience>,
+    ) -> Result<(), SubmitError> {
+        let since = Instant::now();
+        let functions = self.keep_functions(functions, segments).await?;
+        let jobs: Vec<String> = calls.iter().map(|call| call.job.clone()).collect();
+        if !self.callers.watch(jobs.iter(), audience) {
+            return Err(SubmitError::TooMany);
+        }
+        let recorded = async {
+            let placed = self.place(calls, segments).await?;
+            self.record(&functions, placed, since).await
+        };
+        if let Err(error) = recorded.await {
+            self.callers.unwatch(jobs.iter());
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Checks and keeps functions' code; what is to be recorded of it.
+    async fn keep_functions(
+        &self,
+        functions: Vec<FunctionCode>,
+        segments: &[Bytes],
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, SubmitError> {
+        let mut records = Vec::with_capacity(functions.len());
+        for function in functions {
+            let code = part_bytes(&function.code, segments)?;
+            let code = code.ok_or_else(|| SubmitError::Function(function.name.clone()))?;
+            if blake3::hash(&code).as_bytes()[..] != function.hash[..] {
+                return Err(SubmitError::Function(function.name));
+            }
+            let stored = if code.len() <= INLINE_BYTES {
+                StoredFunction::Inline(code.to_vec().into())
+            } else {
+                let (hash, size) = self.put_blob(code.clone()).await?;
+                StoredFunction::Blob {
+                    hash,
+                    size,
+                    keeper: self.me().node,
+                }
+            };
+            self.functions.put(&function.hash, code);
+            records.push((function.hash.to_vec(), encode(&stored)));
+        }
+        Ok(records)
+    }
+
+    /// Checks calls, keeps their arguments and finds places for them. One for which there is none ends here.
+    async fn place(
+        self: &Arc<Self>,
+        calls: Vec<Call>,
+        segments: &[Bytes],
+    ) -> Result<Vec<Accepted>, SubmitError> {
+        let nodes = resolve::nodes(self.fs.catalog()).await?;
+        let routed = |call: &&Call| {
+            !call.no_route_data && !(call.paths.is_empty() && call.locality.is_empty())
+        };
+        let paths: Vec<TreePath> = calls
+            .iter()
+            .filter(routed)
+            .flat_map(resolve::tree_paths)
+            .collect();
+        let files = match paths.is_empty() {
+            true => HashMap::new(),
+            false => resolve::files(self.fs.catalog(), paths).await?,
+        };
+        let mut accepted = Vec::with_capacity(calls.len());
+        for mut call in calls {
+            self.keep_payload(&mut call.args, segments).await?;
+            match self.place_one(call, &nodes, &files) {
+                Ok(one) => accepted.push(one),
+                Err((job, kind, reason)) => {
+                    let ended = self.failure(kind, reason);
+                    self.update_caller(&job, ended, self.me().node);
+                }
+            }
+        }
+        Ok(accepted)
+    }
+
+    fn place_one(
+        &self,
+        call: Call,
+        nodes: &[NodeFact],
+        files: &HashMap<TreePath, Vec<Arc<FileFact>>>,
+    ) -> Result<Accepted, (String, &'static str, String)> {
+        if let Err((kind, reason)) = self.check(&call) {
+            return Err((call.job, kind, reason));
+        }
+        let placement = match placement::place(&self.wish(&call, files), nodes) {
+            Ok(placement) => placement,
+            Err(error) => {
+                let reason = format!("{}: {error}", call.name);
+                return Err((call.job, "NotPlaceable", reason));
+            }
+        };
+        let queue = queue::queue_key(&call.queue, call.python.as_deref());
+        let at_once =
+            |place: &placement::Place| place.node == self.me().node && place.delay_ms == 0;
+        let here = match placement.places.is_empty() {
+            true => self.queues.contains(&queue),
+            false => placement.places.iter().any(at_once),
+        };
+        let mut submission = Submission {
+            job: call.job.clone(),
+            body: Vec::new(),
+            queue,
+            priority: call.priority,
+            retries: call.retries,
+            places: queue::places_text(&placement.places),
+            here,
+        };
+        let stored = StoredCall {
+            call,
+            keeper: self.me().node,
+            why: placement.why,
+            costs: placement.costs,
+        };
+        submission.body = encode(&stored);
+        Ok(Accepted {
+            stored: Arc::new(stored),
+            submission,
+        })
+    }
+
+    /// What is refused whoever runs it.
+    fn check(&self, call: &Call) -> Result<(), (&'static str, String)> {
+        if !queue::job_is_valid(&call.job) {
+            return Err((
+                "ProtocolError",
+                format!("'{}' is no job's name: 32 hex digits are", call.job),
+            ));
+        }
+        let names = std::iter::once(&call.queue).chain(&call.python);
+        if let Some(name) = names.into_iter().find(|name| !queue::name_is_valid(name)) {
+            let reason = format!(
+                "'{name}' cannot be the name of a queue or an interpreter: up to 64 letters, digits, '_', '-' and '.' can"
+            );
+            return Err(("NotPlaceable", reason));
+        }
+        self.check_registered(call)
+    }
+
+    /// A node that runs registered functions only refuses others before anything of them is unpickled.
+    pub(super) fn check_registered(&self, call: &Call) -> Result<(), (&'static str, String)> {
+        if !self.options.registered_only {
+            return Ok(());
+        }
+        let allowed = match &call.function {
+            FunctionRef::Hash(_) => false,
+            FunctionRef::Name(name) => {
+                let module = name.split(':').next().unwrap_or_default();
+                module == "kitchensink.builtins"
+                    || self.options.modules.iter().any(|served| served == module)
+            }
+        };
+        match allowed {
+            true => Ok(()),
+            false => Err((
+                "NotRegistered",
+                format!(
+                    "{}: node {} runs registered functions only (modules: {})",
+                    call.name,
+                    self.options.node_name,
+                    self.options.modules.join(", ")
+                ),
+            )),
+        }
+    }
+
+    fn wish<'a>(
+        &self,
+        call: &'a Call,
+        files: &'a HashMap<TreePath, Vec<Arc<FileFact>>>,
+    ) -> Wish<'a> {
+        let mut needed: Vec<&FileFact> = Vec::new();
+        if !call.no_route_data && !files.is_empty() {
+            for path in resolve::tree_paths(call) {
+                for file in files.get(&path).into_iter().flatten() {
+                    if !needed.iter().any(|known| std::ptr::eq(*known, &**file)) {
+                        needed.push(file);
+                    }
+                }
+            }
+        }
+        // Who names the node means it, unless a threshold is named too.
+        let default = call.node.is_none().then_some(self.options.data_threshold);
+        Wish {
+            files: needed,
+            queue: &call.queue,
+            python: call.python.as_deref(),
+            node: call.node.as_deref(),
+            threshold_bytes: call.data_threshold.or(default),
+        }
+    }
+
+    /// Records placed calls, in batches; what may run here at once does.
+    async fn record(
+        self: &Arc<Self>,
+        functions: &[(Vec<u8>, Vec<u8>)],
+        mut accepted: Vec<Accepted>,
+        since: Instant,
+    ) -> Result<(), SubmitError> {
+        let mut functions = functions;
+        while !accepted.is_empty() || !functions.is_empty() {
+            let rest = accepted.split_off(batch_length(&accepted));
+            let batch = std::mem::replace(&mut accepted, rest);
+            self.record_batch(functions, batch, since).await?;
+            functions = &[];
+        }
+        Ok(())
+    }
+
+    async fn record_batch(
+        self: &Arc<Self>,
+        functions: &[(Vec<u8>, Vec<u8>)],
+        batch: Vec<Accepted>,
+        since: Instant,
+    ) -> Result<(), SubmitError> {
+        let mut calls: HashMap<String, Arc<StoredCall>> = HashMap::with_capacity(batch.len());
+        let mut submissions = Vec::with_capacity(batch.len());
+        for one in batch {
+            calls.insert(one.submission.job.clone(), one.stored);
+            submissions.push(one.submission);
+        }
+        let want = self.claimable();
+        let submitted = match self.queue.submit(functions, &submissions, want).await {
+            // It may have been carried out: sent again, what is known is not touched. What it claimed for us comes back (`reconcile`).
+            Err(QueueError::Redis(RedisError::Lost(_) | RedisError::Timeout(_))) => {
+                self.unsure
+                    .store(true, std::sync::atomic::Ordering::Relaxed);
+                self.queue.submit(functions, &submissions, 0).await?
+            }
+            other => other?,
+        };
+        for job in submitted.claimed {
+            let Some(stored) = calls.remove(&job) else {
+                continue;
+            };
+            let stored = self.with_blobs(stored);
+            let run = Run {
+                origin: self.me().node,
+                retries: stored.call.retries,
+                since,
+                waited_before: Duration::ZERO,
+                life: Life::new(stored.call.timeout_ms),
+                worker: None,
+                began: None,
+                stored,
+            };
+            let entered = self.board.lock().unwrap().enter(&job, run);
+            self.follow_entry(&job, entered);
+        }
+        self.start_calls();
+        if !submitted.known.is_empty() {
+            self.attach_recorded(&submitted.known).await?;
+        }
+        Ok(())
+    }
+
+    /// A call that this node both accepted and runs: its blobs are here, and the worker is told where.
+    fn with_blobs(&self, stored: Arc<StoredCall>) -> Arc<StoredCall> {
+        if payload::is_plain(&stored.call.args) {
+            return stored;
+        }
+        let mut stored = Arc::unwrap_or_clone(stored);
+        self.find_payload(&mut stored.call.args);
+        Arc::new(stored)
+    }
+
+    /// Wants to hear of jobs that another connection (or the same, before) submitted.
+    pub async fn attach(
+        self: &Arc<Self>,
+        jobs: Vec<String>,
+        audience: &Arc<Audience>,
+    ) -> Result<(), SubmitError> {
+        let (valid, invalid): (Vec<_>, Vec<_>) =
+            jobs.into_iter().partition(|job| queue::job_is_valid(job));
+        for job in invalid {
+            let update = self.failure("JobUnknown", format!("'{job}' is no job's name"));
+            audience.tell(&Tell::Update { job, update });
+        }
+        if !self.callers.watch(valid.iter(), audience) {
+            return Err(SubmitError::TooMany);
+        }
+        Ok(self.attach_recorded(&valid).await?)
+    }
+
+    async fn attach_recorded(self: &Arc<Self>, jobs: &[String]) -> Result<(), QueueError> {
+        for batch in jobs.chunks(BATCH_JOBS_MAX) {
+            let standings = self.queue.attach(batch).await?;
+            for (job, standing) in batch.iter().zip(standings) {
+                match standing {
+                    queue::Standing::Ended(ended) => self.end_from_record(job, &ended),
+                    queue::Standing::Going => {}
+                    queue::Standing::Unknown => {
+                        let message = format!(
+                            "there is no job {job} (the records of those that ended are kept for 24 hours)"
+                        );
+                        let update = self.failure("JobUnknown", message);
+                        self.update_caller(job, update, self.me().node);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Follows up on a call that was entered on the board and has everything it needs.
+    pub(super) fn follow_entry(self: &Arc<Self>, job: &str, entered: Entered) {
+        match entered {
+            Entered::New => self.make_ready(job),
+            Entered::Cancelled => drop(self.cancel_here(job)),
+            Entered::Known => {}
+        }
+    }
+}
+
+/// How many of the first fit in one script call.
+fn batch_length(accepted: &[Accepted]) -> usize {
+    let mut bytes = 0;
+    let fits = |one: &&Accepted| {
+        bytes += one.submission.body.len();
+        bytes <= BATCH_BYTES_MAX
+    };
+    let count = accepted
+        .iter()
+        .take(BATCH_JOBS_MAX)
+        .take_while(fits)
+        .count();
+    count.max(1).min(accepted.len())
+}

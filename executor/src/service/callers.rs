@@ -1,0 +1,351 @@
+//! Who waits for which job at this node, and how updates reach them.
+//!
+//! What always holds: a caller hears of a job's end once; ends are never dropped, output is when a caller does not read
+//! (with a note of how much); `Started` is held back for a moment, and left out where the end follows at once.
+use super::{Executor, payload};
+use crate::frames;
+use crate::outlet::Outlet;
+use crate::protocol::{Outcome, Part, Tell, Update};
+use crate::queue::record::StoredEnd;
+use ks_fs::record::NodeId;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Jobs that callers of this node wait for; more are refused.
+pub const WATCHED_MAX: usize = 1_000_000;
+/// Bytes that wait for a caller who does not read; then its output is dropped.
+pub const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How long `Started` is held back.
+const STARTED_HOLD: Duration = Duration::from_millis(3);
+
+/// A client's connection, as far as updates go.
+pub struct Audience {
+    /// Tells connections apart.
+    pub number: u64,
+    /// Where frames leave.
+    pub outlet: Outlet,
+    /// The client is on this machine and opens files itself.
+    pub is_local: bool,
+    /// Bytes of output that were dropped and not spoken of yet.
+    dropped_bytes: AtomicU64,
+}
+
+impl Audience {
+    /// Of a connection.
+    pub fn new(outlet: Outlet, is_local: bool) -> Arc<Self> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Self {
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
+            outlet,
+            is_local,
+            dropped_bytes: AtomicU64::new(0),
+        })
+    }
+
+    /// Says something, without payloads.
+    pub fn tell(&self, tell: &Tell) -> bool {
+        self.outlet.send(frames::frame(tell, Vec::new()))
+    }
+
+    /// Passes on output, unless the caller is too slow.
+    fn output(&self, job: &str, update: Update) {
+        if self.outlet.pending_bytes() > PENDING_BYTES_MAX {
+            if let Update::Output { data, .. } = &update {
+                self.dropped_bytes
+                    .fetch_add(data.len() as u64, Ordering::Relaxed);
+            }
+            return;
+        }
+        self.confess(job, &update);
+        self.tell(&Tell::Update {
+            job: job.to_owned(),
+            update,
+        });
+    }
+
+    /// Says how much was dropped, once there is room again.
+    fn confess(&self, job: &str, next: &Update) {
+        let dropped = self.dropped_bytes.swap(0, Ordering::Relaxed);
+        if dropped == 0 {
+            return;
+        }
+        let node = match next {
+            Update::Output { node, .. } | Update::Log { node, .. } => node.clone(),
+            Update::Ended { report, .. } => report.node.clone(),
+            Update::Started { node, .. } => node.clone(),
+        };
+        let note = format!(
+            "[kitchensink: {dropped} bytes of output were dropped, as they were not read]\n"
+        );
+        let update = Update::Output {
+            node,
+            stream: 2,
+            data: note.into_bytes().into(),
+        };
+        self.tell(&Tell::Update {
+            job: job.to_owned(),
+            update,
+        });
+    }
+}
+
+/// One who waits.
+struct Watched {
+    audience: Arc<Audience>,
+    started: Option<Update>,
+    since: Instant,
+}
+
+/// All who wait.
+#[derive(Default)]
+pub struct Callers {
+    watched: Mutex<HashMap<String, Watched>>,
+    /// Jobs whose `Started` is held back.
+    fresh: Mutex<Vec<String>>,
+    flushing: AtomicBool,
+}
+
+impl Callers {
+    /// From now on `audience` is told of these jobs. `false`: too many are waited for.
+    pub fn watch<'a>(
+        &self,
+        jobs: impl ExactSizeIterator<Item = &'a String>,
+        audience: &Arc<Audience>,
+    ) -> bool {
+        let mut watched = self.watched.lock().unwrap();
+        if watched.len() + jobs.len() > WATCHED_MAX {
+            return false;
+        }
+        for job in jobs {
+            let entry = Watched {
+                audience: audience.clone(),
+                started: None,
+                since: Instant::now(),
+            };
+            watched.insert(job.clone(), entry);
+        }
+        true
+    }
+
+    /// These jobs were not accepted after all.
+    pub fn unwatch<'a>(&self, jobs: impl Iterator<Item = &'a String>) {
+        let mut watched = self.watched.lock().unwrap();
+        jobs.for_each(|job| drop(watched.remove(job)));
+    }
+
+    /// A connection is gone: its jobs go on, their ends stay in their records.
+    pub fn leave(&self, audience: &Audience) {
+        let mut watched = self.watched.lock().unwrap();
+        watched.retain(|_, entry| entry.audience.number != audience.number);
+    }
+
+    /// How many jobs are waited for.
+    pub fn count(&self) -> usize {
+        self.watched.lock().unwrap().len()
+    }
+
+    /// Jobs that have been waited for longer than `age`, at most `limit`.
+    pub fn older_than(&self, age: Duration, limit: usize) -> Vec<String> {
+        let watched = self.watched.lock().unwrap();
+        let old = watched
+            .iter()
+            .filter(|(_, entry)| entry.since.elapsed() >= age);
+        old.map(|(job, _)| job.clone()).take(limit).collect()
+    }
+
+    /// They were looked at: they come last the next time.
+    pub fn looked_at(&self, jobs: &[String]) {
+        let mut watched = self.watched.lock().unwrap();
+        for job in jobs {
+            if let Some(entry) = watched.get_mut(job) {
+                entry.since = Instant::now();
+            }
+        }
+    }
+
+    /// Takes the one who waits for the end.
+    fn take(&self, job: &str) -> Option<Arc<Audience>> {
+        Some(self.watched.lock().unwrap().remove(job)?.audience)
+    }
+
+    /// Who is to be told of something before the end, and the `Started` that was held back until now.
+    fn find(&self, job: &str) -> Option<(Arc<Audience>, Option<Update>)> {
+        let mut watched = self.watched.lock().unwrap();
+        let entry = watched.get_mut(job)?;
+        Some((entry.audience.clone(), entry.started.take()))
+    }
+
+    /// Holds `Started` back. `true`: somebody has to `flush` soon.
+    fn hold(&self, job: &str, update: Update) -> bool {
+        let mut watched = self.watched.lock().unwrap();
+        let Some(entry) = watched.get_mut(job) else {
+            return false;
+        };
+        entry.started = Some(update);
+        drop(watched);
+        self.fresh.lock().unwrap().push(job.to_owned());
+        !self.flushing.swap(true, Ordering::AcqRel)
+    }
+
+    /// Tells what was held back of jobs that still go on.
+    fn flush(&self) {
+        self.flushing.store(false, Ordering::Release);
+        let fresh = std::mem::take(&mut *self.fresh.lock().unwrap());
+        for job in fresh {
+            if let Some((audience, Some(update))) = self.find(&job) {
+                audience.tell(&Tell::Update { job, update });
+            }
+        }
+    }
+}
+
+impl Executor {
+    /// Something happened to a job whose caller is (or was) at this node. `keeper`: who has the blobs of its end.
+    pub(super) fn update_caller(self: &Arc<Self>, job: &str, update: Update, keeper: NodeId) {
+        match update {
+            Update::Started { .. } => {
+                if self.callers.hold(job, update) {
+                    let this = Arc::downgrade(self);
+                    tokio::spawn(async move {
+                        tokio::time::sleep(STARTED_HOLD).await;
+                        if let Some(this) = this.upgrade() {
+                            this.callers.flush();
+                        }
+                    });
+                }
+            }
+            Update::Output { .. } | Update::Log { .. } => {
+                if let Some((audience, started)) = self.callers.find(job) {
+                    if let Some(update) = started {
+                        audience.tell(&Tell::Update {
+                            job: job.to_owned(),
+                            update,
+                        });
+                    }
+                    audience.output(job, update);
+                }
+            }
+            ended @ Update::Ended { .. } => {
+                if let Some(audience) = self.callers.take(job) {
+                    self.end_for(audience, job, ended, keeper);
+                }
+            }
+        }
+    }
+
+    /// Tells a caller of the end, its payload brought to where the caller can have it.
+    fn end_for(
+        self: &Arc<Self>,
+        audience: Arc<Audience>,
+        job: &str,
+        mut ended: Update,
+        keeper: NodeId,
+    ) {
+        audience.confess(job, &ended);
+        let Update::Ended { outcome, .. } = &mut ended else {
+            return;
+        };
+        let has_blobs = payload::payload_of(outcome).is_some_and(|payload| {
+            payload
+                .parts
+                .iter()
+                .any(|part| matches!(part, Part::Blob { .. }))
+        });
+        if !has_blobs {
+            audience.tell(&Tell::Update {
+                job: job.to_owned(),
+                update: ended,
+            });
+            return;
+        }
+        let (this, job) = (self.clone(), job.to_owned());
+        tokio::spawn(async move {
+            let segments = match this
+                .end_payload(&mut ended, keeper, audience.is_local)
+                .await
+            {
+                Ok(segments) => segments,
+                Err(error) => {
+                    lost_result(&mut ended, &error.to_string());
+                    Vec::new()
+                }
+            };
+            audience.outlet.send(frames::frame(
+                &Tell::Update { job, update: ended },
+                segments,
+            ));
+        });
+    }
+
+    async fn end_payload(
+        &self,
+        ended: &mut Update,
+        keeper: NodeId,
+        is_local: bool,
+    ) -> Result<Vec<bytes::Bytes>, payload::PayloadError> {
+        let Update::Ended { outcome, .. } = ended else {
+            return Ok(Vec::new());
+        };
+        let Some(payload) = payload::payload_of(outcome) else {
+            return Ok(Vec::new());
+        };
+        self.bring_payload(payload, keeper).await?;
+        match is_local {
+            true => Ok(Vec::new()),
+            false => self.read_payload(payload).await,
+        }
+    }
+
+    /// A record says how a job ended.
+    pub(super) fn end_from_record(self: &Arc<Self>, job: &str, ended: &[u8]) {
+        match crate::queue::record::decode::<StoredEnd>(ended) {
+            Ok(end) => self.update_caller(job, end.update, end.keeper),
+            Err(error) => {
+                tracing::error!(job, %error, "a job's end cannot be read");
+                let update = self.failure(
+                    "NodeLost",
+                    format!("job {job}: its end cannot be read: {error}"),
+                );
+                self.update_caller(job, update, self.me().node);
+            }
+        }
+    }
+
+    /// Looks how jobs stand that may have ended without our hearing of it.
+    pub(super) async fn look_after(self: &Arc<Self>, jobs: &[String]) {
+        use crate::queue::Standing;
+        for batch in jobs.chunks(crate::queue::BATCH_JOBS_MAX) {
+            let standings = match self.queue.standing(batch).await {
+                Ok(standings) => standings,
+                Err(error) => return tracing::debug!(%error, "how jobs stand cannot be asked now"),
+            };
+            self.callers.looked_at(batch);
+            for (job, standing) in batch.iter().zip(standings) {
+                match standing {
+                    Standing::Ended(ended) => self.end_from_record(job, &ended),
+                    Standing::Going => {}
+                    Standing::Unknown => {
+                        let message = format!("job {job}: its record is gone (was Redis emptied?)");
+                        let update = self.failure("NodeLost", message);
+                        self.update_caller(job, update, self.me().node);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The call ended, but its result cannot be had any more.
+fn lost_result(ended: &mut Update, reason: &str) {
+    if let Update::Ended { outcome, .. } = ended {
+        *outcome = Outcome::Failed {
+            kind: "NodeLost".into(),
+            message: format!("the call ended, but its result cannot be had: {reason}"),
+            signal: None,
+            exit_code: None,
+            stack: None,
+        };
+    }
+}

@@ -1,0 +1,654 @@
+//! The executing node's part: from a claimed call to its end.
+use super::Executor;
+use super::board::Run;
+use super::payload;
+use super::tend::Closing;
+use crate::frames;
+use crate::job::{Action, Ending, Event, Life, State};
+use crate::placement::why_here;
+use crate::protocol::{
+    FromWorker, FunctionRef, INLINE_BYTES, Outcome, Part, Payload, Report, Update,
+};
+use crate::queue::record::{self, StoredCall, StoredEnd, StoredFunction};
+use crate::queue::{Claimed, Finish};
+use crate::worker::{Answered, Exit, Supervisor, Worker};
+use bytes::Bytes;
+use ks_fs::record::NodeId;
+use serde::Serialize;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// Output is passed on in pieces of at most this.
+const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+
+/// `protocol::ToWorker::Run`, borrowed: arguments are not copied on their way.
+#[derive(Serialize)]
+enum RunMessage<'a> {
+    Run {
+        job: &'a str,
+        name: &'a str,
+        function: &'a FunctionRef,
+        code: Option<Part>,
+        format: &'a str,
+        args: &'a Payload,
+        mountpoint_from: Option<&'a serde_bytes::ByteBuf>,
+        mountpoint_to: &'a serde_bytes::Bytes,
+        intermediate_results: bool,
+    },
+}
+
+/// What a call that ends is known by, once it is off the board.
+struct Over {
+    job: String,
+    run: Run,
+    report: Report,
+}
+
+impl Executor {
+    /// Enters what was claimed; what is needed for it is brought here first.
+    pub(super) fn enter_claims(self: &Arc<Self>, now_ms: u64, claims: Vec<Claimed>) {
+        for claimed in claims {
+            let stored = match record::decode::<StoredCall>(&claimed.body) {
+                Ok(stored) => stored,
+                Err(error) => {
+                    self.close_unread(&claimed, &error.to_string());
+                    continue;
+                }
+            };
+            let waited = Duration::from_millis(now_ms.saturating_sub(claimed.accepted_ms));
+            self.enter_claim(claimed, stored, waited);
+        }
+        self.start_calls();
+    }
+
+    fn enter_claim(self: &Arc<Self>, claimed: Claimed, mut stored: StoredCall, waited: Duration) {
+        let mut args = std::mem::take(&mut stored.call.args);
+        let is_here = self.find_payload(&mut args) && self.has_function(&stored.call.function);
+        stored.call.args = args;
+        let stored = Arc::new(stored);
+        let run = Run {
+            stored: stored.clone(),
+            origin: claimed.origin,
+            retries: claimed.retries,
+            since: Instant::now(),
+            waited_before: waited,
+            life: Life::new(stored.call.timeout_ms),
+            worker: None,
+            began: None,
+        };
+        let entered = self.board.lock().unwrap().enter(&claimed.job, run);
+        if is_here {
+            return self.follow_entry(&claimed.job, entered);
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            match this.bring(&stored).await {
+                Ok(ready) => {
+                    if let Some(run) = this.board.lock().unwrap().runs.get_mut(&claimed.job) {
+                        run.stored = Arc::new(ready);
+                    }
+                    this.follow_entry(&claimed.job, entered);
+                    this.start_calls();
+                }
+                Err(reason) => this.fail_waiting(&claimed.job, "NodeLost", reason),
+            }
+        });
+    }
+
+    /// A record that cannot be read still has to end.
+    fn close_unread(&self, claimed: &Claimed, reason: &str) {
+        tracing::error!(job = claimed.job, reason, "a job's record cannot be read");
+        let update = self.failure(
+            "NodeLost",
+            format!("the job's record cannot be read: {reason}"),
+        );
+        self.close(&claimed.job, "failed", update, false, true);
+    }
+
+    fn has_function(&self, function: &FunctionRef) -> bool {
+        match function {
+            FunctionRef::Hash(hash) => self.functions.get(hash).is_some(),
+            FunctionRef::Name(_) => true,
+        }
+    }
+
+    /// Brings a call's function and arguments to this node.
+    async fn bring(&self, stored: &StoredCall) -> Result<StoredCall, String> {
+        if let FunctionRef::Hash(hash) = &stored.call.function
+            && self.functions.get(hash).is_none()
+        {
+            self.bring_function(hash).await?;
+        }
+        let mut ready = stored.clone();
+        let brought = self
+            .bring_payload(&mut ready.call.args, stored.keeper)
+            .await;
+        brought.map_err(|e| format!("its arguments: {e}"))?;
+        Ok(ready)
+    }
+
+    async fn bring_function(&self, hash: &[u8]) -> Result<(), String> {
+        let stored = self
+            .queue
+            .function(hash)
+            .await
+            .map_err(|e| format!("its function: {e}"))?;
+        let code = match stored
+            .ok_or("its function's code is not recorded any more; send the call again")?
+        {
+            StoredFunction::Inline(code) => Bytes::from(code.into_vec()),
+            StoredFunction::Blob { hash, size, keeper } => {
+                let brought = self.bring_blob(hash, size, keeper).await;
+                let path = brought.map_err(|e| format!("its function: {e}"))?;
+                let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await;
+                let read = read.map_err(|e| e.to_string())?;
+                Bytes::from(read.map_err(|e| format!("its function: {e}"))?)
+            }
+        };
+        if blake3::hash(&code).as_bytes()[..] != *hash {
+            return Err(
+                "its function's code, as it is recorded, does not have the hash it should".into(),
+            );
+        }
+        self.functions.put(hash, code);
+        Ok(())
+    }
+
+    /// Lets a call wait for a worker; one that this node cannot run ends.
+    pub(super) fn make_ready(self: &Arc<Self>, job: &str) {
+        let stored = self
+            .board
+            .lock()
+            .unwrap()
+            .runs
+            .get(job)
+            .map(|run| run.stored.clone());
+        let Some(stored) = stored else { return };
+        if let Err((kind, reason)) = self.check_registered(&stored.call) {
+            return self.fail_waiting(job, kind, reason);
+        }
+        if !self.board.lock().unwrap().make_ready(job) {
+            let python = stored.call.python.as_deref().unwrap_or("default");
+            let reason = format!(
+                "node {} has no interpreter '{python}'",
+                self.options.node_name
+            );
+            self.fail_waiting(job, "NotPlaceable", reason);
+        }
+    }
+
+    /// Gives waiting calls to idle workers, and sees to it that there are workers.
+    pub(super) fn start_calls(self: &Arc<Self>) {
+        loop {
+            let started = {
+                let mut board = self.board.lock().unwrap();
+                board.next_start().and_then(|(job, worker)| {
+                    let run = board.runs.get_mut(&job)?;
+                    run.worker = Some(worker.clone());
+                    run.began = Some(Instant::now());
+                    let actions = run.life.handle(Event::Started, self.now_ms());
+                    Some((job, worker, run.stored.clone(), run.origin, actions))
+                })
+            };
+            let Some((job, worker, stored, origin, actions)) = started else {
+                break;
+            };
+            self.send_run(&job, &worker, &stored);
+            self.follow(&job, actions);
+            let started = Update::Started {
+                node: self.options.node_name.clone(),
+                pid: worker.pid,
+            };
+            self.tell(origin, &job, started);
+        }
+        self.raise_workers();
+    }
+
+    fn send_run(self: &Arc<Self>, job: &str, worker: &Arc<Worker>, stored: &StoredCall) {
+        let call = &stored.call;
+        let mut segments = Vec::new();
+        let mut code = None;
+        if let FunctionRef::Hash(hash) = &call.function
+            && worker.needs_function(hash)
+        {
+            // Not in memory any more: the worker says that it lacks it, and the call fails with that.
+            code = self.functions.get(hash).map(|bytes| {
+                if bytes.len() <= INLINE_BYTES {
+                    return Part::Inline(bytes.to_vec().into());
+                }
+                segments.push(bytes);
+                Part::Segment(segments.len() as u32)
+            });
+        }
+        let message = RunMessage::Run {
+            job,
+            name: &call.name,
+            function: &call.function,
+            code,
+            format: &call.format,
+            args: &call.args,
+            mountpoint_from: call.mountpoint.as_ref(),
+            mountpoint_to: serde_bytes::Bytes::new(&self.mountpoint),
+            intermediate_results: call.intermediate_results,
+        };
+        worker.send(frames::frame(&message, segments));
+    }
+
+    /// Does what a call's life asks for.
+    fn follow(self: &Arc<Self>, job: &str, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Signal(signal) => {
+                    let worker = self
+                        .board
+                        .lock()
+                        .unwrap()
+                        .runs
+                        .get(job)
+                        .and_then(|run| run.worker.clone());
+                    if let Some(worker) = worker {
+                        worker.signal(job, signal.into());
+                    }
+                }
+                Action::WakeAt(at_ms) => {
+                    let (this, job) = (Arc::downgrade(self), job.to_owned());
+                    let wait = Duration::from_millis(at_ms.saturating_sub(self.now_ms()));
+                    tokio::spawn(async move {
+                        tokio::time::sleep(wait).await;
+                        if let Some(this) = Weak::upgrade(&this) {
+                            this.happen(&job, Event::Tick);
+                        }
+                    });
+                }
+                Action::End(ending) => self.end_waiting(job, ending),
+            }
+        }
+    }
+
+    fn happen(self: &Arc<Self>, job: &str, event: Event) {
+        let now_ms = self.now_ms();
+        let actions = match self.board.lock().unwrap().runs.get_mut(job) {
+            Some(run) => run.life.handle(event, now_ms),
+            None => return,
+        };
+        self.follow(job, actions);
+    }
+
+    /// Cancels a call that is here. `false`: it is not.
+    pub(super) fn cancel_here(self: &Arc<Self>, job: &str) -> bool {
+        let is_here = self.board.lock().unwrap().runs.contains_key(job);
+        if is_here {
+            self.happen(job, Event::CancelAsked);
+        }
+        is_here
+    }
+
+    /// The claim is another node's now: the call is stopped, nothing is told.
+    pub(super) fn withdraw(self: &Arc<Self>, job: &str) {
+        tracing::warn!(
+            job,
+            "this node was thought dead, and its claim of a job has been taken: the call is stopped"
+        );
+        self.happen(job, Event::Withdrawn);
+    }
+
+    /// Ends a call that no worker has.
+    fn end_waiting(self: &Arc<Self>, job: &str, ending: Ending) {
+        let Some(over) = self.take_over(job, None) else {
+            return;
+        };
+        let outcome = self.outcome_of(&over, ending, None, None);
+        if let Some(outcome) = outcome {
+            self.finish(over, outcome, false);
+        }
+    }
+
+    /// Ends a call that cannot be run here.
+    pub(super) fn fail_waiting(self: &Arc<Self>, job: &str, kind: &str, reason: String) {
+        if let Some(over) = self.take_over(job, None) {
+            let message = format!("{}: {reason}", over.run.stored.call.name);
+            self.finish(over, failed(kind, message), false);
+        }
+    }
+
+    /// Takes a call off the board, with the report of what it used.
+    fn take_over(&self, job: &str, measured_us: Option<(u64, u64)>) -> Option<Over> {
+        let run = self.board.lock().unwrap().remove(job)?;
+        let (run_us, cpu_us) = measured_us.unwrap_or_else(|| {
+            let passed = run.began.map_or(Duration::ZERO, |began| began.elapsed());
+            (passed.as_micros() as u64, 0)
+        });
+        let here = run
+            .began
+            .unwrap_or_else(Instant::now)
+            .duration_since(run.since);
+        let node = &self.options.node_name;
+        let mut report = Report {
+            node: node.clone(),
+            pid: run.worker.as_ref().map_or(0, |worker| worker.pid),
+            why: why_here(&run.stored.why, &run.stored.costs, node),
+            costs: run.stored.costs.clone(),
+            queued_us: (run.waited_before + here).as_micros() as u64,
+            run_us,
+            cpu_us,
+            ..Report::default()
+        };
+        if let Some(worker) = &run.worker {
+            for file in self.fs.usage().take(worker.pid as i32) {
+                report.bytes_local += file.local_bytes;
+                report.bytes_fetched += file.fetched_bytes;
+                report.files.push(file.path.as_bytes().to_vec().into());
+            }
+        }
+        Some(Over {
+            job: job.to_owned(),
+            run,
+            report,
+        })
+    }
+
+    /// What the caller is told; `None`: nothing, the end is another node's.
+    fn outcome_of(
+        &self,
+        over: &Over,
+        ending: Ending,
+        answer: Option<Outcome>,
+        exit: Option<&Exit>,
+    ) -> Option<Outcome> {
+        let name = &over.run.stored.call.name;
+        let node = &self.options.node_name;
+        match ending {
+            Ending::AsAnswered => answer,
+            Ending::Crashed => Some(self.crash(over, exit?)),
+            Ending::Cancelled => Some(failed("JobCancelled", format!("{name} was cancelled"))),
+            Ending::TimedOut => {
+                let seconds = over.run.stored.call.timeout_ms.unwrap_or(0) as f64 / 1000.0;
+                let message =
+                    format!("{name} ran longer than its time limit of {seconds} s on node {node}");
+                Some(failed("JobTimeout", message))
+            }
+            Ending::Withdrawn => None,
+        }
+    }
+
+    fn crash(&self, over: &Over, exit: &Exit) -> Outcome {
+        let name = &over.run.stored.call.name;
+        let node = &self.options.node_name;
+        if self.stopping.load(Ordering::Relaxed) {
+            return failed(
+                "NodeLost",
+                format!("{name}: node {node} was stopped while it ran"),
+            );
+        }
+        let how = match (exit.signal, exit.exit_code) {
+            (Some(signal), _) => format!("was killed by {}", signal_name(signal)),
+            (None, Some(code)) => format!("exited with status {code}"),
+            (None, None) => "ended".into(),
+        };
+        Outcome::Failed {
+            kind: "WorkerCrashed".into(),
+            message: format!(
+                "{name}: its worker (process {} on node {node}) {how}",
+                over.report.pid
+            ),
+            signal: exit.signal,
+            exit_code: exit.exit_code,
+            stack: exit.stack.clone(),
+        }
+    }
+
+    /// Tells the end and closes the record.
+    fn finish(self: &Arc<Self>, over: Over, outcome: Outcome, may_retry: bool) {
+        let kind = kind_of(&outcome);
+        let ended = Update::Ended {
+            outcome,
+            report: over.report,
+        };
+        let retry = may_retry && over.run.retries > 0;
+        // Told first, recorded behind; but not where the record decides whether this is the end at all.
+        let told =
+            !retry && self.lease_is_fresh() && self.tell(over.run.origin, &over.job, ended.clone());
+        self.close(&over.job, kind, ended, retry, !told);
+        if self.board.lock().unwrap().is_low() {
+            self.claim_soon.notify_one();
+        }
+    }
+
+    fn close(&self, job: &str, kind: &'static str, ended: Update, retry: bool, notify: bool) {
+        let stored = StoredEnd {
+            update: ended,
+            keeper: self.me().node,
+        };
+        let finish = Finish {
+            job: job.to_owned(),
+            kind,
+            ended: record::encode(&stored),
+            retry,
+            notify,
+        };
+        self.closing.add(Closing {
+            finish,
+            was_told: !notify,
+        });
+    }
+
+    /// Ends a job that was taken from others: lost with its node, or cancelled while it waited.
+    pub(super) fn close_taken(&self, job: &str, kind: &'static str, update: Update, retry: bool) {
+        self.close(job, kind, update, retry, true);
+    }
+
+    /// Who waits for a job that runs here has changed.
+    pub(super) fn redirect(&self, job: &str, origin: NodeId) {
+        if let Some(run) = self.board.lock().unwrap().runs.get_mut(job) {
+            run.origin = origin;
+        }
+    }
+
+    /// An end that is ours, not the call's.
+    pub(super) fn failure(&self, kind: &str, message: String) -> Update {
+        Update::Ended {
+            outcome: failed(kind, message),
+            report: Report {
+                node: self.options.node_name.clone(),
+                ..Report::default()
+            },
+        }
+    }
+
+    fn origin_of(&self, job: &str) -> Option<(NodeId, bool)> {
+        let board = self.board.lock().unwrap();
+        let run = board.runs.get(job)?;
+        Some((run.origin, run.stored.call.intermediate_results))
+    }
+
+    /// A worker's answer: what the life of its call makes of it.
+    fn take_answer(self: &Arc<Self>, worker: &Arc<Worker>, answer: Answered) {
+        let Answered {
+            job,
+            mut outcome,
+            run_us,
+            cpu_us,
+            segments,
+        } = answer;
+        let actions = {
+            let mut board = self.board.lock().unwrap();
+            board.took(run_us);
+            match board.runs.get_mut(&job) {
+                Some(run) => run.life.handle(Event::Answered, 0),
+                None => Vec::new(),
+            }
+        };
+        let over = self.take_over(&job, Some((run_us, cpu_us)));
+        if worker.state() == crate::worker::state::State::Idle {
+            self.board.lock().unwrap().idle(worker);
+        }
+        self.start_calls();
+        let Some(over) = over else { return };
+        let Some(Action::End(ending)) = actions.first().copied() else {
+            return;
+        };
+        let is_plain =
+            payload::payload_of(&mut outcome).is_none_or(|payload| payload::is_plain(payload));
+        if is_plain || ending != Ending::AsAnswered {
+            if let Some(outcome) = self.outcome_of(&over, ending, Some(outcome), None) {
+                self.finish(over, outcome, false);
+            }
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            let kept = match payload::payload_of(&mut outcome) {
+                Some(payload) => this.keep_payload(payload, &segments).await,
+                None => Ok(()),
+            };
+            if let Err(error) = kept {
+                let name = &over.run.stored.call.name;
+                outcome = failed("PayloadError", format!("{name}: its result: {error}"));
+            }
+            this.finish(over, outcome, false);
+        });
+    }
+
+    fn take_exit(self: &Arc<Self>, worker: &Arc<Worker>, exit: Exit) {
+        self.fs.usage().unwatch(worker.pid as i32);
+        self.bury_worker(worker, &exit);
+        let Some(job) = &exit.job else {
+            return self.start_calls();
+        };
+        let ending = match self.board.lock().unwrap().runs.get_mut(job) {
+            Some(run) => match run.life.handle(Event::WorkerDied, 0).first() {
+                Some(Action::End(ending)) => *ending,
+                _ => return,
+            },
+            None => return,
+        };
+        if let Some(over) = self.take_over(job, None)
+            && let Some(outcome) = self.outcome_of(&over, ending, None, Some(&exit))
+        {
+            self.finish(over, outcome, ending == Ending::Crashed);
+        }
+        self.start_calls();
+    }
+}
+
+/// Workers tell the executor, while there is one.
+pub(super) struct Overseer(pub(super) Weak<Executor>);
+
+impl Supervisor for Overseer {
+    fn ready(&self, worker: &Arc<Worker>) {
+        if let Some(executor) = self.0.upgrade() {
+            executor.fs.usage().watch(worker.pid as i32);
+            executor.welcome_worker(worker);
+            executor.start_calls();
+            executor.claim_soon.notify_one();
+        }
+    }
+
+    fn wrote(&self, worker: &Arc<Worker>, job: Option<&str>, stream: u8, data: Vec<u8>) {
+        let Some(executor) = self.0.upgrade() else {
+            return;
+        };
+        let Some(job) = job else {
+            let text = String::from_utf8_lossy(&data);
+            return tracing::info!(
+                pid = worker.pid,
+                "a worker that runs nothing wrote: {}",
+                text.trim_end()
+            );
+        };
+        let Some((origin, true)) = executor.origin_of(job) else {
+            return;
+        };
+        for piece in data.chunks(OUTPUT_BYTES_MAX) {
+            let output = Update::Output {
+                node: executor.options.node_name.clone(),
+                stream,
+                data: piece.to_vec().into(),
+            };
+            executor.tell(origin, job, output);
+        }
+    }
+
+    fn logged(&self, _worker: &Arc<Worker>, record: FromWorker) {
+        let (
+            Some(executor),
+            FromWorker::Log {
+                job,
+                level,
+                logger,
+                message,
+                time,
+            },
+        ) = (self.0.upgrade(), record)
+        else {
+            return;
+        };
+        if let Some((origin, true)) = executor.origin_of(&job) {
+            let node = executor.options.node_name.clone();
+            let log = Update::Log {
+                node,
+                level,
+                logger,
+                message,
+                time,
+            };
+            executor.tell(origin, &job, log);
+        }
+    }
+
+    fn answered(&self, worker: &Arc<Worker>, answer: Answered) {
+        if let Some(executor) = self.0.upgrade() {
+            executor.take_answer(worker, answer);
+        }
+    }
+
+    fn exited(&self, worker: &Arc<Worker>, exit: Exit) {
+        if let Some(executor) = self.0.upgrade() {
+            executor.take_exit(worker, exit);
+        }
+    }
+}
+
+/// An outcome of ours.
+pub(super) fn failed(kind: &str, message: String) -> Outcome {
+    Outcome::Failed {
+        kind: kind.into(),
+        message,
+        signal: None,
+        exit_code: None,
+        stack: None,
+    }
+}
+
+/// The state in which a job's record ends.
+fn kind_of(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Returned(_) => "done",
+        Outcome::Failed { kind, .. } if kind == "JobCancelled" => "cancelled",
+        Outcome::Failed { kind, .. } if kind == "NodeLost" => "lost",
+        Outcome::Raised { .. } | Outcome::Failed { .. } => "failed",
+    }
+}
+
+/// "signal 11 (SIGSEGV)".
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        libc::SIGSEGV => "SIGSEGV",
+        libc::SIGABRT => "SIGABRT",
+        libc::SIGBUS => "SIGBUS",
+        libc::SIGFPE => "SIGFPE",
+        libc::SIGILL => "SIGILL",
+        libc::SIGTERM => "SIGTERM",
+        libc::SIGINT => "SIGINT",
+        libc::SIGHUP => "SIGHUP",
+        libc::SIGKILL => "SIGKILL; out of memory?",
+        _ => return format!("signal {signal}"),
+    };
+    format!("signal {signal} ({name})")
+}
+
+/// Whether a call still waits.
+pub(super) fn is_waiting(run: &Run) -> bool {
+    run.life.state() == State::Waiting
+}

@@ -1,0 +1,506 @@
+//! What the executor does in the background: claims, closes records, renews its lease, takes over from the dead, hears what it is told.
+use super::{Executor, run};
+use crate::placement::{self, Wish, resolve};
+use crate::queue::{self, Finish, Finished, LEASE, Next, RENEWAL, Reaped, record};
+use ks_fs::redis_client::Push;
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, mpsc};
+
+/// Messages from Redis that were not looked at yet; when there are more, everything is looked at.
+pub const HEARD_MAX: usize = 16_384;
+/// Calls claimed ahead are given back when no worker was free for so long.
+const STUCK: Duration = Duration::from_millis(100);
+/// An interpreter that cannot start: others have this long to take the calls first.
+const HOPELESS_WAIT: Duration = Duration::from_secs(3);
+/// After Redis did not answer.
+const RETRY_WAIT: Duration = Duration::from_millis(300);
+/// Ends that are looked for at each renewal, in case no message came of them.
+const LOOKED_AT_MAX: usize = 1_000;
+/// How often payload files that nobody needs are removed.
+const SWEEP: Duration = Duration::from_secs(600);
+
+/// A record to be closed.
+pub struct Closing {
+    /// How.
+    pub finish: Finish,
+    /// The caller has been told.
+    pub was_told: bool,
+}
+
+/// Records to be closed, and who waits for there to be some.
+#[derive(Default)]
+pub struct Closings {
+    waiting: Mutex<Vec<Closing>>,
+    under_way: Mutex<usize>,
+    some: Notify,
+}
+
+impl Closings {
+    /// Adds one. There are never more than calls were claimed.
+    pub fn add(&self, closing: Closing) {
+        self.waiting.lock().unwrap().push(closing);
+        self.some.notify_one();
+    }
+
+    fn take(&self) -> Vec<Closing> {
+        let mut waiting = self.waiting.lock().unwrap();
+        let count = waiting.len().min(queue::BATCH_JOBS_MAX);
+        let batch: Vec<_> = waiting.drain(..count).collect();
+        *self.under_way.lock().unwrap() = batch.len();
+        batch
+    }
+
+    /// How many are not closed yet.
+    pub fn count(&self) -> usize {
+        self.waiting.lock().unwrap().len() + *self.under_way.lock().unwrap()
+    }
+}
+
+/// Passes what Redis pushes to `hear`; never blocks.
+pub(super) fn ears() -> (
+    Arc<dyn Fn(Push) + Send + Sync>,
+    mpsc::Receiver<Push>,
+    Arc<Notify>,
+) {
+    let (send, receive) = mpsc::channel(HEARD_MAX);
+    let deaf = Arc::new(Notify::new());
+    let overflow = deaf.clone();
+    let on_push = Arc::new(move |push| {
+        if send.try_send(push).is_err() {
+            overflow.notify_one();
+        }
+    });
+    (on_push, receive, deaf)
+}
+
+/// Hears what other nodes say.
+pub(super) async fn hear(
+    executor: Weak<Executor>,
+    mut heard: mpsc::Receiver<Push>,
+    deaf: Arc<Notify>,
+) {
+    let mut batch = Vec::new();
+    loop {
+        tokio::select! {
+            count = heard.recv_many(&mut batch, 512) => if count == 0 { return },
+            () = deaf.notified() => batch.push(Push::Reset),
+        }
+        let Some(executor) = executor.upgrade() else {
+            return;
+        };
+        let mut ended = Vec::new();
+        for push in batch.drain(..) {
+            match push {
+                Push::Message { payload, .. } => executor.heed(&payload, &mut ended),
+                Push::Reset => {
+                    executor.claim_soon.notify_one();
+                    executor.look_soon.notify_one();
+                }
+                Push::Invalidated(_) => {}
+            }
+        }
+        if !ended.is_empty() {
+            tokio::spawn(async move { executor.look_after(&ended).await });
+        }
+    }
+}
+
+impl Executor {
+    /// One message on `ks:wake` or `ks:wake:<node>`.
+    fn heed(self: &Arc<Self>, payload: &[u8], ended: &mut Vec<String>) {
+        let Ok(text) = std::str::from_utf8(payload) else {
+            return;
+        };
+        let Some(kind) = text.get(..1) else { return };
+        let rest = &text[1..];
+        match kind {
+            "q" => self.claim_soon.notify_one(),
+            "e" => ended.push(rest.to_owned()),
+            "c" if !self.cancel_here(rest) => {
+                self.board.lock().unwrap().cancel_early(rest.to_owned());
+            }
+            "o" => {
+                if let Some((node, job)) = rest.split_at_checked(16)
+                    && let Ok(node) = node.parse()
+                {
+                    self.redirect(job, node);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// How many calls may be claimed now.
+    pub(super) fn claimable(&self) -> usize {
+        if self.stopping.load(Ordering::Relaxed) || self.is_hopeless() {
+            return 0;
+        }
+        self.board.lock().unwrap().want().min(queue::BATCH_JOBS_MAX)
+    }
+}
+
+/// Claims calls whenever there may be some and a slot is free.
+pub(super) async fn claim(executor: Weak<Executor>) {
+    let mut wait: Option<Duration> = None;
+    let Some(wake) = executor
+        .upgrade()
+        .map(|executor| executor.claim_soon.clone())
+    else {
+        return;
+    };
+    loop {
+        match wait {
+            Some(wait) => drop(tokio::time::timeout(wait, wake.notified()).await),
+            None => wake.notified().await,
+        }
+        let Some(executor) = executor.upgrade() else {
+            return;
+        };
+        wait = executor.claim_once().await;
+    }
+}
+
+impl Executor {
+    /// Claims what can be; returns when to come again by itself.
+    async fn claim_once(self: &Arc<Self>) -> Option<Duration> {
+        self.give_back_stuck().await;
+        if self.is_hopeless() && !self.stopping.load(Ordering::Relaxed) {
+            return self.fail_hopeless().await;
+        }
+        let mut next = Next::Now;
+        while next == Next::Now {
+            let want = self.claimable();
+            if want == 0 {
+                // Whoever ends a call wakes us.
+                return self.board.lock().unwrap().has_waiting().then_some(STUCK);
+            }
+            match self.queue.claim(&self.queues, want).await {
+                Ok(claims) => {
+                    next = claims.next;
+                    self.enter_claims(claims.now_ms, claims.jobs);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "calls cannot be claimed now");
+                    self.unsure.store(true, Ordering::Relaxed);
+                    return Some(RETRY_WAIT);
+                }
+            }
+        }
+        match next {
+            Next::In(ms) => Some(Duration::from_millis(ms.max(1))),
+            Next::Now | Next::Nothing => self.board.lock().unwrap().has_waiting().then_some(STUCK),
+        }
+    }
+
+    async fn give_back_stuck(&self) {
+        let stuck = self.board.lock().unwrap().stuck(STUCK);
+        if stuck.is_empty() {
+            return;
+        }
+        let jobs: Vec<_> = stuck.into_iter().map(|job| (job, None)).collect();
+        if let Err(error) = self.queue.release(&jobs).await {
+            tracing::warn!(%error, "calls cannot be given back now");
+            self.unsure.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// No worker can be started: after a while in which others may take the calls, they fail with the reason.
+    async fn fail_hopeless(self: &Arc<Self>) -> Option<Duration> {
+        tokio::time::sleep(HOPELESS_WAIT).await;
+        self.raise_workers();
+        let reason = self.hopeless_reason()?;
+        match self.queue.claim(&self.queues, queue::BATCH_JOBS_MAX).await {
+            Ok(claims) => {
+                for claimed in claims.jobs {
+                    let message = format!(
+                        "node {} cannot run workers: {reason}",
+                        self.options.node_name
+                    );
+                    let update = self.failure("WorkerCrashed", message);
+                    self.close_taken(&claimed.job, "failed", update, false);
+                }
+            }
+            Err(error) => tracing::debug!(%error, "calls cannot be claimed now"),
+        }
+        Some(HOPELESS_WAIT)
+    }
+}
+
+/// Closes the records of calls that ended, many at a time.
+pub(super) async fn close(executor: Weak<Executor>) {
+    loop {
+        let Some(this) = executor.upgrade() else {
+            return;
+        };
+        let mut batch = this.closing.take();
+        if batch.is_empty() {
+            let closing = this.closing.clone();
+            drop(this);
+            closing.some.notified().await;
+            continue;
+        }
+        let ends: Vec<Finish> = batch.iter().map(|closing| closing.finish.clone()).collect();
+        match this.queue.finish(&ends).await {
+            Ok(answers) => {
+                for (closing, answer) in batch.drain(..).zip(answers) {
+                    if answer == Finished::Refused && closing.was_told {
+                        // Sent twice because the first answer was lost, or taken from us while we ended it.
+                        tracing::debug!(
+                            job = closing.finish.job,
+                            "the record of a job had been closed"
+                        );
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, count = batch.len(), "records of calls that ended cannot be closed now");
+                this.closing.waiting.lock().unwrap().splice(0..0, batch);
+                drop(this);
+                tokio::time::sleep(RETRY_WAIT).await;
+            }
+        }
+    }
+}
+
+/// Heart-beats, and what is done with them.
+pub(super) async fn renew(executor: Weak<Executor>) {
+    let mut swept = Instant::now();
+    let mut beat = tokio::time::interval(RENEWAL);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let Some(look) = executor
+        .upgrade()
+        .map(|executor| executor.look_soon.clone())
+    else {
+        return;
+    };
+    loop {
+        let asked = tokio::select! {
+            _ = beat.tick() => false,
+            () = look.notified() => true,
+        };
+        let Some(executor) = executor.upgrade() else {
+            return;
+        };
+        if !asked {
+            executor.beat().await;
+        }
+        let (age, limit) = match asked {
+            true => (Duration::ZERO, usize::MAX),
+            false => (RENEWAL, LOOKED_AT_MAX),
+        };
+        let jobs = executor.callers.older_than(age, limit);
+        executor.look_after(&jobs).await;
+        if swept.elapsed() >= SWEEP {
+            swept = Instant::now();
+            executor.sweep_blobs().await;
+        }
+    }
+}
+
+impl Executor {
+    /// Whether nobody can have taken our claims.
+    pub(super) fn lease_is_fresh(&self) -> bool {
+        let age_ms = self
+            .now_ms()
+            .saturating_sub(self.renewed_ms.load(Ordering::Relaxed));
+        age_ms < LEASE.as_millis() as u64 / 2
+    }
+
+    async fn beat(self: &Arc<Self>) {
+        if self.stopping.load(Ordering::Relaxed) && self.board.lock().unwrap().runs.is_empty() {
+            return;
+        }
+        let before = self.now_ms();
+        match self.queue.renew().await {
+            Ok(kept) => {
+                self.renewed_ms.store(before, Ordering::Relaxed);
+                if !kept || self.unsure.swap(false, Ordering::Relaxed) {
+                    self.reconcile().await;
+                }
+            }
+            Err(error) => tracing::debug!(%error, "the lease cannot be renewed now"),
+        }
+        match self.queue.reap().await {
+            Ok(reaped) if !reaped.is_empty() => self.take_from_the_dead(reaped).await,
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "dead nodes cannot be looked for now"),
+        }
+    }
+
+    /// Compares what is claimed in our name with what we know: a lost answer may have claimed more, others may have taken some.
+    async fn reconcile(self: &Arc<Self>) {
+        let known: HashSet<String> = self.board.lock().unwrap().runs.keys().cloned().collect();
+        let claimed: HashSet<String> = match self.queue.claimed().await {
+            Ok(claimed) => claimed.into_iter().collect(),
+            Err(error) => {
+                tracing::debug!(%error, "what is claimed cannot be asked now");
+                return self.unsure.store(true, Ordering::Relaxed);
+            }
+        };
+        for job in known.difference(&claimed) {
+            self.withdraw(job);
+        }
+        // Entered, or ended and being closed, since the question was asked: still ours.
+        let board: HashSet<String> = self.board.lock().unwrap().runs.keys().cloned().collect();
+        let closing = self.closing.count() > 0;
+        let strays: Vec<_> = claimed
+            .difference(&known)
+            .filter(|job| !board.contains(*job))
+            .collect();
+        if strays.is_empty() {
+            return;
+        }
+        if closing {
+            return self.unsure.store(true, Ordering::Relaxed);
+        }
+        let jobs: Vec<_> = strays.into_iter().map(|job| (job.clone(), None)).collect();
+        tracing::info!(
+            count = jobs.len(),
+            "calls that were claimed without our hearing of it are given back"
+        );
+        if let Err(error) = self.queue.release(&jobs).await {
+            tracing::debug!(%error, "calls cannot be given back now");
+            self.unsure.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Ends, or places again, what dead nodes held.
+    async fn take_from_the_dead(self: &Arc<Self>, reaped: Vec<Reaped>) {
+        let nodes = resolve::nodes(self.fs.catalog()).await.unwrap_or_default();
+        for job in reaped {
+            match job.lost_by {
+                Some(node) => {
+                    let name = nodes
+                        .iter()
+                        .find(|fact| fact.id == node)
+                        .map_or(node.to_string(), |fact| fact.name.clone());
+                    tracing::warn!(
+                        job = job.job,
+                        node = name,
+                        "a job is lost with the node that ran it"
+                    );
+                    let message = format!("node {name} died while it ran the call");
+                    let update = self.failure("NodeLost", message);
+                    self.close_taken(&job.job, "lost", update, true);
+                }
+                None => self.place_again(job, &nodes).await,
+            }
+        }
+    }
+
+    /// A job waited for a node that is gone: it gets other places, or its end.
+    async fn place_again(self: &Arc<Self>, job: Reaped, nodes: &[placement::NodeFact]) {
+        let placed = self.places_now(&job, nodes).await;
+        let released = match placed {
+            Ok(places) => self
+                .queue
+                .release(&[(job.job.clone(), Some(places))])
+                .await
+                .map(drop),
+            Err(Some(reason)) => {
+                let update = self.failure("NotPlaceable", reason);
+                self.close_taken(&job.job, "failed", update, false);
+                Ok(())
+            }
+            Err(None) => self
+                .queue
+                .release(&[(job.job.clone(), None)])
+                .await
+                .map(drop),
+        };
+        if let Err(error) = released {
+            tracing::debug!(%error, job = job.job, "a job cannot be placed again now");
+            self.unsure.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// `Err(None)`: it cannot be found out now.
+    async fn places_now(
+        &self,
+        job: &Reaped,
+        nodes: &[placement::NodeFact],
+    ) -> Result<String, Option<String>> {
+        let stored: record::StoredCall =
+            record::decode(&job.body).map_err(|error| Some(error.to_string()))?;
+        let call = &stored.call;
+        let files = resolve::files(self.fs.catalog(), resolve::tree_paths(call))
+            .await
+            .map_err(|_| None)?;
+        let wish = Wish {
+            files: files.values().flatten().map(|file| &**file).collect(),
+            queue: &call.queue,
+            python: call.python.as_deref(),
+            node: call.node.as_deref(),
+            threshold_bytes: call.data_threshold.or(Some(self.options.data_threshold)),
+        };
+        match placement::place(&wish, nodes) {
+            Ok(placement) => Ok(queue::places_text(&placement.places)),
+            Err(error) => Err(Some(format!("{}: {error}", call.name))),
+        }
+    }
+
+    /// Cancels jobs, wherever they are; returns those that were still going.
+    pub async fn cancel(
+        self: &Arc<Self>,
+        jobs: &[String],
+    ) -> Result<Vec<String>, queue::QueueError> {
+        let mut going = Vec::new();
+        for batch in jobs.chunks(queue::BATCH_JOBS_MAX) {
+            let answers = self.queue.cancel(batch).await?;
+            for (job, answer) in batch.iter().zip(answers) {
+                match answer {
+                    queue::CancelAnswer::Taken => {
+                        let update = self.failure(
+                            "JobCancelled",
+                            format!("job {job} was cancelled before it began"),
+                        );
+                        self.update_caller(job, update.clone(), self.me().node);
+                        self.close_taken(job, "cancelled", update, false);
+                        going.push(job.clone());
+                    }
+                    queue::CancelAnswer::Told => going.push(job.clone()),
+                    queue::CancelAnswer::Over | queue::CancelAnswer::Unknown => {}
+                }
+            }
+        }
+        Ok(going)
+    }
+
+    /// Cancels all jobs of the cluster.
+    pub async fn cancel_all(self: &Arc<Self>) -> Result<Vec<String>, queue::QueueError> {
+        const LISTED_MAX: usize = 1_000_000;
+        let jobs = self.queue.going(LISTED_MAX).await?;
+        self.cancel(&jobs).await
+    }
+
+    /// Waits until every record is closed, but not for long.
+    pub(super) async fn settle(&self, wait: Duration) {
+        let until = Instant::now() + wait;
+        while self.closing.count() > 0 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Gives calls that no worker has back to the others.
+    pub(super) async fn give_back_waiting(&self) {
+        let waiting: Vec<(String, Option<String>)> = {
+            let mut board = self.board.lock().unwrap();
+            let jobs: Vec<String> = board
+                .runs
+                .iter()
+                .filter(|(_, run)| run::is_waiting(run))
+                .map(|(job, _)| job.clone())
+                .collect();
+            jobs.iter().for_each(|job| drop(board.remove(job)));
+            jobs.into_iter().map(|job| (job, None)).collect()
+        };
+        for batch in waiting.chunks(queue::BATCH_JOBS_MAX) {
+            if let Err(error) = self.queue.release(batch).await {
+                tracing::warn!(%error, "calls that wait here cannot be given back; others take them over");
+            }
+        }
+    }
+}

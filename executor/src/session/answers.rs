@@ -1,0 +1,200 @@
+//! The questions that a session answers beside taking calls.
+use super::Session;
+use crate::placement::resolve::tree_path;
+use crate::protocol::{Answer, Ask, Tell, VERSION};
+use ks_fs::path::TreePath;
+use ks_fs::record::Kind;
+use serde_bytes::ByteBuf;
+use serde_json::{Value, json};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Time between two words on the progress of a fetch.
+const PROGRESS: Duration = Duration::from_millis(100);
+/// Files fetched for one request, below the directories it names.
+const FILES_MAX: usize = 1_000_000;
+
+/// A question that cannot be answered: the Python exception's name, and the text.
+type Refusal = (&'static str, String);
+
+impl Session {
+    pub(super) fn introduction(&self) -> Answer {
+        let options = &self.executor.options;
+        Answer::Hello {
+            version: VERSION,
+            node: options.node_name.clone(),
+            node_id: self.executor.me().node.to_string(),
+            mountpoint: options.mountpoint.as_os_str().as_bytes().to_vec().into(),
+            datadir: options.datadir.as_os_str().as_bytes().to_vec().into(),
+            program: format!("ks {}", env!("CARGO_PKG_VERSION")),
+        }
+    }
+
+    pub(super) async fn answer(&self, request: u64, ask: Ask) {
+        let answered = match ask {
+            Ask::Attach { jobs } => {
+                let attached = self.executor.attach(jobs, &self.audience).await;
+                attached
+                    .map(|()| Answer::Accepted)
+                    .map_err(|e| (e.kind(), e.to_string()))
+            }
+            Ask::Cancel { jobs, all } => self.cancel(jobs, all).await,
+            Ask::Nodes => self.nodes().await,
+            Ask::Status => Ok(Answer::Status(self.status().await)),
+            Ask::Where { paths } => self.locate(paths).await,
+            Ask::Fetch { paths } => self.fetch(request, paths).await,
+            Ask::Shutdown => self.shutdown(),
+            Ask::Ping | Ask::Hello { .. } | Ask::Submit { .. } => return,
+        };
+        match answered {
+            Ok(answer) => self.reply(request, answer),
+            Err((kind, message)) => self.fail(request, kind, message),
+        }
+    }
+
+    async fn cancel(&self, jobs: Vec<String>, all: bool) -> Result<Answer, Refusal> {
+        let cancelled = match all {
+            true => self.executor.cancel_all().await,
+            false => self.executor.cancel(&jobs).await,
+        };
+        let jobs = cancelled.map_err(|e| ("CatalogUnavailable", e.to_string()))?;
+        Ok(Answer::Cancelled { jobs })
+    }
+
+    async fn nodes(&self) -> Result<Answer, Refusal> {
+        let nodes = self.executor.fs.catalog().nodes().await;
+        let nodes = nodes.map_err(|e| ("CatalogUnavailable", e.to_string()))?;
+        let describe = |node: &ks_fs::catalog::nodes::NodeState| {
+            let info = &node.info;
+            json!({
+                "name": info.name, "id": node.id.to_string(), "address": info.address, "alive": node.alive,
+                "workers": info.workers, "queues": info.queues, "mountpoint": info.mountpoint, "datadir": info.datadir,
+                "free_bytes": info.free_bytes, "total_bytes": info.total_bytes, "version": info.version,
+            })
+        };
+        Ok(Answer::Nodes(nodes.iter().map(describe).collect()))
+    }
+
+    async fn status(&self) -> Value {
+        match self.executor.facts.get() {
+            Some(facts) => facts.status().await,
+            None => json!({"calls": self.executor.status().await}),
+        }
+    }
+
+    fn shutdown(&self) -> Result<Answer, Refusal> {
+        match self.executor.facts.get() {
+            Some(facts) if self.rights.may_end => {
+                facts.shutdown();
+                Ok(Answer::Done)
+            }
+            _ => Err((
+                "PermissionError",
+                "only a node, or who may open the control socket, may end a node".into(),
+            )),
+        }
+    }
+
+    /// The path in the tree: given as it is under this node's mount point, or relative to the tree's root.
+    fn in_tree(&self, path: &[u8]) -> Result<TreePath, Refusal> {
+        let mountpoint = self.executor.options.mountpoint.as_os_str().as_bytes();
+        let found = match path.first() {
+            Some(b'/') => tree_path(path, mountpoint),
+            _ => TreePath::new(path),
+        };
+        found.ok_or_else(|| {
+            let path = String::from_utf8_lossy(path);
+            let mountpoint = self.executor.options.mountpoint.display();
+            (
+                "FileNotFoundError",
+                format!("{path}: outside the tree, which is mounted at {mountpoint}"),
+            )
+        })
+    }
+
+    async fn locate(&self, paths: Vec<ByteBuf>) -> Result<Answer, Refusal> {
+        let mut found = Vec::with_capacity(paths.len());
+        for path in paths {
+            let tree_path = self.in_tree(&path)?;
+            let place = self.executor.fs.where_is(&tree_path).await;
+            let place = place.map_err(|e| (kind_of(&e), format!("{tree_path}: {e}")))?;
+            found.push(serde_json::to_value(place).map_err(|e| ("ProtocolError", e.to_string()))?);
+        }
+        Ok(Answer::Where(found))
+    }
+
+    async fn fetch(&self, request: u64, paths: Vec<ByteBuf>) -> Result<Answer, Refusal> {
+        for path in paths {
+            for file in self.files_below(self.in_tree(&path)?).await? {
+                self.fetch_one(request, &file).await?;
+            }
+        }
+        Ok(Answer::Done)
+    }
+
+    async fn fetch_one(&self, request: u64, file: &TreePath) -> Result<(), Refusal> {
+        let name = file.under(&self.executor.options.mountpoint);
+        let told = Mutex::new(None::<Instant>);
+        let progress = |have: u64, size: u64| {
+            let mut told = told.lock().unwrap();
+            if have < size && told.is_some_and(|at| at.elapsed() < PROGRESS) {
+                return;
+            }
+            *told = Some(Instant::now());
+            let path = name.as_os_str().as_bytes().to_vec().into();
+            self.audience.tell(&Tell::Progress {
+                request,
+                path,
+                have,
+                size,
+            });
+        };
+        let fetched = self.executor.fs.fetch_whole(file, progress).await;
+        fetched.map_err(|e| (kind_of(&e), format!("{file}: {e}")))
+    }
+
+    /// The file itself, or the files below a directory.
+    async fn files_below(&self, path: TreePath) -> Result<Vec<TreePath>, Refusal> {
+        let catalog = self.executor.fs.catalog();
+        let unavailable = |e: ks_fs::catalog::CatalogError| ("CatalogUnavailable", e.to_string());
+        let mut files = Vec::new();
+        let node = catalog.resolve(&path).await.map_err(unavailable)?;
+        let node = node.ok_or_else(|| {
+            (
+                "FileNotFoundError",
+                format!("{path}: no such file or directory"),
+            )
+        })?;
+        let mut queue = vec![(path, node.ino, node.inode.kind)];
+        while let Some((path, ino, kind)) = queue.pop() {
+            match kind {
+                Kind::File => files.push(path),
+                Kind::Directory => {
+                    let listing = catalog.list(ino).await.map_err(unavailable)?;
+                    for (name, node) in listing.entries.iter().rev() {
+                        queue.push((path.join(name), node.ino, node.inode.kind));
+                    }
+                }
+                _ => {}
+            }
+            if files.len() > FILES_MAX {
+                return Err((
+                    "OSError",
+                    format!("more than {FILES_MAX} files; name fewer"),
+                ));
+            }
+        }
+        Ok(files)
+    }
+}
+
+fn kind_of(error: &ks_fs::error::FsError) -> &'static str {
+    match error {
+        ks_fs::error::FsError::NotFound => "FileNotFoundError",
+        ks_fs::error::FsError::IsADirectory => "IsADirectoryError",
+        ks_fs::error::FsError::NotADirectory => "NotADirectoryError",
+        ks_fs::error::FsError::Catalog(_) => "CatalogUnavailable",
+        _ => "OSError",
+    }
+}

@@ -1,0 +1,426 @@
+//! The job scripts against a real Redis: claims are atomic, a job ends once, dead nodes' jobs come back, order is kept.
+use ks_executor::queue::{
+    CancelAnswer, Claimant, Finish, Finished, LEASE, Next, Queue, Standing, Submission,
+};
+use ks_fs::record::NodeId;
+use ks_fs::redis_client::{Push, Redis};
+use ks_fs::testing::TestRedis;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+struct Member {
+    queue: Queue,
+    heard: Arc<Mutex<Vec<(String, String)>>>,
+}
+
+impl Member {
+    async fn join(server: &TestRedis, node: u64) -> Self {
+        Self::again(server, node, 1).await
+    }
+    async fn again(server: &TestRedis, node: u64, incarnation: u64) -> Self {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let ears = heard.clone();
+        let on_push = Arc::new(move |push| {
+            if let Push::Message { channel, payload } = push {
+                let text = |raw| String::from_utf8(raw).unwrap();
+                ears.lock().unwrap().push((text(channel), text(payload)));
+            }
+        });
+        let redis = Redis::connect(server.target(), false, on_push)
+            .await
+            .unwrap();
+        let me = Claimant {
+            node: NodeId(node),
+            incarnation,
+        };
+        let queue = Queue::new(redis, me);
+        queue.subscribe().await.unwrap();
+        queue.renew().await.unwrap();
+        Self { queue, heard }
+    }
+    async fn hears(&self, payload: &str) {
+        let heard = async {
+            loop {
+                if self
+                    .heard
+                    .lock()
+                    .unwrap()
+                    .iter()
+                    .any(|(_, text)| text == payload)
+                {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(DEADLINE, heard).await;
+        waited.unwrap_or_else(|_| panic!("{payload} was not heard"));
+    }
+    async fn submit(&self, jobs: &[Submission], want: usize) -> Vec<String> {
+        self.queue.submit(&[], jobs, want).await.unwrap().claimed
+    }
+    async fn claim(&self, want: usize) -> Vec<String> {
+        let claims = self.queue.claim(&["default".into()], want).await.unwrap();
+        claims.jobs.into_iter().map(|claimed| claimed.job).collect()
+    }
+    async fn finish(&self, job: &str, retry: bool) -> Finished {
+        self.queue.finish(&[end(job, retry)]).await.unwrap()[0]
+    }
+    async fn standing(&self, job: &str) -> Standing {
+        self.queue
+            .standing(&[job.to_owned()])
+            .await
+            .unwrap()
+            .remove(0)
+    }
+}
+
+fn end(job: &str, retry: bool) -> Finish {
+    Finish {
+        job: job.to_owned(),
+        kind: "done",
+        ended: b"the end".to_vec(),
+        retry,
+        notify: true,
+    }
+}
+
+fn id(number: usize) -> String {
+    format!("{number:032x}")
+}
+
+fn job(number: usize, places: &[(u64, u64)]) -> Submission {
+    let places: Vec<_> = places
+        .iter()
+        .map(|(node, delay)| format!("{}={delay}", NodeId(*node)))
+        .collect();
+    Submission {
+        job: id(number),
+        body: format!("body {number}").into_bytes(),
+        queue: "default".into(),
+        priority: 0,
+        retries: 0,
+        places: places.join(","),
+        here: false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claimers_at_once_never_share_a_job() {
+    let server = TestRedis::start().await;
+    let accepting = Member::join(&server, 9).await;
+    let jobs: Vec<_> = (0..600).map(|number| job(number, &[])).collect();
+    for batch in jobs.chunks(200) {
+        accepting.submit(batch, 0).await;
+    }
+    let mut claimers = tokio::task::JoinSet::new();
+    for node in 1..=4 {
+        let member = Member::join(&server, node).await;
+        claimers.spawn(async move {
+            let mut mine = Vec::new();
+            loop {
+                let some = member.claim(7).await;
+                if some.is_empty() {
+                    return mine;
+                }
+                mine.extend(some);
+            }
+        });
+    }
+    let all: Vec<String> = claimers.join_all().await.into_iter().flatten().collect();
+    assert_eq!(all.len(), 600);
+    assert_eq!(all.iter().collect::<HashSet<_>>().len(), 600);
+}
+
+#[tokio::test]
+async fn a_quick_job_is_claimed_as_it_is_accepted() {
+    let server = TestRedis::start().await;
+    let node = Member::join(&server, 1).await;
+    let mut batch: Vec<_> = (0..3).map(|number| job(number, &[])).collect();
+    batch.iter_mut().for_each(|job| job.here = true);
+    assert_eq!(node.submit(&batch, 2).await, [id(0), id(1)]);
+    // Sent twice is one job.
+    let again = node.queue.submit(&[], &batch, 2).await.unwrap();
+    assert!(again.claimed.is_empty());
+    assert_eq!(again.known.len(), 3);
+    let claims = node.queue.claim(&["default".into()], 5).await.unwrap();
+    assert_eq!(claims.next, Next::Nothing);
+    assert_eq!(claims.jobs.len(), 1);
+    let claimed = &claims.jobs[0];
+    assert_eq!(
+        (claimed.job.as_str(), claimed.body.as_slice()),
+        (id(2).as_str(), &b"body 2"[..])
+    );
+    assert_eq!(claimed.origin, NodeId(1));
+    assert!(claims.now_ms - claimed.accepted_ms < 10_000);
+}
+
+#[tokio::test]
+async fn a_job_ends_once_and_only_for_its_claimant() {
+    let server = TestRedis::start().await;
+    let (one, two) = (
+        Member::join(&server, 1).await,
+        Member::join(&server, 2).await,
+    );
+    one.submit(&[job(1, &[])], 0).await;
+    assert_eq!(
+        one.finish(&id(1), false).await,
+        Finished::Refused,
+        "not claimed yet"
+    );
+    two.hears("q").await;
+    assert_eq!(two.claim(1).await, [id(1)]);
+    assert_eq!(
+        one.finish(&id(1), false).await,
+        Finished::Refused,
+        "claimed by another"
+    );
+    let other_start = Member::again(&server, 2, 2).await;
+    assert_eq!(
+        other_start.finish(&id(1), false).await,
+        Finished::Refused,
+        "another incarnation"
+    );
+    assert_eq!(one.standing(&id(1)).await, Standing::Going);
+    assert_eq!(two.finish(&id(1), false).await, Finished::Ended);
+    assert_eq!(
+        two.finish(&id(1), false).await,
+        Finished::Refused,
+        "it has ended"
+    );
+    one.hears(&format!("e{}", id(1))).await;
+    assert_eq!(
+        one.standing(&id(1)).await,
+        Standing::Ended(b"the end".to_vec())
+    );
+    assert!(one.queue.going(10).await.unwrap().is_empty());
+    assert!(two.queue.claimed().await.unwrap().is_empty());
+    let mut ttl = redis::cmd("TTL");
+    ttl.arg(format!("ks:j:{}", id(1)));
+    let redis::Value::Int(seconds) = one.queue.redis().run(&ttl).await.unwrap() else {
+        panic!("a number")
+    };
+    assert!((86_000..=86_400).contains(&seconds), "{seconds}");
+}
+
+#[tokio::test]
+async fn higher_priorities_come_first_then_the_order_of_submission() {
+    let server = TestRedis::start().await;
+    let node = Member::join(&server, 1).await;
+    let mut batch: Vec<_> = (0..40).rev().map(|number| job(number, &[])).collect();
+    batch[7].priority = 5;
+    batch[3].priority = 9_999;
+    batch[0].priority = -1;
+    let mut expected: Vec<_> = batch.iter().map(|job| job.job.clone()).collect();
+    node.submit(&batch, 0).await;
+    let lowest = expected.remove(0);
+    let middle = expected.remove(6);
+    let highest = expected.remove(2);
+    expected.splice(0..0, [highest, middle]);
+    expected.push(lowest);
+    let mut got = node.claim(11).await;
+    got.extend(node.claim(100).await);
+    assert_eq!(got, expected);
+}
+
+#[tokio::test]
+async fn a_node_waits_until_it_is_eligible_and_first_choices_come_first() {
+    let server = TestRedis::start().await;
+    let (one, two) = (
+        Member::join(&server, 1).await,
+        Member::join(&server, 2).await,
+    );
+    let batch: Vec<_> = (0..8)
+        .map(|number| {
+            if number % 2 == 0 {
+                job(number, &[(1, 0), (2, 300)])
+            } else {
+                job(number, &[(1, 300), (2, 0)])
+            }
+        })
+        .collect();
+    one.submit(&batch, 0).await;
+    let claims = two.queue.claim(&["default".into()], 3).await.unwrap();
+    assert_eq!(claims.next, Next::Now, "one more is its own");
+    let got: Vec<_> = claims
+        .jobs
+        .iter()
+        .map(|claimed| claimed.job.clone())
+        .collect();
+    assert_eq!(got, [id(1), id(3), id(5)]);
+    assert_eq!(one.claim(1).await, [id(0)]);
+    tokio::time::sleep(Duration::from_millis(320)).await;
+    // Its own first, then the others' in order; what was claimed is not offered again.
+    assert_eq!(two.claim(100).await, [id(7), id(2), id(4), id(6)]);
+    assert!(one.claim(100).await.is_empty());
+}
+
+#[tokio::test]
+async fn the_next_time_is_told() {
+    let server = TestRedis::start().await;
+    let (one, two) = (
+        Member::join(&server, 1).await,
+        Member::join(&server, 2).await,
+    );
+    one.submit(&[job(1, &[(1, 0), (2, 5_000)])], 0).await;
+    two.hears("q").await;
+    let claims = two.queue.claim(&["default".into()], 1).await.unwrap();
+    assert!(claims.jobs.is_empty());
+    let Next::In(wait_ms) = claims.next else {
+        panic!("{:?}", claims.next)
+    };
+    assert!((4_000..=5_000).contains(&wait_ms), "{wait_ms}");
+    let other = two.queue.claim(&["gpu".into()], 1).await.unwrap();
+    assert_eq!(other.next, Next::Nothing, "another queue");
+}
+
+#[tokio::test]
+async fn a_dead_nodes_jobs_are_lost_or_run_again() {
+    let server = TestRedis::start().await;
+    let (one, two) = (
+        Member::join(&server, 1).await,
+        Member::join(&server, 2).await,
+    );
+    let mut batch = [
+        job(1, &[]),
+        job(2, &[]),
+        job(3, &[(2, 0)]),
+        job(4, &[(2, 0), (1, 0)]),
+    ];
+    batch[1].retries = 1;
+    one.submit(&batch, 0).await;
+    assert_eq!(two.claim(2).await, [id(1), id(2)]);
+    assert!(one.queue.reap().await.unwrap().is_empty(), "it lives");
+    two.queue.resign().await.unwrap();
+    let mut reaped: HashMap<_, _> = HashMap::new();
+    for job in one.queue.reap().await.unwrap() {
+        reaped.insert(job.job, job.lost_by);
+    }
+    let expected = [
+        (id(1), Some(NodeId(2))),
+        (id(2), Some(NodeId(2))),
+        (id(3), None),
+    ];
+    assert_eq!(reaped, expected.into_iter().collect());
+    assert_eq!(
+        two.finish(&id(1), false).await,
+        Finished::Refused,
+        "it was thought dead"
+    );
+    assert_eq!(
+        one.finish(&id(1), true).await,
+        Finished::Ended,
+        "no retries left"
+    );
+    assert_eq!(one.finish(&id(2), true).await, Finished::Again);
+    let placed = [(id(3), Some(format!("{}=0", NodeId(1))))];
+    assert_eq!(one.queue.release(&placed).await.unwrap(), 1);
+    let again: HashSet<_> = one.claim(10).await.into_iter().collect();
+    assert_eq!(again, [id(2), id(3), id(4)].into_iter().collect());
+    assert_eq!(
+        one.finish(&id(2), true).await,
+        Finished::Ended,
+        "its one retry is spent"
+    );
+    one.queue
+        .release(&[(id(3), None), (id(4), None)])
+        .await
+        .unwrap();
+    assert_eq!(one.claim(10).await.len(), 2, "given back as they were");
+    assert!(one.queue.reap().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_reaper_that_dies_is_reaped() {
+    let server = TestRedis::start().await;
+    let (one, two, three) = (
+        Member::join(&server, 1).await,
+        Member::join(&server, 2).await,
+        Member::join(&server, 3).await,
+    );
+    one.submit(&[job(1, &[])], 0).await;
+    assert_eq!(one.claim(1).await, [id(1)]);
+    one.queue.resign().await.unwrap();
+    assert_eq!(two.queue.reap().await.unwrap().len(), 1);
+    two.queue.resign().await.unwrap();
+    let reaped = three.queue.reap().await.unwrap();
+    assert_eq!((reaped.len(), reaped[0].lost_by), (1, Some(NodeId(2))));
+    assert_eq!(three.finish(&id(1), false).await, Finished::Ended);
+}
+
+#[tokio::test]
+async fn a_lease_runs_out_by_itself_and_its_holder_learns_of_it() {
+    let server = TestRedis::start().await;
+    let (one, two) = (
+        Member::join(&server, 1).await,
+        Member::join(&server, 2).await,
+    );
+    one.submit(&[job(1, &[])], 0).await;
+    assert_eq!(two.claim(1).await, [id(1)]);
+    assert!(two.queue.renew().await.unwrap());
+    tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+    assert_eq!(one.queue.reap().await.unwrap().len(), 1);
+    assert!(!two.queue.renew().await.unwrap());
+    assert!(two.queue.claimed().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn cancelling_and_attaching() {
+    let server = TestRedis::start().await;
+    let (one, two) = (
+        Member::join(&server, 1).await,
+        Member::join(&server, 2).await,
+    );
+    one.submit(&[job(1, &[]), job(2, &[(1, 0), (2, 10_000)])], 0)
+        .await;
+    assert_eq!(two.claim(1).await, [id(1)]);
+    let all = [id(1), id(2), id(3)];
+    let answers = one.queue.cancel(&all).await.unwrap();
+    assert_eq!(
+        answers,
+        [
+            CancelAnswer::Told,
+            CancelAnswer::Taken,
+            CancelAnswer::Unknown
+        ]
+    );
+    two.hears(&format!("c{}", id(1))).await;
+    assert_eq!(one.finish(&id(2), false).await, Finished::Ended);
+    assert!(
+        one.claim(10).await.is_empty(),
+        "a cancelled job is in no queue"
+    );
+    let three = Member::join(&server, 3).await;
+    let standings = three.queue.attach(&all).await.unwrap();
+    assert_eq!(
+        standings,
+        [
+            Standing::Going,
+            Standing::Ended(b"the end".to_vec()),
+            Standing::Unknown
+        ]
+    );
+    two.hears(&format!("o{}{}", NodeId(3), id(1))).await;
+    assert_eq!(two.finish(&id(1), false).await, Finished::Ended);
+    three.hears(&format!("e{}", id(1))).await;
+    let over = one.queue.cancel(&[id(1)]).await.unwrap();
+    assert_eq!(over, [CancelAnswer::Over]);
+}
+
+#[tokio::test]
+async fn spent_blobs_are_listed_once_their_time_has_come() {
+    let server = TestRedis::start().await;
+    let one = Member::join(&server, 1).await;
+    one.queue
+        .keep_blobs(&[[1; 32], [2; 32]], 1_000)
+        .await
+        .unwrap();
+    one.queue.keep_blobs(&[[2; 32]], 3_000).await.unwrap();
+    one.queue.keep_blobs(&[[2; 32]], 2_000).await.unwrap();
+    assert_eq!(one.queue.spent_blobs(2_500, 10).await.unwrap(), [[1; 32]]);
+    assert_eq!(one.queue.spent_blobs(3_500, 10).await.unwrap(), [[2; 32]]);
+    assert!(one.queue.spent_blobs(9_000, 10).await.unwrap().is_empty());
+}

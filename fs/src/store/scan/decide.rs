@@ -1,0 +1,222 @@
+//! What a scan does with what it found: plain functions, no disk and no catalog.
+use super::super::LocalMeta;
+use crate::record::*;
+
+/// What stands in the data directory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Local<'a> {
+    pub(super) inode: &'a Inode,
+    /// Size and mtime are what the meta says.
+    pub(super) is_untouched: bool,
+}
+
+/// What becomes of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The current version: a copy, as before.
+    Current,
+    /// It is what the catalog's record says, but its `user.ks` does not say so (yet).
+    Mark,
+    /// This node is the home, and the file was changed behind our back: a new version.
+    Publish,
+    /// An older version than another node's: not a copy that counts; it is replaced when the file is fetched.
+    Old,
+    /// Same size as on another node: their hashes decide.
+    Compare,
+    /// The same directory, or the same symlink.
+    Same,
+    /// Other content than the tree's: kept under another name.
+    Conflict,
+}
+
+/// A file that stands where the catalog has its inode.
+pub(super) fn known(local: Local<'_>, meta: &LocalMeta, record: &Inode, me: NodeId) -> Verdict {
+    let is_home = record.home == me;
+    let is_current = meta.version == record.version && meta.size == record.size;
+    match (local.is_untouched, is_home) {
+        (true, _) if is_current => Verdict::Current,
+        (false, true) if is_as_recorded(local.inode, record) => Verdict::Mark,
+        (_, true) => Verdict::Publish,
+        (true, false) => Verdict::Old,
+        (false, false) => Verdict::Conflict,
+    }
+}
+
+/// Something without `user.ks` that stands where the tree has something already.
+pub(super) fn occupied(found: &Inode, record: &Inode, me: NodeId) -> Verdict {
+    match (found.kind, record.kind) {
+        (Kind::Directory, Kind::Directory) => Verdict::Same,
+        (Kind::Symlink, Kind::Symlink) if found.target == record.target => Verdict::Same,
+        (Kind::File, Kind::File) if record.home == me => {
+            if is_as_recorded(found, record) {
+                Verdict::Mark
+            } else {
+                Verdict::Publish
+            }
+        }
+        (Kind::File, Kind::File) if found.size == record.size => Verdict::Compare,
+        _ => Verdict::Conflict,
+    }
+}
+
+/// What is done with a file whose inode the catalog has at another path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moved {
+    /// Another name of the very file that stands there: a hard link.
+    Link,
+    /// It was moved behind our back, and this node is its home: renamed in the catalog.
+    Rename,
+    /// A copy of another node's file: back to where the tree has it.
+    MoveBack,
+    /// A file of its own.
+    New,
+}
+
+/// What stands, in the data directory, where the catalog has the inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum There {
+    /// The same file of the disk.
+    SameFile,
+    /// Another file that is that inode too.
+    SameInode,
+    /// Nothing, or something else.
+    NotIt,
+}
+
+/// `is_free`: the catalog has nothing at the path where it was found.
+pub(super) fn elsewhere(
+    local: Local<'_>,
+    meta: &LocalMeta,
+    record: &Inode,
+    there: There,
+    is_free: bool,
+    me: NodeId,
+) -> Moved {
+    match there {
+        There::SameFile if is_free => Moved::Link,
+        There::NotIt if is_free && record.home == me => Moved::Rename,
+        There::NotIt if local.is_untouched && meta.version == record.version => Moved::MoveBack,
+        _ => Moved::New,
+    }
+}
+
+fn is_as_recorded(found: &Inode, record: &Inode) -> bool {
+    found.size == record.size && found.mtime == record.mtime
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const ME: NodeId = NodeId(1);
+    const OTHER: NodeId = NodeId(2);
+
+    fn inode(kind: Kind, size: u64, mtime: Time, version: u64, home: NodeId) -> Inode {
+        Inode {
+            kind,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            nlink: 1,
+            size,
+            atime: 0,
+            mtime,
+            ctime: 0,
+            parent: ROOT,
+            name: Vec::new(),
+            target: Vec::new(),
+            xattrs: BTreeMap::new(),
+            version,
+            epoch: 1,
+            home,
+            blake3: None,
+            md5: None,
+        }
+    }
+
+    fn meta(size: u64, mtime: Time, version: u64) -> LocalMeta {
+        LocalMeta {
+            ino: 5,
+            version,
+            epoch: 1,
+            home: OTHER,
+            size,
+            mtime,
+            blake3: None,
+        }
+    }
+
+    proptest! {
+        /// A changed file is never taken for a current or an old copy, whoever is the home.
+        #[test]
+        fn what_was_changed_is_never_dropped(size in 0u64..3, mtime in 0i64..3, meta_size in 0u64..3, meta_mtime in 0i64..3,
+                                             meta_version in 0u64..3, record_size in 0u64..3, record_mtime in 0i64..3,
+                                             version in 0u64..3, is_home: bool) {
+            let found = inode(Kind::File, size, mtime, 1, ME);
+            let record = inode(Kind::File, record_size, record_mtime, version, if is_home { ME } else { OTHER });
+            let meta = meta(meta_size, meta_mtime, meta_version);
+            let is_untouched = size == meta_size && mtime == meta_mtime;
+            let verdict = known(Local { inode: &found, is_untouched }, &meta, &record, ME);
+            match verdict {
+                Verdict::Current => prop_assert!(is_untouched && meta_version == version && size == record_size),
+                Verdict::Old => prop_assert!(is_untouched && !is_home),
+                Verdict::Mark => prop_assert!(is_home && size == record_size && mtime == record_mtime),
+                Verdict::Publish => prop_assert!(is_home),
+                Verdict::Conflict => prop_assert!(!is_untouched && !is_home),
+                other => prop_assert!(false, "{:?}", other),
+            }
+            // Without its mark, it is never a copy before the hashes were compared.
+            match occupied(&found, &record, ME) {
+                Verdict::Mark => prop_assert!(is_home && size == record_size && mtime == record_mtime),
+                Verdict::Publish => prop_assert!(is_home),
+                Verdict::Compare => prop_assert!(!is_home && size == record_size),
+                Verdict::Conflict => prop_assert!(!is_home && size != record_size),
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+    }
+
+    #[test]
+    fn kinds_that_differ_are_conflicts() {
+        let kinds = [Kind::File, Kind::Directory, Kind::Symlink];
+        for found in kinds {
+            for record in kinds {
+                let verdict = occupied(&inode(found, 0, 0, 1, ME), &inode(record, 0, 0, 1, ME), ME);
+                assert_eq!(verdict == Verdict::Conflict, found != record);
+            }
+        }
+        let mut other = inode(Kind::Symlink, 0, 0, 1, ME);
+        other.target = b"x".to_vec();
+        let link = inode(Kind::Symlink, 0, 0, 1, ME);
+        assert_eq!(occupied(&other, &link, ME), Verdict::Conflict);
+    }
+
+    #[test]
+    fn files_found_elsewhere() {
+        let found = inode(Kind::File, 1, 1, 1, ME);
+        let clean = Local {
+            inode: &found,
+            is_untouched: true,
+        };
+        let dirty = Local {
+            inode: &found,
+            is_untouched: false,
+        };
+        let (mine, theirs) = (
+            inode(Kind::File, 1, 1, 1, ME),
+            inode(Kind::File, 1, 1, 1, OTHER),
+        );
+        let meta = meta(1, 1, 1);
+        let case =
+            |local, record, there, is_free| elsewhere(local, &meta, record, there, is_free, ME);
+        assert_eq!(case(clean, &mine, There::SameFile, true), Moved::Link);
+        assert_eq!(case(dirty, &mine, There::NotIt, true), Moved::Rename);
+        assert_eq!(case(clean, &mine, There::SameInode, true), Moved::New);
+        assert_eq!(case(clean, &theirs, There::NotIt, true), Moved::MoveBack);
+        assert_eq!(case(dirty, &theirs, There::NotIt, true), Moved::New);
+        assert_eq!(case(clean, &theirs, There::SameInode, false), Moved::New);
+    }
+}
