@@ -153,13 +153,46 @@ impl Applier {
             let before = self.position();
             let path = self.shared.catalog.path_of(ino).await?;
             let path = path.ok_or_else(|| self.shared.store.mismatch(&TreePath::root()))?;
-            let order = tokio::time::timeout(OWN_WAIT, self.shared.order.lock()).await;
-            let _order = order.map_err(|_| self.shared.behind(before, OWN_WAIT))?;
-            if self.position() == before {
-                return act(&path);
+            if let Some(result) = self.while_at(before, || act(&path)).await? {
+                return Ok(result);
             }
         }
         Err(self.shared.behind(self.position(), OWN_WAIT))
+    }
+
+    /// As `at_path`, for an inode that the own event `event` (applied by `own`) has just entered as `name` in `parent`: without a
+    /// round trip when nothing came after it.
+    pub async fn at_new_path<T>(
+        &self,
+        event: EventId,
+        (parent, name): (Ino, &[u8]),
+        ino: Ino,
+        mut act: impl FnMut(&TreePath) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        if self.position() == event
+            && let Some(above) = self.shared.catalog.path_of(parent).await?
+        {
+            let path = above.join(name);
+            if let Some(result) = self.while_at(event, || act(&path)).await? {
+                return Ok(result);
+            }
+        }
+        self.at_path(ino, act).await
+    }
+
+    /// Does `act` if everything up to `position` is applied and nothing after it; nothing is applied meanwhile.
+    async fn while_at<T>(
+        &self,
+        position: EventId,
+        act: impl FnOnce() -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        let order = tokio::time::timeout(OWN_WAIT, self.shared.order.lock()).await;
+        let _order = order.map_err(|_| self.shared.behind(position, OWN_WAIT))?;
+        if self.position() == position {
+            act().map(Some)
+        } else {
+            Ok(None)
+        }
     }
 }
 

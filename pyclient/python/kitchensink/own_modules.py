@@ -1,7 +1,7 @@
 """Which modules are the client's own project: they travel by value, because the workers do not have them.
 
-Internal. Own is a module whose file is under the working directory or under the directory of the script that runs, and not part of Python, of
-site-packages or of this package. Extension modules cannot travel.
+Internal. Own is a module whose file is under the working directory or under the directory of the script that runs, and
+not part of Python, of site-packages or of this package. Extension modules cannot travel.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sysconfig
 import threading
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, Optional
+from typing import Any
 
 import cloudpickle
 
@@ -44,7 +44,7 @@ def _roots() -> frozenset[str]:
     return frozenset(roots)
 
 
-def _file_of(module: Any) -> Optional[str]:
+def _file_of(module: Any) -> str | None:
     file = getattr(module, "__file__", None)
     if isinstance(file, str):
         return file
@@ -99,7 +99,7 @@ def travel_by_name() -> None:
     _by_value = False
 
 
-def is_own(name: Optional[str]) -> bool:
+def is_own(name: str | None) -> bool:
     """Whether things of the module of this name travel by value."""
     if name is None or name == "__main__":
         return True
@@ -110,8 +110,8 @@ def is_own(name: Optional[str]) -> bool:
 
 @contextlib.contextmanager
 def by_value() -> Iterator[None]:
-    """While this lasts, cloudpickle takes own modules by value. It is undone after, so that other users of cloudpickle in this process
-    see no difference."""
+    """While this lasts, cloudpickle takes own modules by value. It is undone after, so that other users of cloudpickle
+    in this process see no difference."""
     if not _by_value:
         yield
         return
