@@ -78,7 +78,7 @@ pub struct Mount {
 
 impl Mount {
     /// Mounts; `control_socket` goes into the mount table so that every process can find its node.
-    pub fn mount(
+    pub fn attach(
         fs: Arc<FileSystem>,
         mountpoint: &Path,
         control_socket: &Path,
