@@ -76,12 +76,12 @@ def test_no_redis_server(cluster):
 def test_a_mount_point_that_is_not_empty(cluster):
     node = cluster[3]
     node.shell("mkdir -p /full; touch /full/file")
-    refused(node, mount(node, "--join", "host1", mountpoint="/full"), "/full", "not empty")
+    refused(node, mount(node, "--join", "host1", mountpoint="/full"), "/full", "empty")
     assert node.exec(["ls", "/full"]).text == "file\n"
 
 
-def test_a_mount_point_that_is_not_there(cluster):
-    refused(cluster[3], mount(cluster[3], "--join", "host1", mountpoint="/nowhere/at/all"), "/nowhere/at/all")
+def test_a_mount_point_that_cannot_be_made(cluster):
+    refused(cluster[3], mount(cluster[3], "--join", "host1", mountpoint="/proc/nowhere"), "/proc/nowhere")
 
 
 def test_a_mount_point_that_is_a_file(cluster):
@@ -109,8 +109,8 @@ def test_a_data_directory_that_two_nodes_share(cluster):
     assert cluster[2].status()["state"] == "running"
 
 
-def test_a_data_directory_that_is_not_there(cluster):
-    refused(cluster[3], mount(cluster[3], "--join", "host1", datadir="/nowhere/data"), "/nowhere/data")
+def test_a_data_directory_that_cannot_be_made(cluster):
+    refused(cluster[3], mount(cluster[3], "--join", "host1", datadir="/proc/data"), "/proc/data")
 
 
 def test_a_data_directory_in_the_tree(cluster):

@@ -81,7 +81,7 @@ def test_payloads_do_not_go_through_redis(make_cluster):
         assert int(received) < MIB, "what went into Redis"
         for key in redis(cluster[1], "--scan").text.split():
             size = redis(cluster[1], "memory", "usage", key, "samples", "0").text
-            assert int(size or 0) < 256 * 1024, (key, size)
+            assert int(size.strip() or 0) < 256 * 1024, (key, size)
     finally:
         for node in (cluster[2], cluster[1]):
             if node.pid:

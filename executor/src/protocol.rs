@@ -16,19 +16,24 @@ pub type JobId = String;
 /// Serialized data: the pickle first, then its out-of-band buffers (pickle protocol 5).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Payload {
+    /// In this order.
     pub parts: Vec<Part>,
 }
 
 /// One part of a payload.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Part {
+    /// The bytes themselves.
     Inline(ByteBuf),
     /// A segment of the same frame, by index (1 and up).
     Segment(u32),
     /// A file in the hidden part of the tree, by BLAKE3 hash; `path` is set where the receiver can open (and memory-map) it.
     Blob {
+        /// 32 bytes.
         hash: ByteBuf,
+        /// Bytes.
         size: u64,
+        /// Absolute.
         path: Option<ByteBuf>,
     },
 }
@@ -45,17 +50,22 @@ pub enum FunctionRef {
 /// A function's serialized form, sent once per connection.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FunctionCode {
+    /// BLAKE3 of the code, 32 bytes.
     pub hash: ByteBuf,
+    /// For people: its qualified name.
     pub name: String,
+    /// The serialized form.
     pub code: Part,
 }
 
 /// One call, as the client wants it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Call {
+    /// Its name.
     pub job: JobId,
     /// For people: the function's qualified name.
     pub name: String,
+    /// What is called.
     pub function: FunctionRef,
     /// How args and result are serialized: `cloudpickle`, `pickle`, `json`, ...
     pub format: String,
@@ -69,16 +79,19 @@ pub struct Call {
     pub locality: Vec<ByteBuf>,
     /// The caller's mount point; where the executing node's differs, paths are rewritten by the worker.
     pub mountpoint: Option<ByteBuf>,
+    /// `_queue_name`.
     #[serde(default = "default_queue")]
     pub queue: String,
     /// Must run on the node of this name.
     #[serde(default)]
     pub node: Option<String>,
+    /// How long it may run.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
     /// How often it may be run again after its worker or node died. 0: at most once.
     #[serde(default)]
     pub retries: u32,
+    /// Higher first.
     #[serde(default)]
     pub priority: i32,
     /// Bytes; `None`: the node's default.
@@ -90,6 +103,7 @@ pub struct Call {
     /// Whether output and log lines are sent back as they happen.
     #[serde(default = "yes")]
     pub intermediate_results: bool,
+    /// The interpreter's name; `None`: the default one.
     #[serde(default)]
     pub python: Option<String>,
 }
@@ -103,40 +117,56 @@ fn yes() -> bool {
 /// Client to node. `request` comes back in the `Reply`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Request {
+    /// Any number.
     pub request: u64,
+    /// What is asked.
     pub body: Ask,
 }
 
+/// What a client asks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Ask {
     /// First on every connection.
     Hello {
+        /// Of the protocol.
         version: u32,
+        /// For people: who asks.
         program: String,
     },
     /// Enqueues; answered by `Accepted` when every job is recorded. Updates of these jobs follow on this connection.
     Submit {
+        /// Those that this connection has not sent yet.
         functions: Vec<FunctionCode>,
+        /// In this order.
         calls: Vec<Call>,
     },
     /// Wants the updates of jobs that another connection submitted (their end, at once if they have ended).
     Attach {
+        /// Which.
         jobs: Vec<JobId>,
     },
     /// Answered by `Cancelled`.
     Cancel {
+        /// Which.
         jobs: Vec<JobId>,
+        /// Every job of the cluster.
         all: bool,
     },
+    /// Answered by `Nodes`: a map each, with name, id, address, alive, workers, queues, mountpoint, datadir, free_bytes, total_bytes, version.
     Nodes,
+    /// Answered by `Status`.
     Status,
+    /// Answered by `Where`.
     Where {
+        /// Under this node's mount point, or relative to the tree's root.
         paths: Vec<ByteBuf>,
     },
     /// Brings files to this node; `Progress` updates, then `Done`.
     Fetch {
+        /// As in `Where`; a directory stands for the files below it.
         paths: Vec<ByteBuf>,
     },
+    /// Answered by `Pong`.
     Ping,
     /// Ends the node in order (what `ks umount` says).
     Shutdown,
@@ -145,94 +175,148 @@ pub enum Ask {
 /// Node to client.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Tell {
+    /// The answer to a request.
     Reply {
+        /// Its number.
         request: u64,
+        /// The answer.
         answer: Answer,
     },
     /// Something happened to a job.
     Update {
+        /// Which.
         job: JobId,
+        /// What.
         update: Update,
     },
+    /// How far a fetch has come.
     Progress {
+        /// The request's number.
         request: u64,
+        /// The file.
         path: ByteBuf,
+        /// Bytes that are here.
         have: u64,
+        /// Bytes in all.
         size: u64,
     },
 }
 
+/// Answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Answer {
+    /// The node introduces itself.
     Hello {
+        /// Of the protocol.
         version: u32,
+        /// Its name.
         node: String,
+        /// Its identity: 16 hex digits.
         node_id: String,
+        /// Where it mounts the tree.
         mountpoint: ByteBuf,
+        /// Its own files.
         datadir: ByteBuf,
+        /// For people: program and version.
         program: String,
     },
+    /// Every job is recorded, or has ended with the reason why not.
     Accepted,
     /// Which of them were still going.
     Cancelled {
+        /// Their names.
         jobs: Vec<JobId>,
     },
+    /// The nodes.
     Nodes(Vec<serde_json::Value>),
+    /// What runs.
     Status(serde_json::Value),
+    /// Who holds each of the paths (`ks_fs::filesystem::Where`).
     Where(Vec<serde_json::Value>),
+    /// It is done.
     Done,
+    /// The node is there.
     Pong {
+        /// Its name.
         node: String,
     },
-    /// The request as a whole failed; `kind` is the Python exception's name.
+    /// The request as a whole failed.
     Failed {
+        /// The Python exception's name.
         kind: String,
+        /// What went wrong.
         message: String,
     },
 }
 
+/// What happens to a job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Update {
+    /// A worker runs it. Left out where the end follows at once (its report says where it ran).
     Started {
+        /// The node's name.
         node: String,
+        /// The worker's process.
         pid: u32,
     },
     /// Bytes that the call (or a process of its) wrote to descriptor 1 or 2, in order.
     Output {
+        /// The node's name.
         node: String,
+        /// 1 or 2.
         stream: u8,
+        /// The bytes.
         data: ByteBuf,
     },
     /// One record of Python's logging.
     Log {
+        /// The node's name.
         node: String,
+        /// As Python numbers them.
         level: i32,
+        /// The logger's name.
         logger: String,
+        /// Its text, with the traceback where there is one.
         message: String,
+        /// Seconds since 1970.
         time: f64,
     },
+    /// It is over; nothing follows.
     Ended {
+        /// What came of it.
         outcome: Outcome,
+        /// What it used.
         report: Report,
     },
 }
 
+/// How a call ended.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Outcome {
+    /// The function's value.
     Returned(Payload),
     /// The user's code raised. `exception` is the pickled exception, where it pickles.
     Raised {
+        /// The pickled exception.
         exception: Option<Payload>,
+        /// Its class's name.
         type_name: String,
+        /// Its text.
         message: String,
+        /// As Python prints it.
         traceback: String,
     },
     /// Something of ours: `kind` is the Python exception's name (WorkerCrashed, JobCancelled, JobTimeout, NodeLost, NotPlaceable, NotSerializable, ...).
     Failed {
+        /// The Python exception's name.
         kind: String,
+        /// What went wrong.
         message: String,
+        /// What killed the worker.
         signal: Option<i32>,
+        /// What the worker exited with.
         exit_code: Option<i32>,
+        /// The last Python stack of a worker that died.
         stack: Option<String>,
     },
 }
@@ -240,16 +324,23 @@ pub enum Outcome {
 /// What a call used and where it ran.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
+    /// The node's name.
     pub node: String,
+    /// The worker's process; 0: it never began.
     pub pid: u32,
     /// Why it ran there, for people.
     pub why: String,
     /// Bytes of its data that each node would have had to fetch when it was placed.
     pub costs: Vec<(String, u64)>,
+    /// From its acceptance to its start.
     pub queued_us: u64,
+    /// From its start to its end.
     pub run_us: u64,
+    /// Processor time.
     pub cpu_us: u64,
+    /// Bytes of the files it opened that were on its node by then.
     pub bytes_local: u64,
+    /// Bytes that were fetched from other nodes for it.
     pub bytes_fetched: u64,
     /// Tree paths it opened.
     pub files: Vec<ByteBuf>,
@@ -257,17 +348,27 @@ pub struct Report {
 
 /// Node to worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant)] // nearly all are `Run`
 pub enum ToWorker {
     /// Run it; `code` comes when this worker has not had the function yet.
     Run {
+        /// Its name.
         job: JobId,
+        /// The function's, for people.
         name: String,
+        /// What is called.
         function: FunctionRef,
+        /// The function's serialized form.
         code: Option<Part>,
+        /// As in `Call`.
         format: String,
+        /// Of `(args, kwargs)`.
         args: Payload,
+        /// The caller's mount point.
         mountpoint_from: Option<ByteBuf>,
+        /// This node's.
         mountpoint_to: ByteBuf,
+        /// Whether log records are wanted.
         intermediate_results: bool,
     },
     /// Finish and exit.
@@ -277,23 +378,37 @@ pub enum ToWorker {
 /// Worker to node. What is printed comes through the pipes at its descriptors 1 and 2, not here.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum FromWorker {
+    /// It may be given calls.
     Ready {
+        /// Its process.
         pid: u32,
+        /// Python's version.
         python: String,
+        /// The package's version.
         package: String,
     },
+    /// As `Update::Log`.
     Log {
+        /// The call that logged.
         job: JobId,
+        /// As Python numbers them.
         level: i32,
+        /// The logger's name.
         logger: String,
+        /// Its text.
         message: String,
+        /// Seconds since 1970.
         time: f64,
     },
     /// Sent after stdout and stderr were flushed.
     Ended {
+        /// Which call.
         job: JobId,
+        /// What came of it.
         outcome: Outcome,
+        /// How long it ran.
         run_us: u64,
+        /// Processor time of it.
         cpu_us: u64,
     },
 }

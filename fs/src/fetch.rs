@@ -45,6 +45,8 @@ use tokio::runtime::Handle;
 
 /// Contents open at once; each costs a few file descriptors.
 const OPEN_MAX: usize = 16 * 1024;
+/// Connections to one peer for one transfer at most.
+const LANES_MAX: usize = 4;
 /// This part of the memory limit may hold small files that are open.
 const SMALL_SHARE: u64 = 16;
 /// Bytes of a file that a read-only node keeps while it is open.
@@ -126,7 +128,10 @@ impl Fetcher {
                 budget: Budget::new(memory_limit_bytes as u64),
                 counters: Arc::default(),
                 runtime: Handle::current(),
-                limits: Limits::default(),
+                limits: Limits {
+                    lanes: lanes(),
+                    ..Limits::default()
+                },
             },
             read_only,
             open: Arc::default(),
@@ -225,7 +230,9 @@ impl Fetcher {
             Err(StoreError::NoSpace { free, keep }) => {
                 tracing::warn!(%path, free, keep, "no space to keep what is fetched: the file is read without being kept");
                 let scratch = Scratch::in_memory(key.size, OVERFLOW_BYTES)?;
-                Ok(Backing::scratch(key.size, scratch))
+                let backing = Backing::scratch(key.size, scratch);
+                backing.set_disk_full();
+                Ok(backing)
             }
             Err(error) => Err(store_error(error)),
         }
@@ -250,6 +257,13 @@ impl Fetcher {
     pub fn bytes_under_way(&self) -> u64 {
         self.shared.budget.used_bytes()
     }
+}
+
+/// Connections for one long transfer: one connection is bound by one core, but the other end, the disk and the readers need theirs, too.
+/// (On two cores that both ends share, a second connection gained nothing.)
+fn lanes() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / 2).clamp(1, LANES_MAX)
 }
 
 /// Holders in an order that differs from file to file, so that one node is not everybody's first.

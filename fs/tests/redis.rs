@@ -190,3 +190,63 @@ async fn a_broken_file_is_told_in_one_line() {
     assert!(error.contains("redis-server did not start"), "{error}");
     assert!(!error.contains('\n'), "{error}");
 }
+
+const CHILD_DIRECTORY: &str = "KS_TEST_CHILD_DIRECTORY";
+
+/// Not a test of its own: the daemon that the next test kills.
+#[tokio::test]
+#[ignore = "started by the test below"]
+async fn daemon_for_the_kill() {
+    let directory = std::env::var_os(CHILD_DIRECTORY).unwrap();
+    let server = RedisServer::start(directory.as_ref()).await.unwrap();
+    let redis = Redis::connect(server.target(), false, Arc::new(|_| {}));
+    redis.await.unwrap().run(&set("kept", "yes")).await.unwrap();
+    let ready = std::path::Path::new(&directory).join("ready");
+    std::fs::write(ready, server.pid().unwrap().to_string()).unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+}
+
+#[tokio::test]
+async fn a_killed_daemon_leaves_no_redis_and_loses_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "daemon_for_the_kill", "--ignored"])
+        .env(CHILD_DIRECTORY, directory.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let ready = directory.path().join("ready");
+    until("the daemon to start", || {
+        std::fs::read_to_string(&ready).is_ok_and(|pid| !pid.is_empty())
+    })
+    .await;
+    let pid = std::fs::read_to_string(&ready).unwrap();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let next = RedisServer::start(directory.path()).await.unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let runs = !status.is_empty() && !status.contains("State:\tZ");
+    assert!(!runs, "the killed daemon's redis still runs");
+    let redis = Redis::connect(next.target(), false, Arc::new(|_| {}))
+        .await
+        .unwrap();
+    assert_eq!(text(&redis, &get("kept")).await, "yes");
+    next.stop().await;
+}
+
+#[tokio::test]
+async fn a_paused_redis_costs_a_deadline_and_comes_back() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let server = TestRedis::start().await;
+    let (redis, pushes) = connect(&server, true).await;
+    redis.run(&set("kept", "yes")).await.unwrap();
+    let pid = Pid::from_raw(server.server().pid().unwrap()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let started = Instant::now();
+    let answer = redis.run(&get("kept")).await;
+    kill_process(pid, Signal::CONT).unwrap();
+    assert!(matches!(answer, Err(RedisError::Timeout(_))), "{answer:?}");
+    assert!(started.elapsed() < ks_fs::redis_client::COMMAND_DEADLINE + Duration::from_secs(1));
+    assert_eq!(text(&redis, &get("kept")).await, "yes");
+    until("the reset", || !pushes.lock().unwrap().is_empty()).await;
+}

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from fake_node import FakeNode
+
 from kitchensink import Client
 
 

@@ -1,4 +1,5 @@
-"""A node for tests: it speaks the protocol on a unix socket and runs the package's real workers, but knows no tree and no peers.
+"""A node for tests: it speaks the protocol on a unix socket and runs the package's real workers, but knows no tree and
+no peers.
 
 Its framing is written anew here (`struct`, `socket`), so that it checks the native one.
 """
@@ -320,7 +321,8 @@ class NodeSession:
         threading.Thread(target=self.interrupt, args=(jobs,), daemon=True).start()
 
     def interrupt(self, jobs):
-        """A signal that comes before the worker has read its call is not heard, so it is sent until the call has ended."""
+        """A signal that comes before the worker has read its call is not heard, so it is sent until the call has
+        ended."""
         while any(job in self.node.going for job in jobs):
             for worker in self.node.workers:
                 if worker.current is not None and worker.current.call["job"] in jobs:

@@ -8,12 +8,14 @@ import dataclasses
 import functools
 import os
 import pathlib
+import sys
 import threading
 import time
 
 import pytest
 from fake_node import FakeNode
-from kitchensink import Client, Job, JobCancelled, NotPlaceable, Placement, RemoteError
+
+from kitchensink import Client, Job, JobCancelled, NotPlaceable, Placement, WorkerCrashed
 
 FACTOR = 3
 MUTABLE = [1]
@@ -214,7 +216,7 @@ def test_a_refusal_is_raised_by_result(node, client):
 
 def test_the_cluster(client):
     assert client.ping() == "fake" and client.node == "fake" and client.mountpoint == "/ks"
-    assert client.hosts()[0]["name"] == "fake"
+    assert client.hosts()["fake"]["address"] == "127.0.0.1:6323"
     assert client.where("/ks/a", pathlib.Path("/ks/b"))[1]["path"] == "/ks/b"
     assert client.data_info(["/ks/a"]) == {"/ks/a": {"path": "/ks/a", "holders": ["fake"]}}
     seen = []
@@ -297,12 +299,9 @@ def test_a_job_outlives_its_client_object(node):
     assert job._session.ended  # and the connection does not outlive the last job
 
 
-def test_sys_exit_in_a_call_does_not_end_the_caller(client):
-    with pytest.raises(RemoteError) as raised:
-        client.call(exit_with_three, _async=False)
-    assert raised.value.type_name == "SystemExit" and raised.value.message == "3"
+@pytest.mark.parametrize("status,exit_code", [(3, 3), (None, 0), ("words", 1)])
+def test_sys_exit_in_a_call_does_not_end_the_caller(client, status, exit_code):
+    with pytest.raises(WorkerCrashed, match="sys.exit") as raised:
+        client.call(sys.exit, status, _async=False)
+    assert raised.value.exit_code == exit_code and raised.value.signal is None
     assert client.call(abs, -1, _async=False) == 1
-
-
-def exit_with_three():
-    raise SystemExit(3)

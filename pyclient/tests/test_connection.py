@@ -13,6 +13,7 @@ import time
 
 import pytest
 from fake_node import FakeNode, until
+
 from kitchensink import Client, ConnectionFailed, ConnectionLost, _native, discovery, setup_client
 from kitchensink import client as default_client
 
@@ -79,8 +80,12 @@ def test_another_version_of_the_protocol_is_refused(node):
     try:
         with pytest.raises(ConnectionFailed, match="version 9 of the protocol, this package version 1"):
             Client(node.socket)
+        refusal = {"kind": "ProtocolError", "message": "speaks 1, this node 9"}
+        node.greeting = lambda session, request: session.reply(request, {"Failed": refusal})
+        with pytest.raises(ConnectionFailed, match="did not greet back: speaks 1, this node 9"):
+            Client(node.socket)
         node.greeting = lambda session, request: session.stream.shutdown(socket.SHUT_RDWR)
-        with pytest.raises(ConnectionFailed, match="hung up"):
+        with pytest.raises(ConnectionFailed, match="did not greet back"):
             Client(node.socket)
     finally:
         node.greeting = None
@@ -211,7 +216,14 @@ def test_ctrl_c_cancels_what_the_wait_started_and_says_so(node, wait):
 
 
 def test_ctrl_c_in_result_leaves_the_job_alone(node):
-    body = "job = c.call(time.sleep, 1)\nprint('ready', flush=True)\ntry:\n    job.result()\nexcept KeyboardInterrupt:\n    print(job.result())"
+    body = """
+job = c.call(time.sleep, 1)
+print('ready', flush=True)
+try:
+    job.result()
+except KeyboardInterrupt:
+    print(job.result())
+"""
     status, out, err, _ = run_script(node, body, interrupt_after=0.2)
     assert (status, out, err) == (0, "None\n", "")
 
@@ -261,7 +273,8 @@ def test_functions_of_main_and_of_project_modules_travel_by_value(tmp_path):
     (tmp_path / "helpers").mkdir()
     (tmp_path / "helpers" / "__init__.py").write_text("from .deep import twice\n")
     (tmp_path / "helpers" / "deep.py").write_text(
-        "LIMIT = 5\ndef twice(x):\n    return min(2 * x, LIMIT)\nclass Box:\n    def __init__(self, x):\n        self.x = x\n"
+        "LIMIT = 5\ndef twice(x):\n    return min(2 * x, LIMIT)\n"
+        "class Box:\n    def __init__(self, x):\n        self.x = x\n"
     )
     script = tmp_path / "script.py"
     script.write_text(

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from fake_node import FakeNode
+
 from kitchensink import Client, protocol, serialize
 
 

@@ -10,6 +10,7 @@ import time
 import traceback
 
 import pytest
+
 from kitchensink import KitchenSinkError, NotSerializable, RemoteError, WorkerCrashed
 from kitchensink.errors import RemoteTraceback
 
@@ -39,6 +40,7 @@ def test_the_exception_is_the_original_with_its_remote_traceback(client):
     assert isinstance(error.__cause__, RemoteTraceback)
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     assert "in raise_own" in text and "OwnError" in text
+    assert f"on node fake, process {error.ks_pid}:" in text
     assert "worker.py" not in str(error.__cause__), "our own frames are of no use to anybody"
     assert (error.ks_node, len(error.ks_job)) == ("fake", 32) and error.ks_pid > 0
 
@@ -184,3 +186,4 @@ def test_one_except_clause_catches_all_of_ours():
     )
     assert (crashed.signal, crashed.stack, str(crashed)) == (11, "s", "m\ns")
     assert str(errors.from_failure({"kind": "Novel", "message": "m"})) == "Novel: m"
+    assert type(errors.from_failure({"kind": "FileNotFoundError", "message": "/ks/x"})) is FileNotFoundError

@@ -9,7 +9,7 @@ import json
 import os
 import stat
 import sys
-from typing import Any, Callable, Dict
+from typing import Any, Callable
 
 
 def apply(base, operation, arguments):
@@ -67,7 +67,7 @@ def tree(base):
     return everything
 
 
-OPERATIONS: Dict[str, Callable[..., Any]] = {
+OPERATIONS: dict[str, Callable[..., Any]] = {
     "write": write,
     "replace": replace,
     "append": append,

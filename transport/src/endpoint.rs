@@ -7,6 +7,7 @@
 //! reaches a handler that is for nodes; every wait has a deadline and every count a bound.
 //! Not for: reconnecting (`pool`), messages (`frame`).
 mod accept;
+mod batch;
 pub mod code;
 mod connect;
 mod refusals;

@@ -8,6 +8,7 @@ pub mod endpoint;
 pub mod frame;
 pub mod identity;
 pub mod key;
+pub mod memory;
 pub mod pool;
 pub mod segments;
 pub mod tunnel;

@@ -2,7 +2,7 @@
 use super::Executor;
 use super::board::{Entered, Run};
 use super::callers::Audience;
-use super::payload::{PayloadError, part_bytes};
+use super::payload::{self, PayloadError, part_bytes};
 use crate::job::Life;
 use crate::placement::{self, FileFact, NodeFact, Wish, resolve};
 use crate::protocol::{Call, FunctionCode, FunctionRef, INLINE_BYTES, Tell};
@@ -119,7 +119,8 @@ impl Executor {
     ) -> Result<Vec<Accepted>, SubmitError> {
         let nodes = resolve::nodes(self.fs.catalog()).await?;
         let routed = |call: &&Call| {
-            !call.no_route_data && !(call.paths.is_empty() && call.locality.is_empty())
+            let names_data = !call.paths.is_empty() || !call.locality.is_empty();
+            names_data && !call.no_route_data
         };
         let paths: Vec<TreePath> = calls
             .iter()
@@ -303,6 +304,7 @@ impl Executor {
             let Some(stored) = calls.remove(&job) else {
                 continue;
             };
+            let stored = self.with_blobs(stored);
             let run = Run {
                 origin: self.me().node,
                 retries: stored.call.retries,
@@ -321,6 +323,16 @@ impl Executor {
             self.attach_recorded(&submitted.known).await?;
         }
         Ok(())
+    }
+
+    /// A call that this node both accepted and runs: its blobs are here, and the worker is told where.
+    fn with_blobs(&self, stored: Arc<StoredCall>) -> Arc<StoredCall> {
+        if payload::is_plain(&stored.call.args) {
+            return stored;
+        }
+        let mut stored = Arc::unwrap_or_clone(stored);
+        self.find_payload(&mut stored.call.args);
+        Arc::new(stored)
     }
 
     /// Wants to hear of jobs that another connection (or the same, before) submitted.

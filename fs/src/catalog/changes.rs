@@ -1,7 +1,7 @@
 //! Carries out changes: plans them with `namespace` on what is remembered or read, commits, and plans anew when what was
 //! read had changed meanwhile.
 //!
-//! What always holds: a refusal (an errno) rests on what Redis said during this change, never on memory alone; a change
+//! What always holds: a refusal (an errno), and that there is nothing to do, rests on what Redis said during this change, never on memory alone; a change
 //! whose answer was lost with the connection is looked for in the event stream before it is tried again.
 use super::memory::Changing;
 use super::namespace::{Known, Plan, Stop};
@@ -65,8 +65,10 @@ impl Catalog {
             let cached = attempt == 0;
             let (plan, from_memory) = self.planned(plan, cached).await?;
             let plan = match plan {
-                Ok(plan) => plan,
+                // Refusals, and that there is nothing to do, are not believed of memory.
+                Ok(plan) if from_memory && plan.transaction.is_empty() => continue,
                 Err(_) if from_memory => continue,
+                Ok(plan) => plan,
                 Err(errno) => return Err(CatalogError::Posix(errno)),
             };
             match self.commit(&plan.transaction).await? {

@@ -16,6 +16,10 @@ use std::time::{Duration, Instant};
 pub const LIVENESS: Duration = Duration::from_secs(6);
 /// Time between heart-beats.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
+/// How old the list of the nodes may be that is used as it is.
+const NODES_FRESH: Duration = Duration::from_millis(100);
+/// A list that was read so short a time ago is not read again for a node that is not in it.
+const NODES_JUST_READ: Duration = Duration::from_millis(10);
 /// Between two looks at whether an old beat goes on.
 const LOOK: Duration = Duration::from_millis(250);
 /// How often a registration is tried against others that register at the same time.
@@ -230,10 +234,15 @@ impl Catalog {
         Ok(())
     }
 
-    /// All nodes, by name; from a cache that is at most one heart-beat old.
+    /// All nodes, by name; from a cache that is at most `NODES_FRESH` old.
     pub async fn nodes(&self) -> Result<Arc<Vec<NodeState>>, CatalogError> {
+        self.nodes_since(NODES_FRESH).await
+    }
+
+    /// All nodes, by name, as they were at most `age` ago.
+    async fn nodes_since(&self, age: Duration) -> Result<Arc<Vec<NodeState>>, CatalogError> {
         if let Some((when, nodes)) = &self.shared.nodes.0.lock().unwrap().read
-            && when.elapsed() < HEARTBEAT
+            && when.elapsed() < age
         {
             return Ok(nodes.clone());
         }
@@ -253,11 +262,18 @@ impl Catalog {
         Ok(nodes)
     }
 
-    /// The address of a live node.
+    /// The address of a live node. One that is not known to live is asked for once more: it may just have come.
     pub async fn address_of(&self, node: NodeId) -> Result<Option<String>, CatalogError> {
-        let nodes = self.nodes().await?;
-        let found = nodes.iter().find(|state| state.id == node && state.alive);
-        Ok(found.map(|state| state.info.address.clone()))
+        let mut address = None;
+        for age in [NODES_FRESH, NODES_JUST_READ] {
+            let nodes = self.nodes_since(age).await?;
+            let found = nodes.iter().find(|state| state.id == node && state.alive);
+            address = found.map(|state| state.info.address.clone());
+            if address.is_some() {
+                break;
+            }
+        }
+        Ok(address)
     }
 
     async fn node_rows(&self) -> Result<Vec<Row>, CatalogError> {

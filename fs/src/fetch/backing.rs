@@ -217,7 +217,7 @@ impl Backing {
 
     /// A verified tree node; written together with others.
     pub fn node(&self, offset: u64, pair: &[u8; 64]) -> io::Result<()> {
-        if matches!(self.base, Base::Scratch(_)) {
+        if matches!(self.base, Base::Scratch(_)) || self.is_disk_full() {
             return Ok(());
         }
         let mut nodes = lock(&self.nodes);
@@ -382,4 +382,89 @@ fn write_nodes(file: &File, nodes: &[Node]) -> io::Result<()> {
         file.write_all_at(&bytes, run[0].0)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+    use crate::store::partial::ContentKey;
+    use ks_transport::blocks::GROUP_BYTES;
+
+    const G: u64 = GROUP_BYTES;
+
+    #[test]
+    fn a_disk_that_fills_up_keeps_what_it_has_and_memory_takes_the_rest() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path(), 0).expect("a store");
+        let key = ContentKey {
+            ino: 5,
+            version: 1,
+            size: 8 * G + 100,
+            hash: [3; 32],
+        };
+        let backing = Backing::partial(store.open_partial(&key).expect("a partial"));
+        let put = |group: u64| {
+            let len = G.min(key.size - group * G) as usize;
+            let place = backing
+                .write(group * G, &vec![group as u8; len])
+                .expect("written");
+            backing.mark(group * G..group * G + len as u64, place);
+            place
+        };
+        assert_eq!([put(0), put(1)], [Place::Base; 2]);
+        backing.set_disk_full();
+        assert_eq!([put(2), put(8)], [Place::Overflow; 2]);
+        assert_eq!(backing.missing(0..key.size), vec![3 * G..8 * G]);
+        let across = backing.read_blocking(&(G - 10..3 * G)).expect("read");
+        let across = across.expect("all of it is here");
+        assert_eq!(across.len() as u64, 2 * G + 10);
+        assert!(across[..10].iter().all(|byte| *byte == 0));
+        assert!(across[10..10 + G as usize].iter().all(|byte| *byte == 1));
+        assert!(across[10 + G as usize..].iter().all(|byte| *byte == 2));
+        let end = backing.read_blocking(&(8 * G + 1..key.size)).expect("read");
+        assert_eq!(end.as_deref(), Some(&[8u8; 99][..]));
+        assert!(
+            backing
+                .read_blocking(&(2 * G..4 * G))
+                .expect("read")
+                .is_none()
+        );
+        assert!(!backing.is_whole());
+    }
+
+    #[test]
+    fn nodes_are_written_together_at_their_offsets() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path(), 0).expect("a store");
+        let key = ContentKey {
+            ino: 5,
+            version: 1,
+            size: 100 * G,
+            hash: [3; 32],
+        };
+        let partial = store.open_partial(&key).expect("a partial");
+        let backing = Backing::partial(partial.clone());
+        for index in [3u64, 1, 2, 90, 1] {
+            backing.node(index * 64, &[index as u8; 64]).expect("taken");
+        }
+        backing.flush_nodes().expect("written");
+        let mut tree = vec![0; 99 * 64];
+        partial
+            .tree_file()
+            .read_exact_at(&mut tree, 0)
+            .expect("read");
+        for index in 0..99usize {
+            let expected = if [1, 2, 3, 90].contains(&index) {
+                index as u8
+            } else {
+                0
+            };
+            assert!(
+                tree[index * 64..][..64]
+                    .iter()
+                    .all(|byte| *byte == expected)
+            );
+        }
+    }
 }

@@ -5,6 +5,7 @@
 //!
 //! Always: what is marked in the backing was verified by the transport; a waiter is entered before it looks at the map for the last time; closing gives
 //! back everything that was taken from the node's budget.
+mod keeping;
 mod sink;
 mod wait;
 
@@ -17,7 +18,7 @@ use super::flight::{Denied, Waiters, lock};
 use super::plan::{Action, BlockMap, Class, Event, Failure, Limits, Moment, Plan, RequestId};
 use super::ranges::Ranges;
 use super::readahead::Readahead;
-use super::surroundings::{Keep, Surroundings, Whereabouts, blocking};
+use super::surroundings::{Surroundings, Whereabouts, blocking};
 use crate::error::FsError;
 use crate::path::TreePath;
 use crate::record::NodeId;
@@ -36,8 +37,10 @@ use tokio::time::Instant;
 
 /// A holder that sends nothing for so long is left.
 const STALL: Duration = Duration::from_millis(2500);
-/// While a file is being fetched its map is saved and the catalog told at most this often.
-const SAVE_EVERY: Duration = Duration::from_secs(10);
+/// A read ends after this time, whatever happens (a second holder found late, a bounded backing that is too small).
+const READ_AT_MOST: Duration = Duration::from_secs(27);
+/// An error message waits so long for the nodes' names.
+const NAMES_WAIT: Duration = Duration::from_millis(500);
 /// The disk is asked for room for this much at a time.
 const ROOM_BYTES: u64 = 16 * 1024 * 1024;
 /// Bytes ahead of a reader at most.
@@ -115,6 +118,8 @@ pub struct Core {
     waiters: Waiters,
     /// Bytes that arrived for readers and were not yet told to one.
     untold_bytes: AtomicU64,
+    /// Something came since the map was saved.
+    unsaved: AtomicBool,
     keeping: AtomicBool,
     kept: watch::Sender<Kept>,
     warned: OnceLock<()>,
@@ -142,6 +147,7 @@ impl Core {
             readahead: Mutex::new(Readahead::new(size, window_max)),
             waiters: Waiters::default(),
             untold_bytes: AtomicU64::new(0),
+            unsaved: AtomicBool::new(false),
             keeping: AtomicBool::new(false),
             kept: watch::Sender::new(Kept::NotYet),
             warned: OnceLock::new(),
@@ -176,16 +182,36 @@ impl Core {
         if range.is_empty() {
             return Ok((Bytes::new(), 0));
         }
-        let mut ahead = lock(&self.readahead).read(range.start, range.end - range.start);
-        loop {
-            if let Some(data) = self.read_here(&range).await? {
-                if let Some(ahead) = ahead {
-                    self.step(Event::Ahead(ahead));
-                }
-                return Ok((data, self.untold_bytes.swap(0, Ordering::Relaxed)));
+        let ahead = lock(&self.readahead).read(range.start, range.end - range.start);
+        if let Some(data) = self.read_here(&range).await? {
+            if let Some(ahead) = ahead {
+                self.step(Event::Ahead(ahead));
             }
-            self.bring(range.clone(), ahead.take()).await?;
+            return Ok((data, self.told()));
         }
+        let read = self.read_missing(&range, ahead);
+        match tokio::time::timeout(READ_AT_MOST, read).await {
+            Ok(read) => Ok((read?, self.told())),
+            Err(_) => Err(self.no_holder().await),
+        }
+    }
+
+    async fn read_missing(
+        self: &Arc<Self>,
+        range: &Range<u64>,
+        mut ahead: Option<Range<u64>>,
+    ) -> Result<Bytes, FsError> {
+        loop {
+            self.bring(range.clone(), ahead.take()).await?;
+            // With a bounded backing it may be gone already: then it is brought again.
+            if let Some(data) = self.read_here(range).await? {
+                return Ok(data);
+            }
+        }
+    }
+
+    fn told(&self) -> u64 {
+        self.untold_bytes.swap(0, Ordering::Relaxed)
     }
 
     async fn read_here(self: &Arc<Self>, range: &Range<u64>) -> Result<Option<Bytes>, FsError> {
@@ -231,6 +257,9 @@ impl Core {
     pub async fn fetch_whole(self: &Arc<Self>, progress: impl Fn(u64)) -> Result<(), FsError> {
         let mut asked_again = false;
         while !self.backing.is_whole() {
+            if self.backing.is_disk_full() {
+                return Err(FsError::NoSpace);
+            }
             let wait = Wait::enter(self, 0..self.key.size, true);
             let id = wait.waiter.id;
             self.step(Event::DemandWhole { id });
@@ -238,9 +267,6 @@ impl Core {
             drop(wait);
             if let Some(denied) = denied {
                 self.denied(denied, &mut asked_again).await?;
-            }
-            if self.backing.is_disk_full() {
-                return Err(FsError::NoSpace);
             }
         }
         progress(self.key.size);
@@ -251,6 +277,8 @@ impl Core {
         let mut kept = self.kept.subscribe();
         let ended = kept.wait_for(|kept| *kept != Kept::NotYet).await;
         match ended.map(|kept| *kept) {
+            Ok(Kept::Failed(libc::ENOSPC)) => Err(FsError::NoSpace),
+            Ok(Kept::Failed(libc::ESTALE)) => Err(FsError::Stale),
             Ok(Kept::Failed(errno)) => Err(FsError::Io(std::io::Error::from_raw_os_error(errno))),
             _ => Ok(()),
         }
@@ -282,10 +310,14 @@ impl Core {
         if stale && self.kind != ContentKind::Payload {
             return Err(FsError::Stale);
         }
-        Err(FsError::NoHolder {
+        Err(self.no_holder().await)
+    }
+
+    async fn no_holder(&self) -> FsError {
+        FsError::NoHolder {
             path: self.path.clone(),
             tried: self.tried().await,
-        })
+        }
     }
 
     fn is_news(&self, nodes: &[NodeId]) -> bool {
@@ -300,11 +332,18 @@ impl Core {
         if report.is_empty() {
             return "no node holds it".into();
         }
-        let mut tried = Vec::new();
-        for (node, said) in report {
-            tried.push(format!("{}: {said}", self.shared.around.name(node).await));
-        }
-        tried.join("; ")
+        let names = async {
+            let mut tried = Vec::new();
+            for (node, said) in &report {
+                tried.push(format!("{}: {said}", self.shared.around.name(*node).await));
+            }
+            tried.join("; ")
+        };
+        let named = tokio::time::timeout(NAMES_WAIT, names).await;
+        named.unwrap_or_else(|_| {
+            let tried = report.iter().map(|(node, said)| format!("{node}: {said}"));
+            tried.collect::<Vec<String>>().join("; ")
+        })
     }
 
     fn now(&self) -> Moment {
@@ -473,85 +512,6 @@ impl Core {
         };
         self.step(event);
         self.waiters.arrived(&range, &self.backing);
-    }
-
-    /// The whole content becomes a plain file, once, in the background; readers go on with their descriptor.
-    fn complete(self: &Arc<Self>) {
-        if self.kind != ContentKind::File || self.keeping.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let core = self.clone();
-        self.shared.runtime.spawn(async move {
-            let kept = match core.keep().await {
-                Ok(()) => Kept::Done,
-                Err(error) => {
-                    tracing::warn!(path = %core.path, %error, "a fetched file was not kept");
-                    core.keeping.store(false, Ordering::SeqCst);
-                    Kept::Failed(error.to_errno())
-                }
-            };
-            core.kept.send_replace(kept);
-        });
-    }
-
-    async fn keep(self: &Arc<Self>) -> Result<(), FsError> {
-        let Some(copy) = self.backing.whole_copy()? else {
-            return Ok(());
-        };
-        let keep = Keep {
-            key: self.key.clone(),
-            path: self.path.clone(),
-            copy,
-        };
-        self.shared.around.keep(keep).await
-    }
-
-    fn save_now_and_then(self: &Arc<Self>) {
-        {
-            let mut state = lock(&self.state);
-            if state.saved.elapsed() < SAVE_EVERY {
-                return;
-            }
-            state.saved = Instant::now();
-        }
-        let core = self.clone();
-        self.shared.runtime.spawn(async move { core.save().await });
-    }
-
-    /// Writes down what is here, so that a restart finds it.
-    pub async fn save(self: &Arc<Self>) {
-        self.warn_of_full_disk();
-        let Some(partial) = self.backing.as_partial() else {
-            return;
-        };
-        let over = matches!(*self.kept.borrow(), Kept::Done | Kept::Failed(libc::ESTALE));
-        if over || partial.had_bytes() == 0 {
-            return;
-        }
-        let core = self.clone();
-        let flushed = blocking(move || Ok(core.backing.flush_nodes()?)).await;
-        match flushed {
-            Ok(()) => self.shared.around.save(partial.clone()).await,
-            Err(error) => {
-                tracing::warn!(path = %self.path, %error, "a partial file was not saved");
-            }
-        }
-    }
-
-    /// Whether the whole content is being made a plain file at this moment.
-    pub async fn kept_or_failed(&self) {
-        if !self.keeping.load(Ordering::SeqCst) {
-            return;
-        }
-        let mut kept = self.kept.subscribe();
-        // Both ends of the making send.
-        let _ = kept.wait_for(|kept| *kept != Kept::NotYet).await;
-    }
-
-    fn warn_of_full_disk(&self) {
-        if self.backing.is_disk_full() && self.warned.set(()).is_ok() {
-            tracing::warn!(path = %self.path, "the data directory's disk is full: the file is read without being kept; free space or set --cache-limit");
-        }
     }
 }
 

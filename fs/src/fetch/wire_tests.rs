@@ -484,3 +484,26 @@ async fn a_payload_is_fetched_once_for_all_who_want_it() {
         assert_eq!(fetcher.bytes_under_way(), 0);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_read_through_and_nothing_is_kept() {
+    let cluster = Cluster::new(40 * MIB, 1);
+    let full = tempfile::tempdir().expect("a directory");
+    // A disk of which more has to stay free than it has.
+    let store = Arc::new(Store::open(full.path(), u64::MAX / 4).expect("a store"));
+    let fetcher = Fetcher::within(cluster.wire.clone(), store.clone(), 64 << 20, false);
+    let file = cluster.open_file(&fetcher);
+    let mut offset = 0;
+    while offset < 40 * MIB {
+        let read = timeout(DEADLINE, file.read(offset, 256 * 1024)).await;
+        let (data, _) = read.expect("in time").expect("a read");
+        assert!(data == cluster.original.slice(offset, 256 * 1024));
+        offset += data.len() as u64;
+    }
+    assert!(file.progress().have_bytes <= super::OVERFLOW_BYTES);
+    let whole = file.fetch_whole(|_| {}).await;
+    assert!(matches!(whole, Err(FsError::NoSpace)), "{whole:?}");
+    drop(file);
+    closed(&fetcher).await;
+    assert!(store.partials().is_empty());
+}

@@ -28,6 +28,7 @@ use crate::{
 use local::Local;
 use position::PositionFile;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 
@@ -66,6 +67,8 @@ struct Shared {
     /// have deadlines; whoever waits for the lock has one of its own.
     order: Mutex<PositionFile>,
     position: watch::Sender<EventId>,
+    /// Caught up: from now on there are makers of own changes.
+    has_started: AtomicBool,
 }
 
 impl Applier {
@@ -98,11 +101,13 @@ impl Applier {
             on_event,
             order: Mutex::new(file),
             position: watch::Sender::new(position),
+            has_started: AtomicBool::new(false),
         });
         reconcile::place_parked(&shared.local(), position).await?;
         while shared.position() < last {
             shared.follow_once().await?;
         }
+        shared.has_started.store(true, Ordering::Release);
         let follower = tokio::spawn(Arc::clone(&shared).follow()).abort_handle();
         Ok(Arc::new(Self { shared, follower }))
     }
@@ -153,13 +158,46 @@ impl Applier {
             let before = self.position();
             let path = self.shared.catalog.path_of(ino).await?;
             let path = path.ok_or_else(|| self.shared.store.mismatch(&TreePath::root()))?;
-            let order = tokio::time::timeout(OWN_WAIT, self.shared.order.lock()).await;
-            let _order = order.map_err(|_| self.shared.behind(before, OWN_WAIT))?;
-            if self.position() == before {
-                return act(&path);
+            if let Some(result) = self.while_at(before, || act(&path)).await? {
+                return Ok(result);
             }
         }
         Err(self.shared.behind(self.position(), OWN_WAIT))
+    }
+
+    /// As `at_path`, for an inode that the own event `event` (applied by `own`) has just entered as `name` in `parent`: without a
+    /// round trip when nothing came after it.
+    pub async fn at_new_path<T>(
+        &self,
+        event: EventId,
+        (parent, name): (Ino, &[u8]),
+        ino: Ino,
+        mut act: impl FnMut(&TreePath) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        if self.position() == event
+            && let Some(above) = self.shared.catalog.path_of(parent).await?
+        {
+            let path = above.join(name);
+            if let Some(result) = self.while_at(event, || act(&path)).await? {
+                return Ok(result);
+            }
+        }
+        self.at_path(ino, act).await
+    }
+
+    /// Does `act` if everything up to `position` is applied and nothing after it; nothing is applied meanwhile.
+    async fn while_at<T>(
+        &self,
+        position: EventId,
+        act: impl FnOnce() -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        let order = tokio::time::timeout(OWN_WAIT, self.shared.order.lock()).await;
+        let _order = order.map_err(|_| self.shared.behind(position, OWN_WAIT))?;
+        if self.position() == position {
+            act().map(Some)
+        } else {
+            Ok(None)
+        }
     }
 }
 
@@ -277,7 +315,8 @@ impl Shared {
     /// This node's own change, seen in the stream before its maker has come to apply it: what the catalog remembers may be of
     /// before the change until then. One that nobody comes for (the scan's) is applied a little later.
     async fn leave_to_its_maker(&self, id: EventId, event: &Event) {
-        if matches!(event, Event::Linked { .. } | Event::Published { .. }) {
+        let has_effect = !matches!(event, Event::Linked { .. } | Event::Published { .. });
+        if !has_effect || !self.has_started.load(Ordering::Acquire) {
             return;
         }
         let mut position = self.position.subscribe();

@@ -10,6 +10,19 @@ fn path(text: &str) -> TreePath {
     TreePath::new(text.as_bytes()).unwrap()
 }
 
+/// The threads of the one before may hold the lock for a moment longer.
+async fn open_when_free(directory: &Path) -> Store {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match Store::open(directory, 0) {
+            Err(StoreError::Locked(_)) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
 /// A node on a Redis that several share.
 struct Node {
     directory: PathBuf,
@@ -21,7 +34,7 @@ struct Node {
 
 impl Node {
     async fn start(redis: &TestRedis, directory: &Path, name: &'static str) -> Self {
-        let store = Arc::new(Store::open(directory, 0).unwrap());
+        let store = Arc::new(open_when_free(directory).await);
         let on_change = Arc::new(|_| ());
         let catalog = Catalog::open(redis.target(), store.node_id(), on_change);
         let catalog = catalog.await.unwrap();
@@ -304,7 +317,7 @@ async fn another_catalog_learns_all_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_a_crash_damaged_is_removed_and_an_undamaged_one_kept() {
     use std::os::unix::fs::FileExt;
-    let (_redis, _directories, one, two) = two_nodes().await;
+    let (redis, _directories, one, two) = two_nodes().await;
     for node in [&one, &two] {
         node.write("good", "content");
         node.write("bad", "content");
@@ -328,15 +341,7 @@ async fn a_file_that_a_crash_damaged_is_removed_and_an_undamaged_one_kept() {
     bad.set_modified(modified).unwrap();
     drop(two);
     std::fs::write(directory.join(".ks/synced"), b"").unwrap();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    let two = loop {
-        // The old one's threads let go of the lock.
-        if Store::open(&directory, 0).is_ok() {
-            break Node::start(&_redis, &directory, "two").await;
-        }
-        assert!(Instant::now() < deadline, "the lock is given back");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
+    let two = Node::start(&redis, &directory, "two").await;
     two.scan().await;
     assert!(!directory.join("bad").exists());
     assert_eq!(two.holders("bad").await.len(), 1);

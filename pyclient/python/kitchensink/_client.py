@@ -10,7 +10,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Union
 
 from . import _native, discovery, functions, job, options, serialize, submission
 from .errors import ConnectionFailed, ConnectionLost
@@ -46,22 +46,24 @@ class Client:
     >>> with Client() as c:                                     # closes at the end
     ...     c.map(size, ["/ks/a.csv", "/ks/b.csv"])
 
-    `url`: `ks://HOST[:PORT]`, or the path of a node's control socket. None: KS_SOCKET or KS_NODE of the environment, else the node whose mount
-    contains the working directory, else the first mount of this machine. `key`: the key file for `ks://` (KS_CLUSTER_KEY, or
-    `~/.config/ks/cluster.key`). `queue_name`, `rpc_name` and `fmt` (`cloudpickle`, `pickle`, `json`) hold for all of its calls.
+    `url`: `ks://HOST[:PORT]`, or the path of a node's control socket. None: KS_SOCKET or KS_NODE of the environment,
+    else the node whose mount contains the working directory, else the first mount of this machine. `key`: the key file
+    for `ks://` (KS_CLUSTER_KEY, or `~/.config/ks/cluster.key`). `queue_name`, `rpc_name` and `fmt` (`cloudpickle`,
+    `pickle`, `json`) hold for all of its calls.
 
-    It connects when it is made (`ConnectionFailed` says what to do), and again at the next use after the connection was lost or the process
-    was forked. Any number of threads may use one client. Exceptions are those of `kitchensink.errors`, and what the functions raise.
+    It connects when it is made (`ConnectionFailed` says what to do), and again at the next use after the connection was
+    lost or the process was forked. Any number of threads may use one client. Exceptions are those of
+    `kitchensink.errors`, and what the functions raise.
     """
 
     def __init__(
         self,
-        url: Optional[str] = None,
-        rpc_name: Optional[str] = None,
-        queue_name: Optional[str] = None,
+        url: str | None = None,
+        rpc_name: str | None = None,
+        queue_name: str | None = None,
         fmt: str = "cloudpickle",
         *,
-        key: Optional[PathArgument] = None,
+        key: PathArgument | None = None,
         timeout: float = CONNECT_SECONDS,
     ) -> None:
         if fmt not in serialize.FORMATS:
@@ -72,7 +74,7 @@ class Client:
         self._format = fmt
         self._timeout = timeout
         self._closed = False
-        self._session: Optional[Session] = None
+        self._session: Session | None = None
         self._unlock()
         self._connected()
         _clients.add(self)
@@ -82,7 +84,7 @@ class Client:
         self._bulk: list[Prepared] = []
         self._bulk_functions: dict[int, tuple[Any, functions.Serialized]] = {}
         self._bulk_jobs: list[Job] = []
-        self._last_reply: Optional[Reply] = None
+        self._last_reply: Reply | None = None
 
     # Connection
 
@@ -114,8 +116,8 @@ class Client:
         return Session(connection, str(address))
 
     def close(self) -> None:
-        """Ends the connection. Jobs that were sent go on; they can be asked for again by their id. Calls of `bc` that were not executed are
-        dropped."""
+        """Ends the connection. Jobs that were sent go on; they can be asked for again by their id. Calls of `bc` that
+        were not executed are dropped."""
         self._closed = True
         session, self._session = self._session, None
         if session is None or session.ended:
@@ -130,7 +132,7 @@ class Client:
         return self
 
     def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
 
@@ -158,15 +160,15 @@ class Client:
     # Calls
 
     def call(self, f: Function, *args: Any, **kwargs: Any) -> Any:
-        """Calls `f(*args, **kwargs)` on a node that has the files which the arguments name. Returns a `Job` at once, or, with
-        `_async=False`, the result.
+        """Calls `f(*args, **kwargs)` on a node that has the files which the arguments name. Returns a `Job` at once,
+        or, with `_async=False`, the result.
 
         >>> c.call(head, "/ks/mylarge/dataset.h5", n=10)
         <Job 8f14e45fceea167a5a36dedd4bea2543 head pending>
 
-        `f` is any function, or the name of one that the nodes have ("module:function"). Paths under the mount point count wherever they
-        stand in the arguments: `str`, `bytes` or `PathLike`, also inside of lists, tuples, dicts, sets and dataclasses (four levels).
-        On a node that mounts the tree elsewhere they arrive rewritten.
+        `f` is any function, or the name of one that the nodes have ("module:function"). Paths under the mount point
+        count wherever they stand in the arguments: `str`, `bytes` or `PathLike`, also inside of lists, tuples, dicts,
+        sets and dataclasses (four levels). On a node that mounts the tree elsewhere they arrive rewritten.
 
         A node that refuses the call says so in `result`. What cannot be sent raises `NotSerializable` here.
 
@@ -174,13 +176,15 @@ class Client:
 
         - `_async=False`: wait, and return the result. Ctrl-C cancels the call.
         - `_locality`: a path or several that the call will read, though no argument names them.
-        - `_node`: run on the node of this name; `_queue_name`: in this queue (`name|node` does both); `_python`: with this interpreter.
+        - `_node`: run on the node of this name; `_queue_name`: in this queue (`name|node` does both); `_python`: with
+          this interpreter.
         - `_timeout`: seconds it may run; then it ends as `JobTimeout`.
         - `_retries`: how often it may be run again after its worker or node died. 0: it runs at most once.
         - `_priority`: higher goes first.
         - `_data_threshold`: bytes that a node may have to fetch for it; `_no_route_data=True`: any node will do.
         - `_intermediate_results=False`: do not show what it prints and logs.
-        - `_rpc_name`: the module, where `f` is a name without one. `_prefix`: the directory in the tree that relative `_locality` paths start from.
+        - `_rpc_name`: the module, where `f` is a name without one. `_prefix`: the directory in the tree that relative
+          `_locality` paths start from.
         """
         kwargs, chosen = self._options(kwargs)
         session = self._connected()
@@ -199,8 +203,9 @@ class Client:
                 kwargs.setdefault(name, value)
         return options.split(kwargs)
 
-    def result(self, job: JobOrId, timeout: Optional[float] = None) -> Any:
-        """The result of a job, or of the job of this id; waits for it. Raises what the call raised, or TimeoutError after `timeout` seconds.
+    def result(self, job: JobOrId, timeout: float | None = None) -> Any:
+        """The result of a job, or of the job of this id; waits for it. Raises what the call raised, or TimeoutError
+        after `timeout` seconds.
 
         >>> c.result(c.call(sum, [1, 2]))
         3
@@ -228,12 +233,14 @@ class Client:
         return attached
 
     def map(self, f: Function, *iterables: Iterable[Any], **kwargs: Any) -> list[Any]:
-        """The list of `f(*items)` for the items of the iterables, in their order, as the built-in `map` pairs them; keywords go to each call.
+        """The list of `f(*items)` for the items of the iterables, in their order, as the built-in `map` pairs them;
+        keywords go to each call.
 
         >>> c.map(os.path.getsize, ["/ks/logs/1.csv", "/ks/logs/2.csv"])
         [81250, 79113]
 
-        The function is sent as it is now, once. The first call (in order) that failed raises, and the rest are cancelled; so does Ctrl-C.
+        The function is sent as it is now, once. The first call (in order) that failed raises, and the rest are
+        cancelled; so does Ctrl-C.
         """
         kwargs, chosen = self._options(kwargs)
         session = self._connected()
@@ -257,8 +264,8 @@ class Client:
     # Bulk calls
 
     def bulk_call(self, f: Function, *args: Any, **kwargs: Any) -> Job:
-        """Adds a call to those that `execute` will send; keywords as of `call`. The function is taken as it is at its first `bulk_call` since the
-        last `execute`. What cannot be sent raises `NotSerializable` here.
+        """Adds a call to those that `execute` will send; keywords as of `call`. The function is taken as it is at its
+        first `bulk_call` since the last `execute`. What cannot be sent raises `NotSerializable` here.
 
         >>> for path in paths:
         ...     c.bc(parse, path)
@@ -273,8 +280,8 @@ class Client:
         return prepared.job
 
     def execute(self) -> list[Job]:
-        """Sends the calls that were added, and returns their jobs once the node has recorded all of them. All first choices of node are
-        given before any second choice."""
+        """Sends the calls that were added, and returns their jobs once the node has recorded all of them. All first
+        choices of node are given before any second choice."""
         session = self._connected()
         with self._lock:
             calls, self._bulk = self._bulk, []
@@ -289,10 +296,10 @@ class Client:
             self._bulk_jobs.extend(jobs)
         return jobs
 
-    def bulk_results(self, timeout: Optional[float] = None) -> list[Any]:
-        """The results of all calls that were executed since the last `br`, in the order they were added; waits for all of them. If any failed, the
-        first failure (in order) is raised, once all have ended. TimeoutError: `timeout` seconds have passed; ask again. Ctrl-C cancels those that
-        still go on."""
+    def bulk_results(self, timeout: float | None = None) -> list[Any]:
+        """The results of all calls that were executed since the last `br`, in the order they were added; waits for all
+        of them. If any failed, the first failure (in order) is raised, once all have ended. TimeoutError: `timeout`
+        seconds have passed; ask again. Ctrl-C cancels those that still go on."""
         deadline = None if timeout is None else time.monotonic() + timeout
         jobs = self._bulk_jobs
         with _cancelled_by_interrupt(jobs):
@@ -304,9 +311,9 @@ class Client:
     bc = bulk_call
     br = bulk_results
 
-    def cancel(self, jobs: Union[JobOrId, Iterable[JobOrId]]) -> list[str]:
-        """Cancels a job or several: a queued one never starts, a running one is interrupted, then killed. Returns the ids of those that were
-        still going; each ends as `JobCancelled`."""
+    def cancel(self, jobs: JobOrId | Iterable[JobOrId]) -> list[str]:
+        """Cancels a job or several: a queued one never starts, a running one is interrupted, then killed. Returns the
+        ids of those that were still going; each ends as `JobCancelled`."""
         several = [jobs] if isinstance(jobs, (Job, str)) else list(jobs)
         return self._connected().cancel([str(one) for one in several])
 
@@ -316,16 +323,21 @@ class Client:
 
     # The cluster
 
-    def hosts(self) -> list[dict[str, Any]]:
-        """The nodes of the cluster, as `ks nodes --json` shows them."""
-        return list(self._connected().ask("Nodes", "Nodes"))
+    def hosts(self) -> dict[str, dict[str, Any]]:
+        """The nodes of the cluster, by name: what `ks nodes --json` shows of each.
+
+        >>> sorted(c.hosts())
+        ['host1', 'host2', 'host3']
+        """
+        return {str(node["name"]): node for node in self._connected().ask("Nodes", "Nodes")}
 
     def ping(self) -> str:
         """Asks the node for a sign of life; returns its name."""
         return str(self._connected().ask("Ping", "Pong")["node"])
 
     def where(self, *paths: PathArgument) -> list[dict[str, Any]]:
-        """Who holds these files, how much of them and in which version, as `ks where --json` shows it, in the order of the paths."""
+        """Who holds these files, how much of them and in which version, as `ks where --json` shows it, in the order of
+        the paths."""
         asked = [os.fsencode(os.path.abspath(os.fsencode(path))) for path in paths]
         return list(self._connected().ask({"Where": {"paths": asked}}, "Where"))
 
@@ -334,8 +346,9 @@ class Client:
         asked = [os.fsdecode(path) for path in paths]
         return dict(zip(asked, self.where(*asked)))
 
-    def fetch(self, *paths: PathArgument, progress: Optional[Callable[[str, int, int], None]] = None) -> None:
-        """Brings files to the node that this client talks to. `progress(path, have, size)` is called as their bytes come."""
+    def fetch(self, *paths: PathArgument, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Brings files to the node that this client talks to. `progress(path, have, size)` is called as their bytes
+        come."""
         asked = [os.path.abspath(os.fsencode(path)) for path in paths]
 
         def report(body: dict[str, Any]) -> None:
@@ -395,15 +408,18 @@ def _explain_unix(path: str, error: OSError) -> str:
 def _explain_quic(address: str, key: str, error: OSError) -> str:
     text = str(error)
     if not os.path.exists(key):
-        text = f"there is no key file {key}: copy the cluster's ~/.config/ks/cluster.key here, or a client key (ks key client), or set KS_CLUSTER_KEY"
+        text = (
+            f"there is no key file {key}: copy the cluster's ~/.config/ks/cluster.key here, or a client key "
+            "(ks key client), or set KS_CLUSTER_KEY"
+        )
     return f"ks://{address}: {text}"
 
 
 _default_lock = threading.Lock()
-_default: Optional[Client] = None
+_default: Client | None = None
 
 
-def setup_client(url: Optional[str] = None, **kwargs: Any) -> Client:
+def setup_client(url: str | None = None, **kwargs: Any) -> Client:
     """Makes the client that `client()` returns from now on; arguments as of `Client`.
 
     >>> from kitchensink import setup_client, client

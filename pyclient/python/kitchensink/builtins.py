@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Optional
 
 from .errors import KitchenSinkError
 
@@ -19,16 +18,17 @@ INTERRUPT_SECONDS = 2.0
 
 def run_command(
     argv: Sequence[str],
-    cwd: Optional[str] = None,
-    env: Optional[Mapping[str, str]] = None,
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
     shell: bool = False,
 ) -> int:
-    """Runs a program; what it writes comes back as the call's output, as it writes. Returns its exit status, 128 and the signal's number where a
-    signal ended it, 127 where there is no such program and 126 where it cannot be run, as a shell does.
+    """Runs a program; what it writes comes back as the call's output, as it writes. Returns its exit status, 128 and
+    the signal's number where a signal ended it, 127 where there is no such program and 126 where it cannot be run, as a
+    shell does.
 
-    `argv`: the program and its arguments; with `shell`, its items are joined by spaces and given to `/bin/sh`. `cwd`: where it runs (the node's
-    own directory if None). `env`: added to the worker's environment. When the call is cancelled, the program is interrupted (SIGINT) and, two
-    seconds later, killed.
+    `argv`: the program and its arguments; with `shell`, its items are joined by spaces and given to `/bin/sh`. `cwd`:
+    where it runs (the node's own directory if None). `env`: added to the worker's environment. When the call is
+    cancelled, the program is interrupted (SIGINT) and, two seconds later, killed.
     """
     if not argv:
         raise KitchenSinkError("no command was given")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from .errors import ConnectionFailed
@@ -25,9 +25,9 @@ class Mount(NamedTuple):
 class Address(NamedTuple):
     """Where a node is: one of the two is set."""
 
-    socket: Optional[str]
+    socket: str | None
     """Path of its control socket."""
-    quic: Optional[str]
+    quic: str | None
     """`host:port`."""
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ def mounts(table: str) -> list[Mount]:
     return found
 
 
-def choose(found: list[Mount], directory: str) -> Optional[Mount]:
+def choose(found: list[Mount], directory: str) -> Mount | None:
     """The tree that contains `directory` (the innermost), else the first."""
     inside = [m for m in found if directory == m.mountpoint or directory.startswith(m.mountpoint.rstrip("/") + "/")]
     if inside:
@@ -80,8 +80,9 @@ def parse(url: str) -> Address:
     return Address(None, f"{name}:{port or PORT}")
 
 
-def locate(url: Optional[str] = None) -> Address:
-    """The address of the node that is meant: `url`, else KS_SOCKET, else KS_NODE, else this machine's. Errors: ConnectionFailed."""
+def locate(url: str | None = None) -> Address:
+    """The address of the node that is meant: `url`, else KS_SOCKET, else KS_NODE, else this machine's. Errors:
+    ConnectionFailed."""
     named = url or os.environ.get("KS_SOCKET") or os.environ.get("KS_NODE")
     if named:
         return parse(named)
@@ -95,7 +96,8 @@ def locate(url: Optional[str] = None) -> Address:
     mount = choose(found, directory)
     if mount is None:
         raise ConnectionFailed(
-            "no node runs on this machine: start one (ks mount /ks --datadir DIR), or name another (Client('ks://HOST:6323'), or KS_NODE)"
+            "no node runs on this machine: start one (ks mount /ks --datadir DIR), or name another "
+            "(Client('ks://HOST:6323'), or KS_NODE)"
         )
     return Address(mount.socket, None)
 

@@ -1,10 +1,10 @@
 """A function's serialized form, made once and made again when what it refers to has changed.
 
-Internal. A function that workers can import is the name of it, and never changes. Any other travels by value, with the globals and the
-variables of enclosing functions that it uses. Its form is kept and used again as long as all of these are the very same objects, and of kinds
-that cannot change (numbers, strings, functions, modules that workers have, tuples of such, ...). A function that uses anything else (a
-list, an array, a class of your own) is serialized again at each `call`; in bulk it is serialized once for each `map` and each
-`execute`, as it was when it was first given.
+Internal. A function that workers can import is the name of it, and never changes. Any other travels by value, with the
+globals and the variables of enclosing functions that it uses. Its form is kept and used again as long as all of these
+are the very same objects, and of kinds that cannot change (numbers, strings, functions, modules that workers have,
+tuples of such, ...). A function that uses anything else (a list, an array, a class of your own) is serialized again at
+each `call`; in bulk it is serialized once for each `map` and each `execute`, as it was when it was first given.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import threading
 import types
 import weakref
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 from . import _native, own_modules, serialize
 
@@ -106,7 +106,7 @@ class _Fingerprint:
                 self.globals(constant, namespace)
 
 
-def fingerprint(function: Any) -> Optional[list[Any]]:
+def fingerprint(function: Any) -> list[Any] | None:
     """What a function's form depends on, to be compared by identity; None: it may change unseen."""
     found = _Fingerprint()
     try:

@@ -6,7 +6,7 @@ import concurrent.futures
 import threading
 import time
 from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import outcome as outcomes
 from .errors import JobCancelled, KitchenSinkError
@@ -61,7 +61,8 @@ def _placement(report: dict[str, Any]) -> Placement:
 
 
 class Job(Future):  # type: ignore[type-arg]
-    """A call that was sent. It is a `concurrent.futures.Future`, so `concurrent.futures.wait`, `as_completed` and `asyncio.wrap_future` take it.
+    """A call that was sent. It is a `concurrent.futures.Future`, so `concurrent.futures.wait`, `as_completed` and
+    `asyncio.wrap_future` take it.
 
     >>> job = client.call(head, "/ks/mylarge/dataset.h5", n=10)
     >>> job.result()            # waits; raises what the call raised
@@ -71,8 +72,9 @@ class Job(Future):  # type: ignore[type-arg]
     '8f14e45fceea167a5a36dedd4bea2543'
     """
 
-    # concurrent.futures gives each future a condition and two lists, most of a kilobyte. A job gets them when somebody asks for them.
-    def __init__(self, session: Optional[Session], id: str, name: str, format: str = "cloudpickle") -> None:
+    # concurrent.futures gives each future a condition and two lists, most of a kilobyte. A job gets them when
+    # somebody asks for them.
+    def __init__(self, session: Session | None, id: str, name: str, format: str = "cloudpickle") -> None:
         self.id = id
         """32 hex digits."""
         self.name = name
@@ -81,11 +83,11 @@ class Job(Future):  # type: ignore[type-arg]
         self._format = format
         self._state = _PENDING
         self._result: Any = None
-        self._exception: Optional[BaseException] = None
-        self._outcome: Optional[outcomes.Outcome] = None
-        self._report: Optional[dict[str, Any]] = None
-        self._where: Optional[tuple[str, int]] = None
-        self._decoders: Optional[dict[int, Any]] = None
+        self._exception: BaseException | None = None
+        self._outcome: outcomes.Outcome | None = None
+        self._report: dict[str, Any] | None = None
+        self._where: tuple[str, int] | None = None
+        self._decoders: dict[int, Any] | None = None
         self.finished = False
 
     def __getattr__(self, name: str) -> Any:
@@ -112,7 +114,7 @@ class Job(Future):  # type: ignore[type-arg]
         if self._state == _PENDING:
             self._state = _RUNNING
 
-    def _end(self, outcome: outcomes.Outcome, report: Optional[dict[str, Any]]) -> None:
+    def _end(self, outcome: outcomes.Outcome, report: dict[str, Any] | None) -> None:
         """The job has ended. Its result is decoded when somebody asks for it."""
         if self.finished:
             return
@@ -151,7 +153,7 @@ class Job(Future):  # type: ignore[type-arg]
         finally:
             self._decoding.release()
 
-    def _settle(self, timeout: Optional[float]) -> None:
+    def _settle(self, timeout: float | None) -> None:
         """Waits for the end and decodes. Errors: TimeoutError."""
         if not self.finished:
             deadline = None if timeout is None else time.monotonic() + timeout
@@ -165,9 +167,9 @@ class Job(Future):  # type: ignore[type-arg]
 
     # What users do with it.
 
-    def result(self, timeout: Optional[float] = None) -> Any:
-        """The call's result; waits for it. Raises what the call raised, one of `kitchensink.errors`, or TimeoutError once `timeout` seconds
-        have passed (the call goes on)."""
+    def result(self, timeout: float | None = None) -> Any:
+        """The call's result; waits for it. Raises what the call raised, one of `kitchensink.errors`, or TimeoutError
+        once `timeout` seconds have passed (the call goes on)."""
         self._settle(timeout)
         if self._exception is not None:
             try:
@@ -176,7 +178,7 @@ class Job(Future):  # type: ignore[type-arg]
                 self = None  # type: ignore[assignment]  # no cycle: exception, traceback, frame, job
         return self._result
 
-    def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
+    def exception(self, timeout: float | None = None) -> BaseException | None:
         """The exception that `result` would raise, or None; waits for the end."""
         self._settle(timeout)
         return self._exception
@@ -197,14 +199,14 @@ class Job(Future):  # type: ignore[type-arg]
         return isinstance(self._exception, JobCancelled) if outcome is None else outcomes.is_cancelled(outcome)
 
     def cancel(self) -> bool:
-        """Asks that it be ended: a queued call never starts, a running one is interrupted, then killed. True: it was still going. It ends as
-        `JobCancelled` as soon as it has stopped."""
+        """Asks that it be ended: a queued call never starts, a running one is interrupted, then killed. True: it was
+        still going. It ends as `JobCancelled` as soon as it has stopped."""
         if self.finished or self._session is None:
             return False
         return bool(self._session.cancel([self.id]))
 
     @property
-    def placement(self) -> Optional[Placement]:
+    def placement(self) -> Placement | None:
         """Where it ran and what that cost; None until it has ended."""
         return None if self._report is None else _placement(self._report)
 
@@ -216,7 +218,7 @@ class Job(Future):  # type: ignore[type-arg]
         """Not for jobs: their node says how they end."""
         raise KitchenSinkError("a job's result is set by its node")
 
-    def set_exception(self, exception: Optional[BaseException]) -> None:
+    def set_exception(self, exception: BaseException | None) -> None:
         """Not for jobs: their node says how they end."""
         raise KitchenSinkError("a job's exception is set by its node")
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 PathArgument = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 
 
-def _text(name: str, value: Any) -> Optional[str]:
+def _text(name: str, value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     raise TypeError(f"{name} takes a string, not {value!r}")
@@ -39,8 +39,8 @@ class Options:
         self.asynchronous = True
         self.fields: dict[str, Any] = {}
         self.locality: tuple[bytes, ...] = ()
-        self.prefix: Optional[str] = None
-        self.rpc_name: Optional[str] = None
+        self.prefix: str | None = None
+        self.rpc_name: str | None = None
 
     def take(self, name: str, value: Any) -> None:
         """One keyword. Errors: TypeError, which names it."""

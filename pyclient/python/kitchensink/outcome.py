@@ -6,7 +6,7 @@ Internal. An outcome is kept as it came, with the segments of its frame, until s
 from __future__ import annotations
 
 import contextlib
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 from . import serialize
 from .errors import KitchenSinkError, RemoteError, RemoteTraceback, from_failure
@@ -21,10 +21,10 @@ class Outcome(NamedTuple):
     kind: str
     body: Any
     frame: list[bytearray]
-    error: Optional[KitchenSinkError] = None
+    error: Exception | None = None
 
 
-def failed_here(error: KitchenSinkError) -> Outcome:
+def failed_here(error: Exception) -> Outcome:
     """An outcome that this side decided."""
     return Outcome("Failed", {}, [], error)
 
@@ -34,15 +34,13 @@ def is_cancelled(outcome: Outcome) -> bool:
     return outcome.kind == "Failed" and outcome.error is None and bool(outcome.body["kind"] == "JobCancelled")
 
 
-def decode(
-    outcome: Outcome, format: str, job: str, where: Optional[tuple[str, int]]
-) -> tuple[Any, Optional[BaseException]]:
+def decode(outcome: Outcome, format: str, job: str, where: tuple[str, int] | None) -> tuple[Any, BaseException | None]:
     """The result and the exception (one of them) of an outcome."""
     try:
         if outcome.kind == "Returned":
             return serialize.decode(serialize.open_payload(outcome.body, outcome.frame), format), None
         if outcome.kind == "Raised":
-            error: BaseException = _raised(outcome)
+            error: BaseException = _raised(outcome, where)
         else:
             error = outcome.error or from_failure(outcome.body)
     except Exception as reason:
@@ -52,13 +50,13 @@ def decode(
     return None, error
 
 
-def _mark(error: BaseException, job: str, where: Optional[tuple[str, int]]) -> None:
+def _mark(error: BaseException, job: str, where: tuple[str, int] | None) -> None:
     node, pid = where or (None, None)
     with contextlib.suppress(Exception):  # an exception may refuse attributes
         error.ks_job, error.ks_node, error.ks_pid = job, node, pid  # type: ignore[attr-defined]
 
 
-def _raised(outcome: Outcome) -> BaseException:
+def _raised(outcome: Outcome, where: tuple[str, int] | None) -> BaseException:
     """The exception that the user's code raised, with the remote traceback as the root of its causes."""
     body = outcome.body
     chain: list[BaseException] = []
@@ -69,6 +67,7 @@ def _raised(outcome: Outcome) -> BaseException:
             chain = loaded if all(isinstance(error, Exception) for error in loaded) else []
     if not chain:
         chain = [RemoteError(body["type_name"], body["message"], body["traceback"])]
-    for error, cause in zip(chain, [*chain[1:], RemoteTraceback(body["traceback"])]):
+    place = f"on node {where[0]}, process {where[1]}:" if where else ""
+    for error, cause in zip(chain, [*chain[1:], RemoteTraceback(body["traceback"], place)]):
         error.__cause__ = cause
     return chain[0]

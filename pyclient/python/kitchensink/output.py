@@ -1,6 +1,7 @@
 """What a call prints and logs, shown where its caller is.
 
-Internal. `sys.stdout` and `sys.stderr` are looked up at each write, so that notebooks, pytest and `contextlib.redirect_stdout` see it.
+Internal. `sys.stdout` and `sys.stderr` are looked up at each write, so that notebooks, pytest and
+`contextlib.redirect_stdout` see it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def write(stream: int, text: str) -> None:
 
 
 def log(job: str, record: dict[str, Any]) -> None:
-    """Hands a call's log record to the logger of the same name here, if that one wants it. The record has `ks_node` and `ks_job`."""
+    """Hands a call's log record to the logger of the same name here, if that one wants it. The record has `ks_node` and
+    `ks_job`."""
     logger = logging.getLogger(record["logger"])
     if not logger.isEnabledFor(record["level"]):
         return

@@ -1,7 +1,8 @@
 """Which arguments name files of the tree, and how such paths are rewritten for a node whose mount point differs.
 
-Looked at: `str`, `bytes` and `os.PathLike` values, absolute and under the mount point, as arguments themselves or inside of lists, tuples,
-dicts (keys and values), sets and dataclasses, four levels deep, the first 10,000 values. A string that merely contains slashes is left alone.
+Looked at: `str`, `bytes` and `os.PathLike` values, absolute and under the mount point, as arguments themselves or
+inside of lists, tuples, dicts (keys and values), sets and dataclasses, four levels deep, the first 10,000 values. A
+string that merely contains slashes is left alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import os
 from collections.abc import Iterable
 from pathlib import PurePath
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 DEPTH_MAX = 4
 """Containers inside containers that are looked into; the arguments themselves are at depth 0."""
@@ -30,7 +31,7 @@ def is_under(path: bytes, mountpoint: bytes) -> bool:
     )
 
 
-def as_bytes(value: Any) -> Optional[bytes]:
+def as_bytes(value: Any) -> bytes | None:
     """A path-like value as the file system's bytes; None where it is none."""
     try:
         return os.fsencode(value)
@@ -51,7 +52,7 @@ class Found:
         """Nothing but built-in atoms and containers: the quickest pickler will do."""
 
 
-def find(values: Iterable[Any], mountpoint: Optional[bytes]) -> Found:
+def find(values: Iterable[Any], mountpoint: bytes | None) -> Found:
     """The tree's paths in a call's arguments, each once, in the order they appear."""
     search = _Search(mountpoint)
     for value in values:
@@ -62,7 +63,7 @@ def find(values: Iterable[Any], mountpoint: Optional[bytes]) -> Found:
 class _Search:
     __slots__ = ("left", "mountpoint", "paths", "plain", "prefix")
 
-    def __init__(self, mountpoint: Optional[bytes]) -> None:
+    def __init__(self, mountpoint: bytes | None) -> None:
         self.mountpoint = mountpoint
         self.prefix = os.fsdecode(mountpoint) if mountpoint else None
         self.paths: dict[bytes, None] = {}
@@ -119,8 +120,8 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def rewrite(value: Any, old: bytes, new: bytes) -> Any:
-    """`value` with the paths under mount point `old` put under `new`. Containers are changed in place where their type allows it: they
-    belong to one call alone."""
+    """`value` with the paths under mount point `old` put under `new`. Containers are changed in place where their type
+    allows it: they belong to one call alone."""
     return _Rewrite(old, new).apply(value, -1)
 
 
@@ -144,7 +145,7 @@ class _Rewrite:
         inside = self.container(value)
         return inside(value, depth + 1) if inside else value
 
-    def container(self, value: Any) -> Optional[Callable[[Any, int], Any]]:
+    def container(self, value: Any) -> Callable[[Any, int], Any] | None:
         if isinstance(value, list):
             return self.list
         if isinstance(value, tuple):

@@ -1,11 +1,13 @@
-"""The words between client, node and worker: MessagePack maps beside raw segments (the node's `executor/src/protocol.rs`).
+"""The words between client, node and worker: MessagePack maps beside raw segments (the node's
+`executor/src/protocol.rs`).
 
-Internal. Externally tagged: a variant without fields is a string ("Ping"), any other a map of one key ({"Submit": {...}}).
+Internal. Externally tagged: a variant without fields is a string ("Ping"), any other a map of one key ({"Submit":
+{...}}).
 """
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any
 
 import msgpack
 
@@ -32,7 +34,7 @@ def pack(message: Any) -> bytes:
     return packed
 
 
-def unpack(header: Union[bytes, bytearray]) -> Any:
+def unpack(header: bytes | bytearray) -> Any:
     """The message of a header."""
     try:
         return msgpack.unpackb(header, raw=False, strict_map_key=False)
@@ -56,7 +58,8 @@ def size_of(buffer: Buffer) -> int:
 
 
 def place_part(buffer: Buffer, segments: list[Buffer]) -> Part:
-    """A part for the header; a large buffer is appended to the frame's segments (which hold what comes after the header)."""
+    """A part for the header; a large buffer is appended to the frame's segments (which hold what comes after the
+    header)."""
     if size_of(buffer) > INLINE_BYTES:
         segments.append(buffer)
         return {"Segment": len(segments)}

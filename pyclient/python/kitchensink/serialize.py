@@ -1,8 +1,8 @@
 """How functions, arguments and results become bytes and come back.
 
-Internal. Arguments and results are pickled with protocol 5; buffers over 64 KiB (arrays, data frames) travel beside the pickle without a
-copy and come back writable, as they were. Plain built-in values take the C pickler, all else cloudpickle. Modules of the client's own
-project travel by value (`own_modules`).
+Internal. Arguments and results are pickled with protocol 5; buffers over 64 KiB (arrays, data frames) travel beside the
+pickle without a copy and come back writable, as they were. Plain built-in values take the C pickler, all else
+cloudpickle. Modules of the client's own project travel by value (`own_modules`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import mmap
 import os
 import pickle
 import sys
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import cloudpickle
 
@@ -59,7 +59,8 @@ def decode(buffers: list[Buffer], format: str = "cloudpickle") -> Any:
 
 
 def _map_blob(path: bytes, size: int) -> Buffer:
-    """A blob's file as a private, writable mapping: no byte is copied until it is changed, and the file never changes."""
+    """A blob's file as a private, writable mapping: no byte is copied until it is changed, and the file never
+    changes."""
     if size == 0:
         return bytearray()
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -105,7 +106,8 @@ def encode_function(function: Any, by_value: bool) -> bytes:
 
 
 def decode_function(code: Buffer) -> Callable[..., Any]:
-    """The function of what `encode_function` made. Errors: NotSerializable, where it comes from another Python or cannot be loaded."""
+    """The function of what `encode_function` made. Errors: NotSerializable, where it comes from another Python or
+    cannot be loaded."""
     view = memoryview(code)
     if view[:4] != _CODE_MAGIC or len(view) < 7:
         raise NotSerializable("the function's code is not in a form that this package knows")
@@ -150,7 +152,7 @@ def argument_culprit(
     return f"the arguments of {name} cannot be sent: {describe(error)}"
 
 
-def _why_not(value: Any, format: str = "cloudpickle") -> Optional[str]:
+def _why_not(value: Any, format: str = "cloudpickle") -> str | None:
     try:
         encode(value, format)
     except Exception as error:

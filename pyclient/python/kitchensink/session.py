@@ -1,8 +1,9 @@
 """A conversation with a node: requests, their replies, and the updates of jobs.
 
-Internal. Nobody but the threads that wait reads the connection: one of them, the leader, receives and hands out what came until what it waits
-for is there, then the next waiting thread leads. So a reply reaches its thread without a change of threads. Where jobs go on and nobody
-waits, a thread of the session's own leads, after a moment's grace, and gives way to the first that waits.
+Internal. Nobody but the threads that wait reads the connection: one of them, the leader, receives and hands out what
+came until what it waits for is there, then the next waiting thread leads. So a reply reaches its thread without a
+change of threads. Where jobs go on and nobody waits, a thread of the session's own leads, after a moment's grace, and
+gives way to the first that waits.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable
 
 from . import __about__, errors, output
 from .job import Job
@@ -39,7 +40,7 @@ class Reply:
 
     __slots__ = ("body", "finished", "jobs", "kind", "progress")
 
-    def __init__(self, jobs: Iterable[str] = (), progress: Optional[Callable[[dict[str, Any]], None]] = None) -> None:
+    def __init__(self, jobs: Iterable[str] = (), progress: Callable[[dict[str, Any]], None] | None = None) -> None:
         self.finished = False
         self.kind = ""
         self.body: Any = None
@@ -75,10 +76,10 @@ class Session:
         self._last_request = 0
         self._replies: dict[int, Reply] = {}
         self._jobs: dict[str, Job] = {}
-        self._end: Optional[errors.KitchenSinkError] = None
-        self._leader: Optional[int] = None
+        self._end: errors.KitchenSinkError | None = None
+        self._leader: int | None = None
         self._followers: dict[Any, list[threading.Lock]] = {}
-        self._background: Optional[_Background] = None
+        self._background: _Background | None = None
         self._used = 0.0
         self.retired = False
         self._inbox: list[list[bytearray]] = []
@@ -91,17 +92,17 @@ class Session:
             body = self.ask(
                 {"Hello": {"version": VERSION, "program": f"kitchensink {__about__.version}"}}, "Hello", HELLO_SECONDS
             )
-        except errors.ConnectionLost as error:
+        except errors.KitchenSinkError as error:
             self.close()
-            raise errors.ConnectionFailed(f"{self.address}: hung up at the first word: {error}") from None
+            raise errors.ConnectionFailed(f"{self.address}: did not greet back: {error}") from None
         except BaseException:
             self.close()
             raise
         if body["version"] != VERSION:
             self.close()
             raise errors.ConnectionFailed(
-                f"{self.address}: the node speaks version {body['version']} of the protocol, this package version {VERSION}; "
-                "install the same release on both"
+                f"{self.address}: the node speaks version {body['version']} of the protocol, "
+                f"this package version {VERSION}; install the same release on both"
             )
         return Hello(body)
 
@@ -109,15 +110,15 @@ class Session:
         self,
         body: Any,
         expected: str,
-        seconds: Optional[float] = REPLY_SECONDS,
-        progress: Optional[Callable[[dict[str, Any]], None]] = None,
+        seconds: float | None = REPLY_SECONDS,
+        progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> Any:
         """One question and its answer. Errors: what the node says, ConnectionLost, TimeoutError."""
         reply = Reply(progress=progress)
         self.send(body, reply)
         return self.answer(reply, expected, seconds)
 
-    def answer(self, reply: Reply, expected: str, seconds: Optional[float]) -> Any:
+    def answer(self, reply: Reply, expected: str, seconds: float | None) -> Any:
         """Waits for the reply to a request that was sent."""
         deadline = None if seconds is None else time.monotonic() + seconds
         if not self.wait(reply, deadline):
@@ -129,7 +130,7 @@ class Session:
             raise errors.ConnectionLost(f"{self.address}: answered {reply.kind} where {expected} was due")
         return reply.body
 
-    def send(self, body: Any, reply: Reply, segments: Optional[list[Buffer]] = None) -> int:
+    def send(self, body: Any, reply: Reply, segments: list[Buffer] | None = None) -> int:
         """Sends a request whose body is still to be packed."""
         number = self._expect(reply)
         self._transmit(number, pack({"request": number, "body": body}), segments)
@@ -149,7 +150,7 @@ class Session:
             self._replies[self._last_request] = reply
             return self._last_request
 
-    def _transmit(self, number: int, header: bytes, segments: Optional[list[Buffer]]) -> None:
+    def _transmit(self, number: int, header: bytes, segments: list[Buffer] | None) -> None:
         self._used = time.monotonic()
         try:
             self._connection.send(header, segments)
@@ -178,7 +179,7 @@ class Session:
         for job in jobs:
             self._jobs.pop(job.id, None)
 
-    def job(self, id: str) -> Optional[Job]:
+    def job(self, id: str) -> Job | None:
         """The job of this id, while it goes on."""
         return self._jobs.get(id)
 
@@ -205,7 +206,7 @@ class Session:
 
     # Waiting
 
-    def wait(self, target: Union[Job, Reply], deadline: Optional[float] = None) -> bool:
+    def wait(self, target: Job | Reply, deadline: float | None = None) -> bool:
         """Waits until `target` has ended; False: the deadline (of `time.monotonic`) came first."""
         if target.finished:
             return True
@@ -224,7 +225,7 @@ class Session:
             self._step_down()
         return target.finished
 
-    def _line_up(self, target: Union[Job, Reply]) -> Optional[threading.Lock]:
+    def _line_up(self, target: Job | Reply) -> threading.Lock | None:
         """Makes this thread the leader (None), or gives it a lock that is released when it should look again."""
         with self._lock:
             turn = threading.Lock()
@@ -242,7 +243,7 @@ class Session:
                 self._connection.wake()
             return turn
 
-    def _await_turn(self, target: Union[Job, Reply], turn: threading.Lock, deadline: Optional[float]) -> bool:
+    def _await_turn(self, target: Job | Reply, turn: threading.Lock, deadline: float | None) -> bool:
         try:
             return turn.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
         finally:
@@ -262,10 +263,10 @@ class Session:
             if self._leader is None and self._followers:
                 for turn in self._followers.pop(next(iter(self._followers))):
                     turn.release()
-            elif self._leader is None and self._jobs and self._background is not None and self._background.asleep:
+            elif self._leader is None and (self._jobs or self.retired) and self._background and self._background.asleep:
                 self._background.awake.set()
 
-    def _lead(self, target: Union[Job, Reply], deadline: Optional[float]) -> None:
+    def _lead(self, target: Job | Reply, deadline: float | None) -> None:
         """Receives until the target has ended, the deadline has come or the connection is lost."""
         while not target.finished and self._end is None:
             timeout = None if deadline is None else deadline - time.monotonic()
@@ -285,9 +286,9 @@ class Session:
         finally:
             self._step_down()
 
-    def _receive(self, timeout: Optional[float]) -> None:
-        """Waits for what comes next and hands it out. Nothing that came is lost to an exception: it stays in the inbox for the next
-        leader, who at worst hands it out a second time."""
+    def _receive(self, timeout: float | None) -> None:
+        """Waits for what comes next and hands it out. Nothing that came is lost to an exception: it stays in the inbox
+        for the next leader, who at worst hands it out a second time."""
         inbox = self._inbox
         try:
             if not inbox and not self._connection.recv_to(inbox, timeout):
@@ -371,7 +372,7 @@ class Session:
         if reply is not None and reply.progress is not None:
             reply.progress(body)
 
-    def _fail_jobs(self, ids: Iterable[str], error: Callable[[], errors.KitchenSinkError]) -> None:
+    def _fail_jobs(self, ids: Iterable[str], error: Callable[[], Exception]) -> None:
         for id in ids:
             job = self._jobs.get(id)
             if job is not None:
@@ -379,7 +380,7 @@ class Session:
                 self._jobs.pop(id, None)
                 self._tell(job)
 
-    def _tell(self, target: Union[Job, Reply]) -> None:
+    def _tell(self, target: Job | Reply) -> None:
         with self._lock:
             for turn in self._followers.pop(target, ()):
                 turn.release()
@@ -407,8 +408,9 @@ class Session:
             self._followers.clear()
 
     def retire(self) -> None:
-        """Nobody will ask for anything any more, but jobs whose results somebody holds may go on: the session's own thread ends it after
-        them. (Without that thread the connection ends with the last that refers to it.) Called while objects are collected: takes no lock."""
+        """Nobody will ask for anything any more, but jobs whose results somebody holds may go on: the session's own
+        thread ends it after them. (Without that thread the connection ends with the last that refers to it.) Called
+        while objects are collected: takes no lock."""
         self.retired = True
         background = self._background
         if background is not None and self._pid == os.getpid():
@@ -443,7 +445,7 @@ class _Background:
         self.thread.start()
 
     @property
-    def ident(self) -> Optional[int]:
+    def ident(self) -> int | None:
         """The thread's."""
         return self.thread.ident
 

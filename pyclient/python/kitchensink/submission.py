@@ -1,4 +1,5 @@
-"""Calls on their way to a node: made ready where they are written (so what cannot be sent is said there), sent alone or in batches.
+"""Calls on their way to a node: made ready where they are written (so what cannot be sent is said there), sent alone or
+in batches.
 
 Internal.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import collections
 import os
 from collections.abc import Iterable
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Union
 
 from . import functions, paths, serialize
 from .errors import NotSerializable
@@ -36,9 +37,9 @@ class Prepared:
     def __init__(
         self,
         job: Job,
-        call: Union[bytes, dict[str, Any]],
-        function: Optional[Serialized],
-        buffers: Optional[list[Buffer]],
+        call: bytes | dict[str, Any],
+        function: Serialized | None,
+        buffers: list[Buffer] | None,
     ) -> None:
         self.job = job
         self.call = call
@@ -49,7 +50,8 @@ class Prepared:
 
 
 def function_reference(function: Function, options: Options) -> str:
-    """The name of a function that the nodes know: `module:qualified.name`. `_rpc_name` says the module where the name does not."""
+    """The name of a function that the nodes know: `module:qualified.name`. `_rpc_name` says the module where the name
+    does not."""
     name = str(function)
     if ":" not in name and options.rpc_name:
         name = f"{options.rpc_name}:{name}"
@@ -61,15 +63,13 @@ def function_reference(function: Function, options: Options) -> str:
 class Maker:
     """Makes calls ready for one session. `shared` holds functions that are to be serialized once for many calls."""
 
-    def __init__(
-        self, session: Session, format: str, shared: Optional[dict[int, tuple[Any, Serialized]]] = None
-    ) -> None:
+    def __init__(self, session: Session, format: str, shared: dict[int, tuple[Any, Serialized]] | None = None) -> None:
         self._session = session
         self._format = format
         self._mountpoint = session.hello.mountpoint or None
         self._shared = shared
 
-    def function(self, function: Function, options: Options) -> tuple[dict[str, Any], Optional[Serialized]]:
+    def function(self, function: Function, options: Options) -> tuple[dict[str, Any], Serialized | None]:
         """The `FunctionRef`, and what must be sent for it."""
         if isinstance(function, str):
             return {"Name": function_reference(function, options)}, None
@@ -172,7 +172,8 @@ def send_one(session: Session, prepared: Prepared) -> Reply:
 
 
 def send_all(session: Session, calls: Iterable[Prepared]) -> None:
-    """Sends calls in batches and waits until the node has recorded all of them. Errors: what the node refuses them with."""
+    """Sends calls in batches and waits until the node has recorded all of them. Errors: what the node refuses them
+    with."""
     under_way: collections.deque[Reply] = collections.deque()
     session.watch()  # results that come meanwhile must be taken, or the node could not go on taking calls
 

@@ -1,12 +1,15 @@
-"""A worker: a process that runs calls, one at a time, for the node that started it. `python -m kitchensink.worker --fd N [--fault-fd M]`.
+"""A worker: a process that runs calls, one at a time, for the node that started it. `python -m kitchensink.worker --fd
+N [--fault-fd M]`.
 
-Descriptor N is a socket to the node: `Run` and `Exit` come in, `Ready`, `Log` and `Ended` go out. What a call prints goes to descriptors 1 and 2,
-which the node reads; it is flushed before the call is reported as ended. On descriptor M the Python stacks are written when the process crashes.
+Descriptor N is a socket to the node: `Run` and `Exit` come in, `Ready`, `Log` and `Ended` go out. What a call prints
+goes to descriptors 1 and 2, which the node reads; it is flushed before the call is reported as ended. On descriptor M
+the Python stacks are written when the process crashes.
 
-What always holds: `Ended` is sent once for each `Run`, whatever the call did, unless the process died. SIGINT while a call runs ends the call as cancelled;
-between calls it does nothing.
+What always holds: `Ended` is sent once for each `Run`, whatever the call did, unless the process died. SIGINT while a
+call runs ends the call as cancelled; between calls it does nothing.
 
-A call's own threads that go on after it are not waited for: what they print later may show up under the next call, and ends with the worker.
+A call's own threads that go on after it are not waited for: what they print later may show up under the next call, and
+ends with the worker.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import sys
 import time
 import traceback
 from types import FrameType, TracebackType
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple
 
 from . import __about__, _native, own_modules, paths, serialize
 from .errors import KitchenSinkError, NotSerializable
@@ -49,7 +52,7 @@ class Run(NamedTuple):
     code: Any
     format: str
     args: Any
-    mountpoint_from: Optional[bytes]
+    mountpoint_from: bytes | None
     mountpoint_to: bytes
     intermediate_results: bool
 
@@ -124,7 +127,7 @@ class Worker:
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
-        self.current: Optional[Run] = None
+        self.current: Run | None = None
         self._functions = Functions()
         self._interruptible = False
         self._interrupted = False
@@ -144,10 +147,10 @@ class Worker:
                 return
             self._run(Run(**body), frame)
 
-    def _tell(self, message: Any, segments: Optional[list[Buffer]] = None) -> None:
+    def _tell(self, message: Any, segments: list[Buffer] | None = None) -> None:
         self.connection.send(pack(message), segments)
 
-    def _on_interrupt(self, number: int, frame: Optional[FrameType]) -> None:
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._interruptible:
             self._interrupted = True
             raise KeyboardInterrupt
@@ -180,6 +183,8 @@ class Worker:
                     self._interruptible = False
             except KeyboardInterrupt as error:
                 return _failed("JobCancelled", f"{run.name} was cancelled") if self._interrupted else _raised(error)
+            except SystemExit as error:
+                return _exited(run, error)
             except BaseException as error:
                 if self._interrupted:
                     return _failed("JobCancelled", f"{run.name} was cancelled")
@@ -230,9 +235,17 @@ class Worker:
 _PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex})
 
 
-def _failed(kind: str, message: str) -> tuple[Any, list[Buffer]]:
-    failure = {"kind": kind, "message": message, "signal": None, "exit_code": None, "stack": None}
+def _failed(kind: str, message: str, exit_code: int | None = None) -> tuple[Any, list[Buffer]]:
+    failure = {"kind": kind, "message": message, "signal": None, "exit_code": exit_code, "stack": None}
     return {"Failed": failure}, []
+
+
+def _exited(run: Run, error: SystemExit) -> tuple[Any, list[Buffer]]:
+    """`sys.exit` in a call: for its caller the same as the end of the process, though this one goes on."""
+    code = error.code
+    if code is None or isinstance(code, int):
+        return _failed("WorkerCrashed", f"{run.name} ended with sys.exit({code or 0})", code or 0)
+    return _failed("WorkerCrashed", f"{run.name} ended with sys.exit: {code}", 1)
 
 
 def _raised(error: BaseException) -> tuple[Any, list[Buffer]]:
@@ -267,16 +280,17 @@ def _traceback(error: BaseException) -> str:
         return f"{_type_name(type(error))} (its traceback cannot be formatted: {serialize.describe(reason)})\n"
 
 
-def _users_frames(trace: Optional[TracebackType]) -> Optional[TracebackType]:
+def _users_frames(trace: TracebackType | None) -> TracebackType | None:
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     return trace
 
 
 def _pickled_chain(error: BaseException, segments: list[Buffer]) -> Any:
-    """The exception and the causes it names, as far as they pickle and unpickle; None where the exception itself does not."""
+    """The exception and the causes it names, as far as they pickle and unpickle; None where the exception itself does
+    not."""
     chain: list[BaseException] = []
-    current: Optional[BaseException] = error
+    current: BaseException | None = error
     while current is not None and len(chain) < CAUSES_MAX and not any(current is known for known in chain):
         try:
             again = serialize.decode(serialize.encode(current))
@@ -289,7 +303,7 @@ def _pickled_chain(error: BaseException, segments: list[Buffer]) -> Any:
     return place_payload(serialize.encode(chain), segments) if chain else None
 
 
-def _arrange(fault_fd: Optional[int]) -> None:
+def _arrange(fault_fd: int | None) -> None:
     """Makes this process fit to run calls."""
     if fault_fd is not None:
         os.set_inheritable(fault_fd, False)

@@ -82,8 +82,13 @@ enum Mode {
     Ping,
 }
 
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ks_transport::memory::keep_freed();
+    run()
+}
+
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn run() -> Result<(), Box<dyn std::error::Error>> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())

@@ -1,4 +1,5 @@
 //! The UDP socket under the endpoint.
+use super::batch::Batches;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Runtime, UdpPoller};
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
@@ -22,7 +23,8 @@ pub(super) fn bind(listen: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         bound => bound?,
     };
     let inner = quinn::TokioRuntime.wrap_udp_socket(socket)?;
-    Ok(Arc::new(Socket { inner }))
+    let batches = Batches::new(inner.clone());
+    Ok(Arc::new(Socket { inner, batches }))
 }
 
 fn bind_one(address: SocketAddr) -> io::Result<UdpSocket> {
@@ -61,13 +63,11 @@ fn lacks_ipv6(error: &io::Error) -> bool {
     )
 }
 
-/// Bytes that the kernel takes for segmentation at once, headers left out.
-const BATCH_BYTES_MAX: usize = 65_000;
-
-/// quinn's own socket, but for the sizes of what is sent at once and of the receive buffers.
+/// quinn's own socket, but for how much is sent at once and the size of the receive buffers.
 #[derive(Debug)]
 struct Socket {
     inner: Arc<dyn AsyncUdpSocket>,
+    batches: Arc<Batches>,
 }
 
 impl AsyncUdpSocket for Socket {
@@ -75,25 +75,8 @@ impl AsyncUdpSocket for Socket {
         self.inner.clone().create_io_poller()
     }
 
-    /// quinn asks for ten datagrams in one call, whatever their size; the kernel takes 64 KiB.
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let batch_bytes = match transmit.segment_size {
-            Some(segment) if transmit.contents.len() > BATCH_BYTES_MAX => {
-                (BATCH_BYTES_MAX / segment).max(1) * segment
-            }
-            _ => return self.inner.try_send(transmit),
-        };
-        // If the socket is full after the first batch, quinn sends all again, and the peer drops
-        // what it has: no harm, and rare.
-        transmit.contents.chunks(batch_bytes).try_for_each(|batch| {
-            self.inner.try_send(&Transmit {
-                destination: transmit.destination,
-                ecn: transmit.ecn,
-                contents: batch,
-                segment_size: transmit.segment_size,
-                src_ip: transmit.src_ip,
-            })
-        })
+        self.batches.send(transmit)
     }
 
     fn poll_recv(

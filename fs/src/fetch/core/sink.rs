@@ -61,6 +61,7 @@ impl BlockSink for Sink<'_> {
         if self.counts {
             self.core.untold_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
+        self.core.unsaved.store(true, Ordering::Relaxed);
         self.mark();
         Ok(())
     }

@@ -2,6 +2,8 @@
 #![allow(dead_code, missing_docs)]
 use std::path::PathBuf;
 
+pub mod cluster;
+
 /// The worker that tests use in Python's place (`examples/fake_worker.rs`, which cargo builds with the tests).
 pub fn fake_worker() -> PathBuf {
     let mut path = std::env::current_exe().expect("a test has a path");
