@@ -186,7 +186,9 @@ def run_script(node, body, *, interrupt_after=None, timeout=60):
     """Runs a script in a Python of its own, with a client `c`."""
     # Whoever runs the tests in the background has SIGINT ignored, which a child inherits.
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    script = f"{heard}\nimport time, sys, threading, os\nfrom kitchensink import *\nc = Client({node.socket!r})\n{body}\n"
+    script = (
+        f"{heard}\nimport time, sys, threading, os\nfrom kitchensink import *\nc = Client({node.socket!r})\n{body}\n"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
