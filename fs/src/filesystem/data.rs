@@ -99,8 +99,8 @@ impl FileSystem {
         }
     }
 
-    /// The holders have a newer version than the one that is open: that is read from now on, as `refresh` does when it is told.
-    /// Bytes that nobody vouches for are never read in its place.
+    /// The holders have changed the version that is open: the newer one is read from now on, as `refresh` does when it is told.
+    /// Not for a version whose bytes were wrong: nothing unchecked is read in its place.
     async fn read_newer(
         &self,
         open: &OpenHandle,
@@ -110,10 +110,12 @@ impl FileSystem {
         let (_, version) = open.inode.content();
         let found = self.find(open.ino, Want::READ).await?;
         let current = found.located.node.inode.version;
-        if current <= version {
-            return Err(FsError::Stale);
-        }
-        let Served::Own(content) = self.serve(&found, Want::READ).await? else {
+        let served = match current > version {
+            true => self.serve(&found, Want::READ).await?,
+            // It is being written where it lives: read there, as on opening.
+            false => self.serve_live(&found, FsError::Stale.to_string()).await?,
+        };
+        let Served::Own(content) = served else {
             return Err(FsError::Stale);
         };
         tracing::info!(path = %found.path, version, current, "reading on from a newer version");

@@ -342,7 +342,7 @@ impl FileSystem {
     }
 
     /// No version can be had whole and checked (it is being written): what is at the home now is read there.
-    async fn serve_live(&self, found: &Found, tried: String) -> Result<Served, FsError> {
+    pub(super) async fn serve_live(&self, found: &Found, tried: String) -> Result<Served, FsError> {
         let home = found.node().inode.home;
         if home == self.me() || home == NodeId::NONE {
             return Err(FsError::NoHolder {
