@@ -1,5 +1,5 @@
-"""The scenarios of the seeds, KitchenSinkRPC's examples and integration tests, on three hosts: named after them, written
-with their names and keywords, as their users would write them today."""
+"""The scenarios of the seeds, KitchenSinkRPC's examples and integration tests, on three hosts: named after them, and
+written with their names and keywords, as their users would write them today."""
 
 import pytest
 

@@ -26,7 +26,8 @@ RPC().register_function(len, "length")
 def not_registered():
     return 1
 
-register_serialization("upper", lambda value: repr(value).upper().encode(), lambda data: eval(bytes(data).decode().lower()))
+dumps, loads = (lambda value: repr(value).upper().encode()), (lambda data: eval(bytes(data).decode().lower()))
+register_serialization("upper", dumps, loads)
 """
 PLAIN_MODULE = """
 from os import getcwd, system

@@ -50,8 +50,8 @@ class MapMethods:
         [81250, 79113]
 
         The function is sent as it is now, once. The first call (in order) that failed raises, and the rest are
-        cancelled; so do Ctrl-C, and TimeoutError after `timeout` seconds. `progress`: show a bar; None: in a terminal or
-        a notebook, once it has taken two seconds.
+        cancelled; so do Ctrl-C, and TimeoutError after `timeout` seconds. `progress`: show a bar; None: in a terminal
+        or a notebook, once it has taken two seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         jobs: list[Job] = []

@@ -1,8 +1,8 @@
 """Which arguments name files of the tree, and how such paths are rewritten for a node whose mount point differs.
 
-Looked at: `RemoteData`, and `str`, `bytes` and `os.PathLike` values, absolute and under the mount point, as arguments themselves or
-inside of lists, tuples, dicts (keys and values), sets and dataclasses, four levels deep, the first 10,000 values. A
-string that merely contains slashes is left alone.
+Looked at: `RemoteData`, and `str`, `bytes` and `os.PathLike` values, absolute and under the mount point, as arguments
+themselves or inside of lists, tuples, dicts (keys and values), sets and dataclasses, four levels deep, the first 10,000
+values. A string that merely contains slashes is left alone.
 """
 
 from __future__ import annotations

@@ -168,9 +168,9 @@ class RemoteData:
     # What is done with it
 
     def save(self, url: str | None = None, prefix: str = "") -> RemoteData:
-        """Makes a file of the tree of it, at `url`, else at a new name below `prefix`. On the node of `rpc_url`, else on
-        the node where this runs (a read-only node gives it to another). Returns itself. Errors: KitchenSinkError, if it
-        is a file of the tree already."""
+        """Makes a file of the tree of it, at `url`, else at a new name below `prefix`: on the node of `rpc_url`, else
+        on the node where this runs (a read-only node gives it to another). Returns itself. Errors: KitchenSinkError, if
+        it is a file of the tree already."""
         if self.data_url is not None:
             raise KitchenSinkError(f"{self.data_url} exists already, and what is saved is new data")
         target = _url(url) if url is not None else _url(posixpath.join(prefix, str(uuid.uuid4())))
