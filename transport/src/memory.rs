@@ -8,9 +8,9 @@
 #[cfg(target_env = "gnu")]
 const KEPT_BYTES: libc::c_int = 32 << 20;
 
-/// Allocations from this size on are the kernel's business.
+/// Allocations from this size on are the kernel's business: those beyond the longest read or write of a program.
 #[cfg(target_env = "gnu")]
-const LARGE_BYTES: libc::c_int = 1 << 20;
+const LARGE_BYTES: libc::c_int = 4 << 20;
 
 /// Heaps at most: each keeps some, and threads share them well enough.
 #[cfg(target_env = "gnu")]

@@ -6,14 +6,24 @@ use crate::endpoint::{StreamKind, code};
 use crate::frame::{self, FrameError, Stream};
 use crate::pool::Peer;
 use bytes::Bytes;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::time::{Instant, Sleep};
 
 /// Chunks taken from the connection at once.
 const CHUNKS_MAX: usize = 64;
 
-/// How long verified bytes may wait for more before the sink gets them.
-const LINGER: Duration = Duration::from_micros(500);
+/// Verified bytes that are worth a call of the sink when no more are there at once.
+const WORTH_BYTES: usize = 64 << 10;
+
+/// How long fewer may wait for more before the sink gets them.
+const LINGER: Duration = Duration::from_millis(1);
+
+/// A disk that takes so long for one extent is slow: the next extent is written where nobody waits behind it.
+const SLOW: Duration = Duration::from_millis(4);
 
 /// Fetches ranges from one peer into `sink`; returns the bytes received, hashes included.
 pub async fn fetch(
@@ -46,9 +56,10 @@ pub async fn fetch(
     head.map_err(refused)?;
     let mut receiver = Receiver {
         peer,
-        limits,
+        silence: Silence::new(limits),
         decoder,
         received: 0,
+        disk_is_slow: false,
     };
     let result = receiver.run(&mut stream, sink).await;
     if let Err(error) = &result {
@@ -63,9 +74,10 @@ pub async fn fetch(
 
 struct Receiver<'a> {
     peer: &'a Peer,
-    limits: FetchLimits,
+    silence: Silence,
     decoder: Decoder,
     received: u64,
+    disk_is_slow: bool,
 }
 
 impl Receiver<'_> {
@@ -90,18 +102,20 @@ impl Receiver<'_> {
         sink: &mut dyn BlockSink,
     ) -> Result<usize, FetchError> {
         let mut reading = std::pin::pin!(stream.recv.read_chunks(chunks));
-        let mut waited = None;
-        if self.decoder.pending() > 0 {
-            waited = tokio::time::timeout(LINGER, &mut reading).await.ok();
-            if waited.is_none() {
+        let mut read = at_once(reading.as_mut()).await;
+        let pending = self.decoder.pending();
+        if read.is_none() && pending > 0 {
+            if pending < WORTH_BYTES {
+                read = tokio::time::timeout(LINGER, &mut reading).await.ok();
+            }
+            if read.is_none() {
                 self.on_disk(sink, |decoder, sink| decoder.flush(sink))?;
             }
         }
-        let read = match waited {
+        let read = match read {
             Some(read) => read,
-            None => tokio::time::timeout(self.limits.stall, reading)
-                .await
-                .map_err(|_| stalled(self.peer, self.limits))?,
+            None => (self.silence.ends_with(reading).await)
+                .ok_or_else(|| stalled(self.peer, self.silence.limits))?,
         };
         match read {
             Ok(Some(count)) => Ok(count),
@@ -124,18 +138,22 @@ impl Receiver<'_> {
         Ok(())
     }
 
-    /// Work that may write a lot: not on a thread that others wait for.
+    /// Work that may write a lot. Into the page cache that is quick, and handing this thread's other tasks to another thread
+    /// costs more; where the disk makes us wait, not on a thread that others wait for.
     fn on_disk(
         &mut self,
         sink: &mut dyn BlockSink,
         work: impl FnOnce(&mut Decoder, &mut dyn BlockSink) -> Result<(), DecodeError>,
     ) -> Result<(), FetchError> {
+        let start = Instant::now();
         let threads = Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
-        if threads && self.decoder.pending() >= EXTENT_BYTES_MAX / 2 {
+        let done = if threads && self.disk_is_slow {
             self.checked(|decoder| tokio::task::block_in_place(|| work(decoder, sink)))
         } else {
             self.checked(|decoder| work(decoder, sink))
-        }
+        };
+        self.disk_is_slow = start.elapsed() >= SLOW;
+        done
     }
 
     fn checked(
@@ -144,6 +162,51 @@ impl Receiver<'_> {
     ) -> Result<(), FetchError> {
         work(&mut self.decoder).map_err(|error| decode_error(self.peer, error))
     }
+}
+
+/// Measures how long the peer has sent nothing, with one timer for all of its silences.
+struct Silence {
+    limits: FetchLimits,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Silence {
+    fn new(limits: FetchLimits) -> Self {
+        Silence {
+            limits,
+            timer: Box::pin(tokio::time::sleep(limits.stall)),
+        }
+    }
+
+    /// What comes; `None`: nothing for too long.
+    async fn ends_with<F: Future>(&mut self, mut coming: Pin<&mut F>) -> Option<F::Output> {
+        let until = Instant::now() + self.limits.stall;
+        std::future::poll_fn(|context| {
+            if let Poll::Ready(came) = coming.as_mut().poll(context) {
+                return Poll::Ready(Some(came));
+            }
+            // The timer runs since an earlier silence, so it may ring early.
+            while self.timer.as_mut().poll(context).is_ready() {
+                if Instant::now() >= until {
+                    return Poll::Ready(None);
+                }
+                self.timer.as_mut().reset(until);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// What is ready now; else the task is woken when it is.
+async fn at_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+    std::future::poll_fn(|context| {
+        Poll::Ready(match future.as_mut().poll(context) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        })
+    })
+    .await
 }
 
 /// Why no more comes.

@@ -12,7 +12,7 @@ use crate::{
 use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -41,6 +41,7 @@ struct Shared {
     turns: Semaphore,
     buffers: Arc<Buffers>,
     bytes_sent: AtomicU64,
+    long_answers: AtomicI32,
 }
 
 impl BlockServer {
@@ -52,6 +53,7 @@ impl BlockServer {
                 turns: Semaphore::new(REQUESTS_MAX),
                 buffers: Buffers::new(BUFFER_BYTES),
                 bytes_sent: AtomicU64::new(0),
+                long_answers: AtomicI32::new(0),
             }),
         }
     }
@@ -153,6 +155,7 @@ impl Shared {
             (reader, first) = read_piece(reader, piece, first, start).await?;
         }
         self.write(stream, first.into()).await?;
+        self.stand_behind(stream);
         let user = self.buffers.user();
         while let Some(piece) = layout.next_piece(PIECE_BYTES) {
             let (len, buffer) = (piece.len, user.lend());
@@ -163,6 +166,14 @@ impl Shared {
         // An error says that the peer has left.
         let _ = stream.send.finish();
         Ok(())
+    }
+
+    /// The rest of a long answer comes after all else that the connection has to send, and after the long answers that
+    /// were asked for before it. Side by side they would be read in small portions, and what is waited for first would come last.
+    fn stand_behind(&self, stream: &mut Stream) {
+        let turn = self.long_answers.fetch_add(1, Ordering::Relaxed) & i32::MAX;
+        // An error says that the peer has left.
+        let _ = stream.send.set_priority(-1 - turn);
     }
 
     async fn write(&self, stream: &mut Stream, bytes: Bytes) -> Result<(), Ended> {
