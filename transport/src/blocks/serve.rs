@@ -155,9 +155,12 @@ impl Shared {
             (reader, first) = read_piece(reader, piece, first, start).await?;
         }
         self.write(stream, first.into()).await?;
-        self.stand_behind(stream);
         let user = self.buffers.user();
+        let mut is_long = false;
         while let Some(piece) = layout.next_piece(PIECE_BYTES) {
+            if !std::mem::replace(&mut is_long, true) {
+                self.stand_behind(stream);
+            }
             let (len, buffer) = (piece.len, user.lend());
             let filled = read_piece(reader, piece, buffer, 0).await?;
             reader = filled.0;
@@ -165,6 +168,9 @@ impl Shared {
         }
         // An error says that the peer has left.
         let _ = stream.send.finish();
+        if is_long {
+            crate::memory::release_at_rest();
+        }
         Ok(())
     }
 

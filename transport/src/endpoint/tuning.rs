@@ -63,8 +63,7 @@ pub(super) fn client_config(
 ) -> Result<quinn::ClientConfig, NoInitialCipherSuite> {
     let crypto = QuicClientConfig::try_from(identity.client.clone())?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    // Streams are opened by the side that connected; the other opens its welcome.
-    config.transport_config(Arc::new(transport(0, 1, None)));
+    config.transport_config(Arc::new(connecting(None)));
     Ok(config)
 }
 
@@ -84,7 +83,15 @@ pub(super) fn client_config_for(
     peer: SocketAddr,
 ) -> quinn::ClientConfig {
     let mut config = general.clone();
-    config.transport_config(Arc::new(transport(0, 1, Some(peer))));
+    config.transport_config(Arc::new(connecting(Some(peer))));
+    config
+}
+
+/// Of the side that connects: it opens the streams, the other its welcome. It alone says now and then that it lives: the
+/// answer says the same of the other.
+fn connecting(peer: Option<SocketAddr>) -> TransportConfig {
+    let mut config = transport(0, 1, peer);
+    config.keep_alive_interval(Some(KEEP_ALIVE));
     config
 }
 
@@ -132,7 +139,6 @@ fn transport(
         .max_concurrent_bidi_streams(VarInt::from_u32(bidirectional_max))
         .max_concurrent_uni_streams(VarInt::from_u32(unidirectional_max))
         .max_idle_timeout(Some(IDLE_TIMEOUT.try_into().expect("seconds fit")))
-        .keep_alive_interval(Some(KEEP_ALIVE))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES)
