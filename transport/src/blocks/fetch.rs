@@ -1,7 +1,9 @@
 //! The asking side: one request to one peer, verified into a sink.
 use super::decode::{DecodeError, Decoder, EXTENT_BYTES_MAX};
 use super::ranges::{groups_of, tree};
-use super::{BlockRequest, BlockSink, FetchError, FetchLimits, HEAD_BYTES_MAX, Refusal};
+use super::{
+    BlockRequest, BlockSink, FetchError, FetchLimits, GROUP_BYTES, HEAD_BYTES_MAX, Refusal,
+};
 use crate::endpoint::{StreamKind, code};
 use crate::frame::{self, FrameError, Stream};
 use crate::pool::Peer;
@@ -40,23 +42,25 @@ pub async fn fetch(
     let first = frame::encode_after(vec![StreamKind::BLOCKS.0], request)
         .map_err(|error| FetchError::Peer(peer.frame_error(error)))?;
     let decoder = Decoder::new(&request.hash, tree(request.size), groups);
-    let decoder = decoder.map_err(|error| decode_error(peer, error))?;
+    let mut decoder = decoder.map_err(|error| decode_error(peer, error))?;
     if decoder.is_done() {
         return Ok(0);
     }
     let mut stream = peer.open_with(limits.lane, first).await?;
     // Nothing more follows; an error shows when the answer is read.
     let _ = stream.send.finish();
-    let head = tokio::time::timeout(limits.stall, stream.read(HEAD_BYTES_MAX))
-        .await
-        .map_err(|_| stalled(peer, limits))?;
+    let mut silence = Silence::new(limits);
+    let head = std::pin::pin!(stream.read(HEAD_BYTES_MAX));
+    let head = (silence.ends_with(peer, head).await).ok_or_else(|| stalled(peer, limits))?;
     let head: Result<(), Refusal> = head
         .and_then(|head| head.ok_or(FrameError::CutOff))
         .map_err(|error| ended(peer, error))?;
     head.map_err(refused)?;
+    let asked: u64 = (request.ranges.iter().map(|range| range.end - range.start)).sum();
+    decoder.make_room(asked.next_multiple_of(GROUP_BYTES));
     let mut receiver = Receiver {
         peer,
-        silence: Silence::new(limits),
+        silence,
         decoder,
         received: 0,
         disk_is_slow: false,
@@ -114,7 +118,7 @@ impl Receiver<'_> {
         }
         let read = match read {
             Some(read) => read,
-            None => (self.silence.ends_with(reading).await)
+            None => (self.silence.ends_with(self.peer, reading).await)
                 .ok_or_else(|| stalled(self.peer, self.silence.limits))?,
         };
         match read {
@@ -125,6 +129,8 @@ impl Receiver<'_> {
     }
 
     fn take(&mut self, chunks: &mut [Bytes], sink: &mut dyn BlockSink) -> Result<(), FetchError> {
+        let came: usize = chunks.iter().map(Bytes::len).sum();
+        self.peer.note_answered(came as u64);
         for chunk in chunks {
             let chunk = std::mem::take(chunk);
             self.received += chunk.len() as u64;
@@ -164,7 +170,8 @@ impl Receiver<'_> {
     }
 }
 
-/// Measures how long the peer has sent nothing, with one timer for all of its silences.
+/// Measures how long the peer has sent nothing, with one timer for all of its silences. A peer that sends another of our
+/// answers is not silent: long answers come one after another.
 struct Silence {
     limits: FetchLimits,
     timer: Pin<Box<Sleep>>,
@@ -179,16 +186,27 @@ impl Silence {
     }
 
     /// What comes; `None`: nothing for too long.
-    async fn ends_with<F: Future>(&mut self, mut coming: Pin<&mut F>) -> Option<F::Output> {
-        let until = Instant::now() + self.limits.stall;
+    async fn ends_with<F: Future>(
+        &mut self,
+        peer: &Peer,
+        mut coming: Pin<&mut F>,
+    ) -> Option<F::Output> {
+        let mut until = Instant::now() + self.limits.stall;
+        let mut answered_bytes = peer.answered_bytes();
         std::future::poll_fn(|context| {
             if let Poll::Ready(came) = coming.as_mut().poll(context) {
                 return Poll::Ready(Some(came));
             }
             // The timer runs since an earlier silence, so it may ring early.
             while self.timer.as_mut().poll(context).is_ready() {
-                if Instant::now() >= until {
-                    return Poll::Ready(None);
+                let now = Instant::now();
+                if now >= until {
+                    let answered_before = answered_bytes;
+                    answered_bytes = peer.answered_bytes();
+                    if answered_bytes == answered_before {
+                        return Poll::Ready(None);
+                    }
+                    until = now + self.limits.stall;
                 }
                 self.timer.as_mut().reset(until);
             }

@@ -26,6 +26,8 @@ const REQUESTS_MAX: usize = 128;
 const TURN_DEADLINE: Duration = Duration::from_secs(1);
 /// The first piece of an answer is small: its first byte is waited for.
 const PIECE_BYTES_FIRST: usize = 64 << 10;
+/// Answers up to this length take turns with all else that the connection has to send: somebody may wait for them.
+const SHORT_BYTES: u64 = 1 << 20;
 /// Further pieces.
 const PIECE_BYTES: usize = 256 << 10;
 /// Room for a piece: it ends with a whole group and its parents.
@@ -116,7 +118,13 @@ impl Shared {
             Err(_) => Err(Refusal::Busy),
         };
         match opened {
-            Ok((layout, content)) => self.send(stream, layout, content).await,
+            Ok((layout, content)) => {
+                let asked = request.ranges.iter().map(|range| range.end - range.start);
+                if asked.sum::<u64>() > SHORT_BYTES {
+                    self.stand_behind(stream);
+                }
+                self.send(stream, layout, content).await
+            }
             Err(refusal) => {
                 tracing::debug!(%refusal, "refused a block request");
                 let head: Result<(), Refusal> = Err(refusal);
@@ -158,9 +166,7 @@ impl Shared {
         let user = self.buffers.user();
         let mut is_long = false;
         while let Some(piece) = layout.next_piece(PIECE_BYTES) {
-            if !std::mem::replace(&mut is_long, true) {
-                self.stand_behind(stream);
-            }
+            is_long = true;
             let (len, buffer) = (piece.len, user.lend());
             let filled = read_piece(reader, piece, buffer, 0).await?;
             reader = filled.0;
@@ -174,8 +180,8 @@ impl Shared {
         Ok(())
     }
 
-    /// The rest of a long answer comes after all else that the connection has to send, and after the long answers that
-    /// were asked for before it. Side by side they would be read in small portions, and what is waited for first would come last.
+    /// A long answer comes after all else that the connection has to send, and after the long answers that were asked for
+    /// before it. Side by side they would be read in small portions, and what is waited for first would come last.
     fn stand_behind(&self, stream: &mut Stream) {
         let turn = self.long_answers.fetch_add(1, Ordering::Relaxed) & i32::MAX;
         // An error says that the peer has left.
