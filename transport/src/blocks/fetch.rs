@@ -50,8 +50,11 @@ pub async fn fetch(
     // Nothing more follows; an error shows when the answer is read.
     let _ = stream.send.finish();
     let mut silence = Silence::new(limits);
-    let head = std::pin::pin!(stream.read(HEAD_BYTES_MAX));
-    let head = (silence.ends_with(peer, head).await).ok_or_else(|| stalled(peer, limits))?;
+    let head = {
+        let coming = std::pin::pin!(stream.read(HEAD_BYTES_MAX));
+        silence.ends_with(peer, coming).await
+    };
+    let head = head.ok_or_else(|| stalled(peer, limits))?;
     let head: Result<(), Refusal> = head
         .and_then(|head| head.ok_or(FrameError::CutOff))
         .map_err(|error| ended(peer, error))?;
