@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 
 /// How long a node on this machine may take to answer a question that needs no work.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A mount of ours, as the mount table has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,12 +137,21 @@ pub struct Hello {
 impl Control {
     /// Connects to the node behind `socket`.
     pub async fn connect(socket: &Path) -> anyhow::Result<Self> {
-        let stream = UnixStream::connect(socket).await.with_context(|| {
-            format!(
-                "the node behind {} does not answer; if it has died, run: ks umount, then ks mount again",
+        let stream = match UnixStream::connect(socket).await {
+            Ok(stream) => stream,
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => bail!(
+                "{}: the node belongs to another user, who alone may control it",
                 socket.display()
-            )
-        })?;
+            ),
+            Err(error) => {
+                return Err(error).with_context(|| {
+                    format!(
+                        "the node behind {} does not answer; if it has died, run: ks umount, then ks mount again",
+                        socket.display()
+                    )
+                });
+            }
+        };
         let mut control = Self {
             stream,
             next_request: 0,
@@ -193,13 +202,22 @@ impl Control {
         Ok((tell, frame))
     }
 
+    /// What is said of a node that takes questions and does not answer.
+    fn silence(&self) -> String {
+        let process = self.stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let process = process.map_or_else(|| "its process".into(), |pid| format!("process {pid}"));
+        format!(
+            "the node's {process} does not answer; if it does not come back, end it (kill -9) and run: ks mount again"
+        )
+    }
+
     /// One question, one answer; a `Failed` answer is an error.
     pub async fn ask(&mut self, body: Ask) -> anyhow::Result<Answer> {
         let sent = self.send(body, &[]).await?;
         loop {
             let (tell, _) = tokio::time::timeout(ANSWER_TIMEOUT, self.next())
                 .await
-                .context("the node did not answer in time")??;
+                .with_context(|| self.silence())??;
             match tell {
                 Tell::Reply { request, answer } if request == sent => return failed(answer),
                 _ => continue,

@@ -33,6 +33,9 @@ enum Command {
     /// Run a shell command where the data is
     #[command(after_help = commands::run::EXAMPLES)]
     Run(commands::run::RunArgs),
+    /// Make a cluster key, or a key that may only call and read
+    #[command(after_help = commands::key::EXAMPLES)]
+    Key(commands::key::KeyArgs),
     /// What is wrong here, and how to mend it
     Doctor(commands::doctor::DoctorArgs),
     /// Print a completion script for a shell
@@ -52,6 +55,7 @@ impl Command {
             Command::Where(args) => commands::block_on(args.run()),
             Command::Fetch(args) => commands::block_on(args.run()),
             Command::Run(args) => commands::block_on(args.run()),
+            Command::Key(args) => args.run(),
             Command::Doctor(args) => commands::block_on(args.run()),
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "ks", &mut std::io::stdout());
