@@ -195,6 +195,24 @@ def test_a_dead_redis_is_started_again(make_cluster):
         assert cluster[1].exec(["cat", "/ks/one", f"/ks/after{turn}"], timeout=40).text == f"one\n{turn}\n"
 
 
+def test_a_redis_that_paused_leaves_all_nodes_alive(make_cluster):
+    cluster = make_cluster(3)
+    cluster[3].put("there", "three")
+    cluster.start()
+    (redis,) = [pid for pid, line in cluster.hosts.processes(1).items() if "redis-server" in line]
+    os.kill(redis, signal.SIGSTOP)
+    try:
+        for step in range(8):  # longer than a command's deadline and a node's liveness; the free space changes meanwhile
+            for node in cluster.nodes:
+                (node.home / f"filler{step}").write_bytes(bytes(MIB))
+            time.sleep(1)
+    finally:
+        os.kill(redis, signal.SIGCONT)
+    for node in cluster.nodes:
+        wait_for(lambda node=node: node.status()["nodes"].get("alive") == 3, 15, f"{node.name} sees three")
+    assert cluster[1].exec(["cat", "/ks/there"]).text == "three"
+
+
 def test_the_first_node_goes_and_comes_back(make_cluster):
     """Redis goes with it: what needs the catalog ends with an error in time, and works again when it is back."""
     cluster = make_cluster(3).start()
