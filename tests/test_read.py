@@ -24,6 +24,7 @@ def cluster():
             for seed, (name, size) in enumerate(
                 [("gib", GIB), ("random", 256 * MIB), ("shared", 64 * MIB), ("mapped", 64 * MIB), ("twice", 48 * MIB)]
                 + [("slow", 8 * MIB), ("damaged", 8 * MIB), ("resumed", 64 * MIB), ("asked", 32 * MIB)]
+                + [("lone", 48 * MIB), ("both", 48 * MIB)]
             )
         }
         for size in SIZES:
@@ -147,6 +148,24 @@ def test_a_slow_link_is_waited_for(cluster):
         assert cluster.sums["slow"] in cluster[1].exec(["sha256sum", "/ks/slow"], timeout=90).text
     finally:
         cluster.hosts.rate(3, "off")
+
+
+def test_two_holders_are_faster_than_one(cluster):
+    cluster[2].ks("fetch", "/ks/both", timeout=60)
+    wait_for(lambda: set(cluster[1].holders("both")) == {"host2", "host3"}, 20, "two holders")
+    wait_for_hash(cluster, "lone")
+    took = {}
+    for number in (2, 3):
+        cluster.hosts.rate(number, 200)
+    try:
+        for name in ("lone", "both"):
+            original = cluster[3].datadir / name
+            took[name] = cluster[1].exec(["cmp", f"/ks/{name}", original], timeout=60).seconds
+    finally:
+        for number in (2, 3):
+            cluster.hosts.rate(number, "off")
+    assert took["lone"] > 1.9, "the link was not limited"
+    assert took["lone"] / took["both"] >= 1.3, took
 
 
 def test_fetch_brings_a_file_here(cluster):

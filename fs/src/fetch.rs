@@ -327,6 +327,7 @@ impl Drop for RemoteFile {
                 .is_some_and(|content| content.file.strong_count() == 0)
             {
                 open.remove(&key);
+                ks_transport::memory::release_at_rest();
             }
         });
     }
