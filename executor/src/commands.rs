@@ -1,4 +1,5 @@
 //! The commands of the `ks` program, one a file, and what they share: tables, JSON, units.
+pub mod copies;
 pub mod doctor;
 pub mod fetch;
 pub mod mount;

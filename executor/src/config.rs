@@ -141,6 +141,15 @@ pub struct MountArgs {
     /// Store nothing new on this node
     #[arg(long, env = "KS_READ_ONLY")]
     pub read_only: bool,
+    /// How much fetched data to keep; a share is of the disk's free space
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "KS_CACHE_LIMIT",
+        default_value = "50%",
+        id = "cache-limit"
+    )]
+    pub cache_limit: Size,
     /// How much of the disk to leave free
     #[arg(
         long,
