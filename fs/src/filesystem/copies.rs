@@ -152,7 +152,7 @@ impl FileSystem {
         node.inode.version == version && state == CopyState::Current && !self.table.is_written(ino)
     }
 
-    /// Brings all of a file here; `from` is asked first: it has it, or is fetching it right now.
+    /// Brings all of a file here, once its hash is known; `from` is asked first: it has it, or is fetching it right now.
     pub(crate) async fn bring(
         self: &Arc<Self>,
         ino: Ino,
@@ -161,16 +161,13 @@ impl FileSystem {
     ) -> Result<(), FsError> {
         let mut found = self.find(ino, Want::READ).await?;
         let size = found.located.node.inode.size;
-        if let (
-            Source::Remote {
-                holders,
-                ask_hash: false,
-            },
-            Some(from),
-        ) = (&mut found.source, from)
-            && from != self.me()
-        {
-            *holders = vec![from];
+        let is_hashed = found.located.node.inode.blake3.is_some();
+        if let Source::Remote { holders } = &mut found.source {
+            if !is_hashed {
+                self.await_hash(&found.located.node, holders, progress).await;
+            } else if let Some(from) = from.filter(|from| *from != self.catalog.me()) {
+                *holders = vec![from];
+            }
         }
         match self.serve(&found, Want::READ).await? {
             Served::Own(Content::Remote(remote)) => {
@@ -187,6 +184,21 @@ impl FileSystem {
                 progress(size, size);
                 Ok(())
             }
+        }
+    }
+
+    /// A hash that a holder is still computing is waited for, however long that takes: whoever asks can give up.
+    async fn await_hash(
+        &self,
+        node: &Node_,
+        holders: &[NodeId],
+        progress: &(impl Fn(u64, u64) + Send + Sync),
+    ) {
+        while let Err(unhashed) = self.ask_holders(node, holders).await {
+            if !unhashed.is_computing {
+                return;
+            }
+            progress(0, node.inode.size);
         }
     }
 

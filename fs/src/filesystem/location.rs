@@ -1,10 +1,6 @@
 //! Who holds what, and bringing whole files here: for commands and calls.
-use super::{
-    FileSystem,
-    handles::{Content, Served},
-    opening::Want,
-};
-use crate::{catalog::Located, error::FsError, fetch::Progress, path::TreePath, record::*};
+use super::FileSystem;
+use crate::{catalog::Located, error::FsError, path::TreePath, record::*};
 use std::sync::Arc;
 
 /// A copy of a file, for `ks where`.
@@ -80,7 +76,8 @@ impl FileSystem {
         Ok(copies)
     }
 
-    /// Brings a whole file here; `progress(have, size)` in bytes.
+    /// Brings a whole file here; `progress(have, size)` in bytes. A hash that a holder is still computing is waited for, however
+    /// long that takes: whoever asks can give up.
     pub async fn fetch_whole(
         self: &Arc<Self>,
         path: &TreePath,
@@ -91,21 +88,6 @@ impl FileSystem {
         if node.inode.kind == Kind::Directory {
             return Err(FsError::IsADirectory);
         }
-        let found = self.find(node.ino, Want::READ).await?;
-        let size = found.located.node.inode.size;
-        match self.serve(&found, Want::READ).await? {
-            Served::Own(Content::Remote(remote)) => {
-                let told = |at: Progress| progress(at.have_bytes, at.size);
-                remote.fetch_whole(told).await
-            }
-            Served::Own(Content::Live(_)) => Err(FsError::NoHolder {
-                path: path.clone(),
-                tried: "its home is writing it now: no version of it can be fetched".into(),
-            }),
-            _ => {
-                progress(size, size);
-                Ok(())
-            }
-        }
+        self.bring(node.ino, None, &progress).await
     }
 }
