@@ -97,6 +97,13 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext kitchensink` in IPython and Jupyter: makes the magic `%%ks` known."""
+    from . import magics
+
+    magics.register(shell)
+
+
 atexit.register(_client.close_all)
 atexit.register(pool.close_all)
 os.register_at_fork(after_in_child=_client.after_fork_in_child)
