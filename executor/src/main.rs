@@ -36,6 +36,8 @@ enum Command {
     Drop(commands::copies::DropArgs),
     /// Keep this node's copies of files whatever else must go
     Pin(commands::copies::PinArgs),
+    /// Keep several copies of files, or of the files below directories
+    Replicate(commands::copies::ReplicateArgs),
     /// Re-read every copy of files, check it, and mend it from a good one
     Verify(commands::copies::VerifyArgs),
     /// Run a shell command where the data is
@@ -62,6 +64,7 @@ impl Command {
             Command::Push(args) => commands::block_on(args.run()),
             Command::Drop(args) => commands::block_on(args.run()),
             Command::Pin(args) => commands::block_on(args.run()),
+            Command::Replicate(args) => commands::block_on(args.run()),
             Command::Verify(args) => commands::block_on(args.run()),
             Command::Run(args) => commands::block_on(args.run()),
             Command::Doctor(args) => commands::block_on(args.run()),

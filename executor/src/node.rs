@@ -138,6 +138,7 @@ impl Node {
                     Size::Bytes(bytes) => CacheLimit::Bytes(bytes),
                     Size::Percent(percent) => CacheLimit::PercentOfFree(percent),
                 },
+                repair_after: options.repair_after.0,
             },
         };
         let num_workers = options.num_workers.map_or_else(

@@ -185,6 +185,13 @@ pub enum Ask {
         /// Node names; none: all nodes that keep files.
         to: Vec<String>,
     },
+    /// Keeps so many copies of files, or of the files below directories, from now on, and makes those that lack; answered by `Report`.
+    Replicate {
+        /// As in `Fetch`.
+        paths: Vec<ByteBuf>,
+        /// How many.
+        count: usize,
+    },
     /// Re-reads every copy and mends damaged ones; answered by `Report`.
     Verify {
         /// As in `Fetch`.

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 pub mod eviction;
 pub(crate) mod server;
+pub mod targets;
 
 /// Streams between nodes that are about copies.
 pub const COPIES: StreamKind = StreamKind(17);

@@ -42,6 +42,7 @@ mod open_plan;
 mod opening;
 mod pushing;
 mod remote;
+mod replicas;
 mod writing;
 mod xattrs;
 
@@ -104,10 +105,21 @@ impl Opened {
 }
 
 /// What is kept here of other nodes' files, and of this node's on others.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Keeping {
     /// How much fetched data is kept.
     pub cache_limit: crate::copies::eviction::CacheLimit,
+    /// A node that has not been heard of for so long: copies it had are made again elsewhere.
+    pub repair_after: std::time::Duration,
+}
+
+impl Default for Keeping {
+    fn default() -> Self {
+        Self {
+            cache_limit: Default::default(),
+            repair_after: std::time::Duration::from_secs(600),
+        }
+    }
 }
 
 /// What a node is started with (the file system's part).
@@ -228,6 +240,7 @@ impl FileSystem {
         });
         events.attach(&file_system);
         eviction::spawn(&file_system);
+        replicas::spawn(&file_system);
         Ok(file_system)
     }
 

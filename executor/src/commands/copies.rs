@@ -1,4 +1,4 @@
-//! `ks drop`, `ks pin`, `ks push`, `ks verify`: what is done with copies. Each prints a row for every file that needs a word.
+//! `ks drop`, `ks pin`, `ks push`, `ks replicate`, `ks verify`: what is done with copies. Each prints a row for every file that needs a word.
 use super::fetch::Bars;
 use super::{Format, connect, print_json, print_table, text, r#where::path_bytes};
 use anyhow::bail;
@@ -75,6 +75,30 @@ impl PushArgs {
         let ask = Ask::Push {
             paths: path_bytes(&self.paths)?,
             to: self.to,
+        };
+        report(&self.paths, ask, self.format).await
+    }
+}
+
+/// `ks replicate`.
+#[derive(Args, Debug)]
+pub struct ReplicateArgs {
+    /// Files or directories in the tree (new files below a directory inherit its number)
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Copies to keep
+    #[arg(short = 'n', value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    count: u16,
+    #[command(flatten)]
+    format: Format,
+}
+
+impl ReplicateArgs {
+    /// Returns when there are so many copies.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let ask = Ask::Replicate {
+            paths: path_bytes(&self.paths)?,
+            count: self.count.into(),
         };
         report(&self.paths, ask, self.format).await
     }

@@ -47,6 +47,7 @@ impl Session {
             Ask::Drop { paths } => self.drop_copies(paths).await,
             Ask::Pin { paths, pinned } => self.pin(paths, pinned).await,
             Ask::Push { paths, to } => self.push(request, paths, to).await,
+            Ask::Replicate { paths, count } => self.replicate(paths, count).await,
             Ask::Verify { paths } => self.verify(paths).await,
             Ask::Shutdown => self.shutdown(),
             Ask::Ping | Ask::Hello { .. } | Ask::Submit { .. } => return,

@@ -1,4 +1,4 @@
-//! What a session is asked about copies: give up, pin, spread, re-read.
+//! What a session is asked about copies: give up, pin, spread, keep several, re-read.
 //!
 //! Each answers with a row for every file, so that one file that cannot be done does not hide the others.
 use super::Session;
@@ -102,6 +102,29 @@ impl Session {
                 })),
                 Err(error) => rows.push(row(&seen, Err(error.to_string()))),
             }
+        }
+        Ok(Answer::Report(rows))
+    }
+
+    pub(super) async fn replicate(
+        &self,
+        paths: Vec<ByteBuf>,
+        count: usize,
+    ) -> Result<Answer, Refusal> {
+        self.trusted()?;
+        let fs = &self.executor.fs;
+        for path in &paths {
+            let path = self.in_tree(path)?;
+            let set = fs.set_replicas(&path, count).await;
+            set.map_err(|error| ("OSError", format!("{path}: {error}")))?;
+        }
+        let mut rows = Vec::new();
+        for file in self.files_of(paths).await? {
+            let made = fs.replicate(&file).await;
+            rows.push(row(
+                &self.as_seen(&file),
+                made.map(drop).map_err(|error| error.to_string()),
+            ));
         }
         Ok(Answer::Report(rows))
     }

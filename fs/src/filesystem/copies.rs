@@ -164,7 +164,8 @@ impl FileSystem {
         let is_hashed = found.located.node.inode.blake3.is_some();
         if let Source::Remote { holders } = &mut found.source {
             if !is_hashed {
-                self.await_hash(&found.located.node, holders, progress).await;
+                self.await_hash(&found.located.node, holders, progress)
+                    .await;
             } else if let Some(from) = from.filter(|from| *from != self.catalog.me()) {
                 *holders = vec![from];
             }
