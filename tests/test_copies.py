@@ -154,3 +154,25 @@ def test_a_dead_home_is_replaced_and_fenced(make_cluster):
     assert cluster[1].exec(["cat", "/ks/empty"]).text == "filled\n"
     conflicts = [name for name in cluster[1].exec(["ls", "/ks"]).text.split() if name.startswith("heir.conflict")]
     assert conflicts and cluster[1].exec(["cat", f"/ks/{conflicts[0]}"]).text == "written behind the back"
+
+
+def test_replicas_are_made_inherited_and_made_again(make_cluster):
+    cluster = make_cluster(3).start("--repair-after", "3s")
+    first, second, third = cluster.nodes
+    data = noise(2 * MIB, seed=3)
+    first.shell("mkdir -p /ks/safe/deep")
+    first.exec(["tee", "/ks/safe/old"], input=data)
+    first.ks("replicate", "/ks/safe", "-n", "2")
+    assert len(first.holders("safe/old")) == 2
+    first.exec(["tee", "/ks/safe/deep/new"], input=data)
+    wait_for(lambda: len(first.holders("safe/deep/new")) == 2, 40, "a new file inherits the number")
+    assert "ks.replicas" not in first.python("reply(os.listxattr('/ks/safe'))").text
+    first.shell("printf tail >> /ks/safe/old")
+    wait_for(lambda: len(first.holders("safe/old")) == 2, 40, "a new version is copied again")
+    away = next(node for node in (second, third) if node.name in first.holders("safe/old"))
+    stays = third if away is second else second
+    away.kill9()
+    wait_for(lambda: {"host1", stays.name} <= set(first.holders("safe/old")), 60, "a lost copy is made again")
+    assert (stays.datadir / "safe/old").read_bytes() == data + b"tail"
+    refused = first.ks("replicate", "/ks/safe", "-n", "3", check=False)
+    assert refused.status == 1 and "no further node" in refused.text

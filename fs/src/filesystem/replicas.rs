@@ -92,7 +92,9 @@ impl FileSystem {
             .filter(|(node, holding)| is_whole(&located.node.inode, holding) && lives(*node));
         let before = whole.count();
         let targets = targets::lacking(&located.node.inode, &located.holders, &places, wanted);
-        let pushed = self.push(path, &targets, Arc::new(|_, _, _| {})).await?;
+        let pushed = self
+            .push(path, &targets, Arc::new(|_: &str, _, _| {}))
+            .await?;
         let failed = pushed
             .iter()
             .find_map(|at| Some((&at.node, at.error.as_ref()?)));
@@ -138,22 +140,29 @@ impl FileSystem {
         if watch.seen.as_ref() == Some(&seen) {
             return Ok(());
         }
+        let mut is_done = true;
         for ino in &seen.1 {
-            self.look_below(*ino, &places).await?;
+            is_done &= self.look_below(*ino, &places).await?;
         }
-        watch.seen = Some(seen);
+        watch.seen = is_done.then_some(seen);
         Ok(())
     }
 
-    /// The files at or below an inode that has a count.
-    async fn look_below(self: &Arc<Self>, ino: Ino, places: &[Place]) -> Result<(), CopyError> {
+    /// The files at or below an inode that has a count. `false`: some copy could not be made.
+    async fn look_below(self: &Arc<Self>, ino: Ino, places: &[Place]) -> Result<bool, CopyError> {
+        let mut is_done = true;
         let mut waiting = vec![ino];
         while let Some(ino) = waiting.pop() {
             let Some(node) = self.catalog.node(ino).await? else {
                 continue;
             };
             match node.inode.kind {
-                Kind::File if node.inode.size > 0 => self.mend_count(ino, places).await?,
+                Kind::File if node.inode.size > 0 => {
+                    if let Err(error) = self.mend_count(ino, places).await {
+                        tracing::warn!(ino, %error, "a file has too few copies; trying again");
+                        is_done = false;
+                    }
+                }
                 Kind::Directory => {
                     let listing = self.catalog.list(ino).await?;
                     waiting.extend(listing.entries.iter().map(|(_, node)| node.ino));
@@ -161,7 +170,7 @@ impl FileSystem {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(is_done)
     }
 
     async fn mend_count(self: &Arc<Self>, ino: Ino, places: &[Place]) -> Result<(), CopyError> {
@@ -182,7 +191,9 @@ impl FileSystem {
         else {
             return Ok(());
         };
-        let pushed = self.push(&path, &targets, Arc::new(|_, _, _| {})).await?;
+        let pushed = self
+            .push(&path, &targets, Arc::new(|_: &str, _, _| {}))
+            .await?;
         match pushed.into_iter().find_map(|at| Some((at.node, at.error?))) {
             Some((node, message)) => Err(CopyError::AtNode { node, message }),
             None => {

@@ -46,19 +46,27 @@ pub fn parse(table: &[u8]) -> Vec<MountLine> {
     lines.filter_map(parse_line).collect()
 }
 
-/// Those that can be reached: no other mount stands on top of them, or on a directory above them mounted later.
+/// Those that can be reached: nothing was mounted over them, nor over a directory above them.
 pub fn reachable(table: &[MountLine]) -> Vec<&MountLine> {
-    let is_hidden = |index: usize, line: &MountLine| {
-        let later = &table[index + 1..];
-        later
-            .iter()
-            .any(|other| line.mountpoint.starts_with(&other.mountpoint))
+    let lines = table.iter();
+    lines.filter(|line| !is_hidden(table, line, 0)).collect()
+}
+
+/// What is mounted over a directory stands on the same mount as what it hides below that directory; what is mounted over a
+/// mount's own root stands on that mount.
+fn is_hidden(table: &[MountLine], line: &MountLine, depth: usize) -> bool {
+    let covers = |other: &&MountLine| {
+        let on_top = other.parent == line.id && other.mountpoint == line.mountpoint;
+        let above = other.parent == line.parent && line.mountpoint.starts_with(&other.mountpoint);
+        other.id != line.id && (on_top || above)
     };
-    let indexed = table.iter().enumerate();
-    indexed
-        .filter(|(index, line)| !is_hidden(*index, line))
-        .map(|(_, line)| line)
-        .collect()
+    if table.iter().any(|other| covers(&other)) {
+        return true;
+    }
+    let parent = table.iter().find(|other| other.id == line.parent);
+    // The root may be named as its own parent.
+    let parent = parent.filter(|parent| parent.id != line.id && depth < table.len());
+    parent.is_some_and(|parent| is_hidden(table, parent, depth + 1))
 }
 
 fn parse_line(line: &[u8]) -> Option<MountLine> {
