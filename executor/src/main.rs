@@ -30,6 +30,16 @@ enum Command {
     Where(commands::r#where::WhereArgs),
     /// Bring whole files to this node
     Fetch(commands::fetch::FetchArgs),
+    /// Spread files over other nodes
+    Push(commands::copies::PushArgs),
+    /// Give up this node's copies of files; never the last one
+    Drop(commands::copies::DropArgs),
+    /// Keep this node's copies of files whatever else must go
+    Pin(commands::copies::PinArgs),
+    /// Keep several copies of files, or of the files below directories
+    Replicate(commands::copies::ReplicateArgs),
+    /// Re-read every copy of files, check it, and mend it from a good one
+    Verify(commands::copies::VerifyArgs),
     /// Run a shell command where the data is
     #[command(after_help = commands::run::EXAMPLES)]
     Run(commands::run::RunArgs),
@@ -54,6 +64,11 @@ impl Command {
             Command::Nodes(args) => commands::block_on(args.run()),
             Command::Where(args) => commands::block_on(args.run()),
             Command::Fetch(args) => commands::block_on(args.run()),
+            Command::Push(args) => commands::block_on(args.run()),
+            Command::Drop(args) => commands::block_on(args.run()),
+            Command::Pin(args) => commands::block_on(args.run()),
+            Command::Replicate(args) => commands::block_on(args.run()),
+            Command::Verify(args) => commands::block_on(args.run()),
             Command::Run(args) => commands::block_on(args.run()),
             Command::Key(args) => args.run(),
             Command::Doctor(args) => commands::block_on(args.run()),

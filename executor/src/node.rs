@@ -1,11 +1,12 @@
 //! A whole node: store, catalog, file system, executor, mount, peers, put together and taken apart in order.
 //! Nothing is decided here but the order: what was started is ended when a later step fails.
-use crate::config::{MountArgs, with_port};
+use crate::config::{MountArgs, Size, with_port};
 use crate::service::{Executor, ExecutorOptions};
 use crate::session::{ControlSocket, NodeFacts};
 use anyhow::{Context, bail};
 use ks_fs::catalog::{Catalog, nodes::HEARTBEAT};
-use ks_fs::filesystem::{FileSystem, FileSystemOptions};
+use ks_fs::copies::eviction::CacheLimit;
+use ks_fs::filesystem::{FileSystem, FileSystemOptions, Keeping};
 use ks_fs::mount::{self, Mount};
 use ks_fs::record::NodeInfo;
 use ks_fs::redis_client::RedisTarget;
@@ -132,6 +133,13 @@ impl Node {
             memory_limit_bytes: options.memory_limit.of(u64::MAX) as usize,
             read_only: options.read_only,
             passthrough: !options.no_passthrough,
+            keeping: Keeping {
+                cache_limit: match options.cache_limit {
+                    Size::Bytes(bytes) => CacheLimit::Bytes(bytes),
+                    Size::Percent(percent) => CacheLimit::PercentOfFree(percent),
+                },
+                repair_after: options.repair_after.0,
+            },
         };
         let num_workers = options.num_workers.map_or_else(
             || std::thread::available_parallelism().map_or(1, usize::from),

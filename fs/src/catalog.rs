@@ -13,6 +13,7 @@
 mod adopt;
 pub mod cache;
 mod changes;
+pub mod copies;
 mod events;
 mod memory;
 pub mod namespace;

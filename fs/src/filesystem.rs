@@ -31,20 +31,27 @@ use std::{
 
 mod attributes;
 mod changes;
+mod checking;
+pub(crate) mod copies;
 mod data;
+mod eviction;
 pub(crate) mod handles;
 mod location;
 mod names;
 mod open_plan;
 mod opening;
+mod pushing;
 mod remote;
+mod replicas;
 mod writing;
 mod xattrs;
 
 pub use changes::{Change, Watcher};
+pub use checking::{CheckedCopy, Verified};
 pub use data::WriteManner;
 pub use location::{Copy_, Where};
 pub use names::NAME_BYTES_MAX;
+pub use pushing::{PushProgress, Pushed};
 pub(crate) use remote::Remote;
 pub(crate) use writing::Stamp;
 
@@ -97,6 +104,24 @@ impl Opened {
     }
 }
 
+/// What is kept here of other nodes' files, and of this node's on others.
+#[derive(Clone, Copy, Debug)]
+pub struct Keeping {
+    /// How much fetched data is kept.
+    pub cache_limit: crate::copies::eviction::CacheLimit,
+    /// A node that has not been heard of for so long: copies it had are made again elsewhere.
+    pub repair_after: std::time::Duration,
+}
+
+impl Default for Keeping {
+    fn default() -> Self {
+        Self {
+            cache_limit: Default::default(),
+            repair_after: std::time::Duration::from_secs(600),
+        }
+    }
+}
+
 /// What a node is started with (the file system's part).
 pub struct FileSystemOptions {
     /// The data directory.
@@ -111,6 +136,8 @@ pub struct FileSystemOptions {
     pub read_only: bool,
     /// Whether whole local files may be handed to the kernel.
     pub passthrough: bool,
+    /// How much is kept.
+    pub keeping: Keeping,
 }
 
 /// The whole file system of a node.
@@ -212,15 +239,19 @@ impl FileSystem {
             counts: Counts::default(),
         });
         events.attach(&file_system);
+        eviction::spawn(&file_system);
+        replicas::spawn(&file_system);
         Ok(file_system)
     }
 
     /// The peers' side: handlers for the endpoint (BLOCKS, FILES).
     pub fn handlers(self: &Arc<Self>) -> Vec<(StreamKind, Arc<dyn Handler>)> {
         let files = crate::peer::server::FileServer::new(self);
+        let copies = crate::copies::server::CopyServer::new(self);
         vec![
             (StreamKind::BLOCKS, self.blocks.clone()),
             (StreamKind::FILES, Arc::new(files)),
+            (crate::copies::COPIES, Arc::new(copies)),
         ]
     }
 

@@ -239,6 +239,9 @@ impl FileSystem {
             Source::Local if want.write => self.join_local(found, want).await.map(Served::Writing),
             Source::Local => {
                 let (file, _) = self.open_plain(found, false, false).await?;
+                if found.node().inode.home != self.me() {
+                    super::on_disk(|| self.store.note_used(&file));
+                }
                 Ok(Served::Own(Content::Local(Arc::new(file))))
             }
             Source::Recreate => {
@@ -250,6 +253,17 @@ impl FileSystem {
             }
             Source::Empty => Ok(Served::Own(Content::Empty)),
             Source::Remote { holders } => self.serve_remote(found, holders).await,
+            Source::Forward(_) if self.find_new_home(&found.located).await? => {
+                let found = self.find(found.node().ino, want).await?;
+                match &found.source {
+                    // It died, too, while we looked: the next open tries again.
+                    Source::Forward(home) => {
+                        let forwarded = self.forward(&found, *home, true, want.truncate).await?;
+                        Ok(Served::Forwarded(Arc::new(forwarded)))
+                    }
+                    _ => Box::pin(self.serve(&found, want)).await,
+                }
+            }
             Source::Forward(home) => {
                 let forwarded = self.forward(found, *home, true, want.truncate).await?;
                 Ok(Served::Forwarded(Arc::new(forwarded)))
