@@ -10,7 +10,10 @@ use ks_fs::redis_client::{Redis, RedisError, Script};
 use redis::Value;
 use std::time::Duration;
 
+mod answer;
 pub mod record;
+
+use answer::{bytes, fields, integer, list, parse_claims, parse_submitted, text};
 
 /// An executor that has not renewed its lease for so long is dead: its claims go to others.
 pub const LEASE: Duration = Duration::from_secs(6);
@@ -564,70 +567,5 @@ impl Arguments {
     async fn run(&self, queue: &Queue, script: &Script) -> Result<Value, QueueError> {
         let args: Vec<&[u8]> = self.0.iter().map(Vec::as_slice).collect();
         Ok(queue.redis.script(script, &[], &args).await?)
-    }
-}
-
-fn parse_submitted(answer: Value) -> Option<Submitted> {
-    let [now, claimed, known] = fields(answer)?;
-    Some(Submitted {
-        now_ms: integer(&now)?,
-        claimed: list(claimed)?
-            .into_iter()
-            .map(text)
-            .collect::<Option<_>>()?,
-        known: list(known)?.into_iter().map(text).collect::<Option<_>>()?,
-    })
-}
-
-fn parse_claims(answer: Value) -> Option<Claims> {
-    let [now, next, taken] = fields(answer)?;
-    let now_ms = integer(&now)?;
-    let next = match next {
-        Value::Int(-1) => Next::Nothing,
-        Value::Int(0) => Next::Now,
-        Value::Int(at) => Next::In((at as u64).saturating_sub(now_ms)),
-        _ => return None,
-    };
-    let parse = |value: Value| {
-        let [job, body, retries, accepted, origin] = fields(value)?;
-        Some(Claimed {
-            job: text(job)?,
-            body: bytes(body)?,
-            retries: text(retries)?.parse().ok()?,
-            accepted_ms: text(accepted)?.parse().ok()?,
-            origin: text(origin)?.parse().ok()?,
-        })
-    };
-    let jobs = list(taken)?.into_iter().map(parse).collect::<Option<_>>()?;
-    Some(Claims { now_ms, next, jobs })
-}
-
-fn list(value: Value) -> Option<Vec<Value>> {
-    match value {
-        Value::Array(values) | Value::Set(values) => Some(values),
-        _ => None,
-    }
-}
-
-fn fields<const N: usize>(value: Value) -> Option<[Value; N]> {
-    list(value)?.try_into().ok()
-}
-
-fn bytes(value: Value) -> Option<Vec<u8>> {
-    match value {
-        Value::BulkString(bytes) => Some(bytes),
-        Value::SimpleString(text) => Some(text.into_bytes()),
-        _ => None,
-    }
-}
-
-fn text(value: Value) -> Option<String> {
-    String::from_utf8(bytes(value)?).ok()
-}
-
-fn integer(value: &Value) -> Option<u64> {
-    match value {
-        Value::Int(number) => u64::try_from(*number).ok(),
-        _ => None,
     }
 }

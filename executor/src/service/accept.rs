@@ -117,7 +117,7 @@ impl Executor {
         calls: Vec<Call>,
         segments: &[Bytes],
     ) -> Result<Vec<Accepted>, SubmitError> {
-        let nodes = resolve::nodes(self.fs.catalog()).await?;
+        let nodes = self.nodes.get(self.fs.catalog()).await?;
         let routed = |call: &&Call| {
             !call.no_route_data && !(call.paths.is_empty() && call.locality.is_empty())
         };
@@ -299,6 +299,8 @@ impl Executor {
             }
             other => other?,
         };
+        self.callers
+            .recorded(submissions.iter().map(|submission| &submission.job));
         for job in submitted.claimed {
             let Some(stored) = calls.remove(&job) else {
                 continue;
@@ -355,6 +357,7 @@ impl Executor {
     async fn attach_recorded(self: &Arc<Self>, jobs: &[String]) -> Result<(), QueueError> {
         for batch in jobs.chunks(BATCH_JOBS_MAX) {
             let standings = self.queue.attach(batch).await?;
+            self.callers.recorded(batch.iter());
             for (job, standing) in batch.iter().zip(standings) {
                 match standing {
                     queue::Standing::Ended(ended) => self.end_from_record(job, &ended),

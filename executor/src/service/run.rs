@@ -7,20 +7,17 @@ use crate::frames;
 use crate::job::{Action, Ending, Event, Life, State};
 use crate::placement::why_here;
 use crate::protocol::{
-    FromWorker, FunctionRef, INLINE_BYTES, Outcome, Part, Payload, Report, Update,
+    FunctionRef, INLINE_BYTES, Outcome, Part, Payload, Report, Update,
 };
 use crate::queue::record::{self, StoredCall, StoredEnd, StoredFunction};
 use crate::queue::{Claimed, Finish};
-use crate::worker::{Answered, Exit, Supervisor, Worker};
+use crate::worker::{Answered, Exit, Worker};
 use bytes::Bytes;
 use ks_fs::record::NodeId;
 use serde::Serialize;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-
-/// Output is passed on in pieces of at most this.
-const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 
 /// `protocol::ToWorker::Run`, borrowed: arguments are not copied on their way.
 #[derive(Serialize)]
@@ -410,9 +407,7 @@ impl Executor {
         let told =
             !retry && self.lease_is_fresh() && self.tell(over.run.origin, &over.job, ended.clone());
         self.close(&over.job, kind, ended, retry, !told);
-        if self.board.lock().unwrap().is_low() {
-            self.claim_soon.notify_one();
-        }
+        self.refill();
     }
 
     fn close(&self, job: &str, kind: &'static str, ended: Update, retry: bool, notify: bool) {
@@ -456,14 +451,14 @@ impl Executor {
         }
     }
 
-    fn origin_of(&self, job: &str) -> Option<(NodeId, bool)> {
+    pub(super) fn origin_of(&self, job: &str) -> Option<(NodeId, bool)> {
         let board = self.board.lock().unwrap();
         let run = board.runs.get(job)?;
         Some((run.origin, run.stored.call.intermediate_results))
     }
 
     /// A worker's answer: what the life of its call makes of it.
-    fn take_answer(self: &Arc<Self>, worker: &Arc<Worker>, answer: Answered) {
+    pub(super) fn take_answer(self: &Arc<Self>, worker: &Arc<Worker>, answer: Answered) {
         let Answered {
             job,
             mut outcome,
@@ -510,7 +505,7 @@ impl Executor {
         });
     }
 
-    fn take_exit(self: &Arc<Self>, worker: &Arc<Worker>, exit: Exit) {
+    pub(super) fn take_exit(self: &Arc<Self>, worker: &Arc<Worker>, exit: Exit) {
         self.fs.usage().unwatch(worker.pid as i32);
         self.bury_worker(worker, &exit);
         let Some(job) = &exit.job else {
@@ -529,84 +524,6 @@ impl Executor {
             self.finish(over, outcome, ending == Ending::Crashed);
         }
         self.start_calls();
-    }
-}
-
-/// Workers tell the executor, while there is one.
-pub(super) struct Overseer(pub(super) Weak<Executor>);
-
-impl Supervisor for Overseer {
-    fn ready(&self, worker: &Arc<Worker>) {
-        if let Some(executor) = self.0.upgrade() {
-            executor.fs.usage().watch(worker.pid as i32);
-            executor.welcome_worker(worker);
-            executor.start_calls();
-            executor.claim_soon.notify_one();
-        }
-    }
-
-    fn wrote(&self, worker: &Arc<Worker>, job: Option<&str>, stream: u8, data: Vec<u8>) {
-        let Some(executor) = self.0.upgrade() else {
-            return;
-        };
-        let Some(job) = job else {
-            let text = String::from_utf8_lossy(&data);
-            return tracing::info!(
-                pid = worker.pid,
-                "a worker that runs nothing wrote: {}",
-                text.trim_end()
-            );
-        };
-        let Some((origin, true)) = executor.origin_of(job) else {
-            return;
-        };
-        for piece in data.chunks(OUTPUT_BYTES_MAX) {
-            let output = Update::Output {
-                node: executor.options.node_name.clone(),
-                stream,
-                data: piece.to_vec().into(),
-            };
-            executor.tell(origin, job, output);
-        }
-    }
-
-    fn logged(&self, _worker: &Arc<Worker>, record: FromWorker) {
-        let (
-            Some(executor),
-            FromWorker::Log {
-                job,
-                level,
-                logger,
-                message,
-                time,
-            },
-        ) = (self.0.upgrade(), record)
-        else {
-            return;
-        };
-        if let Some((origin, true)) = executor.origin_of(&job) {
-            let node = executor.options.node_name.clone();
-            let log = Update::Log {
-                node,
-                level,
-                logger,
-                message,
-                time,
-            };
-            executor.tell(origin, &job, log);
-        }
-    }
-
-    fn answered(&self, worker: &Arc<Worker>, answer: Answered) {
-        if let Some(executor) = self.0.upgrade() {
-            executor.take_answer(worker, answer);
-        }
-    }
-
-    fn exited(&self, worker: &Arc<Worker>, exit: Exit) {
-        if let Some(executor) = self.0.upgrade() {
-            executor.take_exit(worker, exit);
-        }
     }
 }
 
