@@ -87,7 +87,7 @@ def test_one_dataset_of_a_remote_hdf5_file(cluster):
     """
     answer, crossed = received(cluster[2], lambda: cluster[2].ask(code))
     assert answer == cluster[3].ask(code)
-    assert 2 * MIB <= crossed < 12 * MIB
+    assert 2 * MIB <= crossed < 16 * MIB
 
 
 def test_random_reads_move_what_they_touch(cluster):

@@ -110,6 +110,13 @@ def test_rate_limits_the_link(pair):
     assert transfer(pair, 5_000_000) < 0.5
 
 
+def test_the_machines_fuse_mounts_are_not_a_hosts(pair):
+    types = [
+        line.split(" - ")[1].split()[0] for line in run(pair, 1, "cat", "/proc/self/mountinfo").stdout.splitlines()
+    ]
+    assert types and not [one for one in types if one == "fuse" or one.startswith("fuse.")]
+
+
 def test_clusters_stand_side_by_side_and_leave_nothing():
     hosts = Hosts(f"scripts-{os.getpid()}-b", 1)
     straggler = subprocess.Popen(hosts.command(1, ["setsid", "sleep", "3599"]), env=hosts.environment)

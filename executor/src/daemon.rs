@@ -14,6 +14,21 @@ const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// What the daemon says first when all is well; anything else is its error.
 const READY: &str = "ready";
 
+/// An error with its causes, each told once: many already name their cause.
+pub fn described(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if told.contains(&cause) {
+            continue;
+        }
+        if !told.is_empty() {
+            told.push_str(": ");
+        }
+        told.push_str(&cause);
+    }
+    told
+}
+
 /// The daemon's end of the pipe.
 pub struct Ready(Option<File>);
 
@@ -37,7 +52,7 @@ impl Ready {
 
     /// Tells the parent why there is no mount.
     pub fn failed(&mut self, error: &anyhow::Error) {
-        self.say(&format!("{error:#}"));
+        self.say(&described(error));
     }
 
     /// A parent that is gone does not matter.
@@ -91,5 +106,18 @@ pub fn start(arguments: &[std::ffi::OsString], log: &Path) -> anyhow::Result<()>
             let _ = daemon.wait();
             bail!("{error}")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::described;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("file exists")
+            .context("/a: file exists")
+            .context("the mount");
+        assert_eq!(described(&error), "the mount: /a: file exists");
     }
 }

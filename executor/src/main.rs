@@ -4,6 +4,7 @@ mod commands;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use ks_executor::config::{self, MountArgs};
+use ks_executor::daemon;
 use std::process::ExitCode;
 
 /// One tree over many machines' disks, and calls that run where the files are.
@@ -72,13 +73,13 @@ fn main() -> ExitCode {
     match cli.command.run() {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("ks: {error:#}");
+            eprintln!("ks: {}", daemon::described(&error));
             ExitCode::FAILURE
         }
     }
 }
 
 fn wrong_use(error: &anyhow::Error) -> ExitCode {
-    eprintln!("ks: {error:#}");
+    eprintln!("ks: {}", daemon::described(error));
     ExitCode::from(2)
 }

@@ -208,7 +208,7 @@ impl Node {
         let (fs, mountpoint) = (self.fs.clone(), self.options.mountpoint.clone());
         let runtime = tokio::runtime::Handle::current();
         let mounted =
-            tokio::task::spawn_blocking(move || Mount::mount(fs, &mountpoint, &socket, runtime))
+            tokio::task::spawn_blocking(move || Mount::attach(fs, &mountpoint, &socket, runtime))
                 .await
                 .context("the mount")??;
         *self.mount.lock().expect("not poisoned") = Some(mounted);

@@ -348,6 +348,7 @@ pub struct Report {
 
 /// Node to worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant)] // nearly all are `Run`
 pub enum ToWorker {
     /// Run it; `code` comes when this worker has not had the function yet.
     Run {

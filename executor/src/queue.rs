@@ -532,7 +532,9 @@ impl Queue {
         if !hashes.is_empty() {
             let mut remove = redis::cmd("ZREM");
             remove.arg(&key);
-            hashes.iter().for_each(|hash| drop(remove.arg(&hash[..])));
+            for hash in &hashes {
+                remove.arg(&hash[..]);
+            }
             self.redis.run(&remove).await?;
         }
         Ok(hashes)

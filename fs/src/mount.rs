@@ -44,6 +44,9 @@ pub enum MountError {
         "/dev/fuse is missing; run: modprobe fuse (in a container: --device /dev/fuse --cap-add SYS_ADMIN)"
     )]
     NoFuse,
+    /// A file, a symlink or the like.
+    #[error("{0}: not a directory")]
+    NotADirectory(PathBuf),
     /// There is something that the mount would hide.
     #[error("{0}: not an empty directory")]
     NotEmpty(PathBuf),
@@ -75,7 +78,7 @@ pub struct Mount {
 
 impl Mount {
     /// Mounts; `control_socket` goes into the mount table so that every process can find its node.
-    pub fn mount(
+    pub fn attach(
         fs: Arc<FileSystem>,
         mountpoint: &Path,
         control_socket: &Path,

@@ -4,8 +4,8 @@
 //! What always holds:
 //! - A command that was sent is never sent a second time behind the caller's back: when the connection goes before the
 //!   answer came, the error is [`RedisError::Lost`] and the caller decides (it may have been carried out).
-//! - [`Push::Reset`] is told after a loss before any command can use the next connection, and once more when that
-//!   connection stands (subscriptions and tracking included), so that what was missed in between can be read again.
+//! - [`Push::Reset`] is told when the next connection stands (subscriptions and tracking included), before any command can
+//!   use it, so that what was missed in between is read again. Until then what was read before stays the best there is.
 //!
 //! Tracking is Redis's broadcasting mode for the catalog's key prefixes, with NOLOOP. The default mode would not do:
 //! before Redis 7.2 it remembers for a script only the keys the caller declared, not those that the script found
@@ -348,11 +348,10 @@ async fn keep(link: Arc<Link>, first: Live) {
         let _ = live.lost.subscribe().wait_for(|lost| *lost).await;
         link.live.send_replace(None);
         drop(live);
-        (link.on_push)(Push::Reset);
         tracing::warn!(redis = %link.target, "the connection to redis was lost; connecting again");
         live = link.connect_again().await;
-        link.live.send_replace(Some(live.clone()));
         (link.on_push)(Push::Reset);
+        link.live.send_replace(Some(live.clone()));
         tracing::info!(redis = %link.target, "connected to redis again");
     }
 }

@@ -303,7 +303,7 @@ async fn a_holder_that_goes_in_the_middle_of_a_read_ends_in_eio() {
     if !Cluster::can_mount() {
         return;
     }
-    let mut cluster = Cluster::of(2, Options::default()).await;
+    let cluster = Cluster::of(2, Options::default()).await;
     let written = cluster.nodes[0].path("f");
     away(move || fs::write(written, pattern(6, 40_000_000)).unwrap()).await;
     let path = cluster.nodes[1].path("f");

@@ -10,7 +10,7 @@ mod lane;
 mod link;
 
 use crate::{
-    endpoint::{ConnectError, Endpoint, StreamKind, code},
+    endpoint::{ConnectError, Endpoint, StreamKind},
     frame::{self, FrameError, Stream},
     identity::PeerIdentity,
 };
@@ -104,7 +104,7 @@ impl PeerPool {
         let peer = Peer(Arc::new(Inner {
             address: address.into(),
             endpoint: self.endpoint.clone(),
-            lanes: Default::default(),
+            lanes: std::array::from_fn(|lane| Lane::new(lane == 0)),
             slow: AtomicBool::new(false),
         }));
         peers.insert(address.to_owned(), peer.clone());
@@ -210,7 +210,7 @@ impl Peer {
     /// Gives up all connections to the peer; they are made again when wanted.
     pub fn disconnect(&self) {
         for lane in &self.0.lanes {
-            lane.close(code::IDLE);
+            lane.close();
         }
     }
 

@@ -119,7 +119,8 @@ impl Executor {
     ) -> Result<Vec<Accepted>, SubmitError> {
         let nodes = self.nodes.get(self.fs.catalog()).await?;
         let routed = |call: &&Call| {
-            !call.no_route_data && !(call.paths.is_empty() && call.locality.is_empty())
+            let names_data = !call.paths.is_empty() || !call.locality.is_empty();
+            names_data && !call.no_route_data
         };
         let paths: Vec<TreePath> = calls
             .iter()

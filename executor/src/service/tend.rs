@@ -81,12 +81,15 @@ impl Closings {
     }
 }
 
-/// Passes what Redis pushes to `hear`; never blocks.
-pub(super) fn ears() -> (
+/// Where Redis's pushes go in, where they are heard, and who is told when some were lost.
+type Ears = (
     Arc<dyn Fn(Push) + Send + Sync>,
     mpsc::Receiver<Push>,
     Arc<Notify>,
-) {
+);
+
+/// Passes what Redis pushes to `hear`; never blocks.
+pub(super) fn ears() -> Ears {
     let (send, receive) = mpsc::channel(HEARD_MAX);
     let deaf = Arc::new(Notify::new());
     let overflow = deaf.clone();

@@ -4,6 +4,7 @@
 //! which names did (its events).
 use super::FileSystem;
 use crate::record::{Event, Ino, NodeId};
+use crate::store::apply::OnEvent;
 use std::sync::{Arc, OnceLock, Weak};
 
 /// Something that others changed and that may be cached here.
@@ -43,7 +44,7 @@ impl Events {
     }
 
     /// What `Applier::start` is given.
-    pub(super) fn on_event(&self) -> Arc<dyn Fn(NodeId, &Event) + Send + Sync> {
+    pub(super) fn on_event(&self) -> OnEvent {
         let target = self.target.clone();
         Arc::new(move |node, event| {
             if let Some(file_system) = target.get().and_then(Weak::upgrade) {

@@ -120,12 +120,18 @@ impl FileSystem {
             ));
         }
         let inode = self.new_inode(parent, name, Kind::File, mode, who).await?;
-        let node = self.enter(parent, name, inode).await?;
-        let path = self.child_path(parent, name).await?;
-        match self.store.create(&path, node.ino, &node.inode) {
+        let committed = self.catalog.create(parent, name, inode).await?;
+        self.own(&committed).await;
+        let node = committed.value;
+        let create = |path: &TreePath| self.store.create(path, node.ino, &node.inode);
+        let made = self
+            .applier
+            .at_new_path(committed.event, (parent, name), node.ino, create)
+            .await;
+        match made {
             Ok(file) => Ok((node, file)),
             Err(error) => {
-                tracing::warn!(%path, %error, "the plain file cannot be made");
+                tracing::warn!(name = %String::from_utf8_lossy(name), %error, "the plain file cannot be made");
                 let _ = self.unlink(parent, name).await;
                 Err(error.into())
             }

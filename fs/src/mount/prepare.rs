@@ -97,9 +97,11 @@ pub fn prepare(mountpoint: &Path) -> Result<(), MountError> {
         tracing::warn!(mountpoint = %path.display(), "clearing the mount of a node that is gone");
         unmount_lazily(&path).map_err(io)?;
     }
+    if std::fs::symlink_metadata(&path).is_ok_and(|found| !found.is_dir()) {
+        return Err(MountError::NotADirectory(path));
+    }
     std::fs::create_dir_all(&path).map_err(io)?;
-    let is_directory = std::fs::symlink_metadata(&path).map_err(io)?.is_dir();
-    if !is_directory || std::fs::read_dir(&path).map_err(io)?.next().is_some() {
+    if std::fs::read_dir(&path).map_err(io)?.next().is_some() {
         return Err(MountError::NotEmpty(path));
     }
     if !Path::new("/dev/fuse").exists() {
@@ -170,7 +172,7 @@ mod tests {
         assert!(matches!(prepare(&path), Err(MountError::NotEmpty(_))));
         assert!(matches!(
             prepare(&path.join("x")),
-            Err(MountError::NotEmpty(_) | MountError::Io { .. })
+            Err(MountError::NotADirectory(_))
         ));
     }
 }

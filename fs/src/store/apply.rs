@@ -28,6 +28,7 @@ use crate::{
 use local::Local;
 use position::PositionFile;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 
@@ -66,6 +67,8 @@ struct Shared {
     /// have deadlines; whoever waits for the lock has one of its own.
     order: Mutex<PositionFile>,
     position: watch::Sender<EventId>,
+    /// Caught up: from now on there are makers of own changes.
+    has_started: AtomicBool,
 }
 
 impl Applier {
@@ -98,11 +101,13 @@ impl Applier {
             on_event,
             order: Mutex::new(file),
             position: watch::Sender::new(position),
+            has_started: AtomicBool::new(false),
         });
         reconcile::place_parked(&shared.local(), position).await?;
         while shared.position() < last {
             shared.follow_once().await?;
         }
+        shared.has_started.store(true, Ordering::Release);
         let follower = tokio::spawn(Arc::clone(&shared).follow()).abort_handle();
         Ok(Arc::new(Self { shared, follower }))
     }
@@ -267,6 +272,11 @@ impl Shared {
     async fn follow_once(&self) -> Result<(), StoreError> {
         match self.catalog.events(self.position(), BATCH_MAX).await? {
             Ok(events) => {
+                if !events.is_empty() {
+                    // The events came on a connection of their own. Redis pushes what they changed before it answers on
+                    // the catalog's: after this, what the catalog remembers is not older than they are.
+                    self.catalog.last_event().await?;
+                }
                 for (id, origin, event) in events {
                     self.apply_next(id, origin, &event).await?;
                 }
@@ -310,7 +320,8 @@ impl Shared {
     /// This node's own change, seen in the stream before its maker has come to apply it: what the catalog remembers may be of
     /// before the change until then. One that nobody comes for (the scan's) is applied a little later.
     async fn leave_to_its_maker(&self, id: EventId, event: &Event) {
-        if matches!(event, Event::Linked { .. } | Event::Published { .. }) {
+        let has_effect = !matches!(event, Event::Linked { .. } | Event::Published { .. });
+        if !has_effect || !self.has_started.load(Ordering::Acquire) {
             return;
         }
         let mut position = self.position.subscribe();

@@ -185,7 +185,7 @@ async fn start(
         prepare(&mountpoint).expect("the mount point is prepared");
         let runtime = tokio::runtime::Handle::current();
         let socket = datadir.join(".ks/control");
-        Mount::mount(fs.clone(), &mountpoint, &socket, runtime).expect("mounts")
+        Mount::attach(fs.clone(), &mountpoint, &socket, runtime).expect("mounts")
     });
     TestNode {
         fs,

@@ -34,14 +34,21 @@ _PYTHON = _python_directories()
 _OURS = _directory(os.path.dirname(__file__))
 
 
-def _roots() -> frozenset[str]:
-    roots = set()
-    with contextlib.suppress(OSError):
-        roots.add(_directory(os.getcwd()))
-    script = getattr(sys.modules.get("__main__"), "__file__", None)
+def _places() -> tuple[str | None, str | None]:
+    """Where this process is: its working directory and its script."""
+    try:
+        directory: str | None = os.getcwd()
+    except OSError:
+        directory = None
+    return directory, getattr(sys.modules.get("__main__"), "__file__", None)
+
+
+def _roots(places: tuple[str | None, str | None]) -> frozenset[str]:
+    directory, script = places
+    roots = [directory] if directory else []
     if script:
-        roots.add(_directory(os.path.dirname(os.path.abspath(script))))
-    return frozenset(roots)
+        roots.append(os.path.dirname(os.path.abspath(script)))
+    return frozenset(map(_directory, roots))
 
 
 def _file_of(module: Any) -> str | None:
@@ -68,14 +75,15 @@ class _Known:
     """What was found in `sys.modules` so far."""
 
     def __init__(self) -> None:
+        self.places: tuple[str | None, str | None] = (None, None)
         self.roots: frozenset[str] = frozenset()
         self.seen: set[str] = set()
         self.own: dict[str, ModuleType] = {}
 
     def refresh(self) -> None:
-        roots = _roots()
-        if roots != self.roots:
-            self.roots = roots
+        places = _places()
+        if places != self.places:
+            self.places, self.roots = places, _roots(places)
             self.seen.clear()
             self.own.clear()
         if len(sys.modules) == len(self.seen):
@@ -84,7 +92,7 @@ class _Known:
             if name not in self.seen:
                 self.seen.add(name)
                 file = None if name == "__main__" else _file_of(module)
-                if file is not None and isinstance(module, ModuleType) and belongs(file, roots):
+                if file is not None and isinstance(module, ModuleType) and belongs(file, self.roots):
                     self.own[name] = module
         self.seen &= set(sys.modules)
 

@@ -1,11 +1,16 @@
 //! One connection to a peer: made once however many want it, watched until it ends.
 use super::link::{Action, Event, Link};
 use super::{PeerError, PeerState};
-use crate::endpoint::{ConnectError, Endpoint};
+use crate::endpoint::{ConnectError, Endpoint, code};
 use crate::identity::PeerIdentity;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
+
+/// How long a lane that may end waits for work.
+const IDLE_AFTER: Duration = Duration::from_secs(30);
+/// What it carries meanwhile with no work: a keep-alive a second, both ways.
+const IDLE_BYTES_MAX: u64 = 16 << 10;
 
 /// A connection that is up.
 #[derive(Clone)]
@@ -17,8 +22,12 @@ pub(super) struct Ready {
 type Outcome = Result<Ready, ConnectError>;
 
 /// See the module's head.
-#[derive(Clone, Default)]
-pub(super) struct Lane(Arc<Mutex<State>>);
+#[derive(Clone)]
+pub(super) struct Lane {
+    state: Arc<Mutex<State>>,
+    /// Kept while the peer lives; other lanes end when they are not used.
+    stays: bool,
+}
 
 #[derive(Default)]
 struct State {
@@ -37,6 +46,13 @@ impl State {
             self.link.handle(Event::Lost, now);
         }
     }
+
+    /// Forgets the connection; the next who wants one makes another.
+    fn give_up(&mut self) {
+        if self.ready.take().is_some() {
+            self.link.handle(Event::Lost, Instant::now());
+        }
+    }
 }
 
 enum Step {
@@ -46,6 +62,14 @@ enum Step {
 }
 
 impl Lane {
+    /// A lane that `stays`, or one that ends when it is not used.
+    pub(super) fn new(stays: bool) -> Self {
+        Lane {
+            state: Arc::default(),
+            stays,
+        }
+    }
+
     /// The connection; makes it, or waits for whoever makes it.
     pub(super) async fn ready(
         &self,
@@ -67,7 +91,7 @@ impl Lane {
 
     fn step(&self, endpoint: &Endpoint, address: &Arc<str>) -> Step {
         let now = Instant::now();
-        let mut state = self.0.lock().expect("no panic while held");
+        let mut state = self.state.lock().expect("no panic while held");
         state.refresh(now);
         match (
             state.link.handle(Event::Wanted, now),
@@ -104,7 +128,7 @@ impl Lane {
         let outcome = connect(&endpoint, &address).await;
         let now = Instant::now();
         {
-            let mut state = self.0.lock().expect("no panic while held");
+            let mut state = self.state.lock().expect("no panic while held");
             state.attempt = None;
             match &outcome {
                 Ok(ready) => {
@@ -127,17 +151,42 @@ impl Lane {
 
     /// Waits for the connection's end and notes it.
     async fn watch(&self, connection: quinn::Connection, address: &str) {
-        let error = connection.closed().await;
+        let error = tokio::select! {
+            error = connection.closed() => error,
+            () = self.idle(&connection) => {
+                connection.close(code::IDLE, b"");
+                quinn::ConnectionError::LocallyClosed
+            }
+        };
         tracing::debug!(peer = address, %error, "the connection ended");
-        let mut state = self.0.lock().expect("no panic while held");
+        let mut state = self.state.lock().expect("no panic while held");
         state.refresh(Instant::now());
-        if state.ready.is_none() {
+        if state.ready.is_none() && error != quinn::ConnectionError::LocallyClosed {
             state.last_error = Some(ConnectError::Gone(address.to_owned()));
         }
     }
 
+    /// Returns once a lane that may end has carried nothing for a while.
+    async fn idle(&self, connection: &quinn::Connection) {
+        if self.stays {
+            return std::future::pending().await;
+        }
+        let mut carried_before = 0;
+        loop {
+            tokio::time::sleep(IDLE_AFTER).await;
+            let stats = connection.stats();
+            let carried = stats.udp_rx.bytes + stats.udp_tx.bytes;
+            if carried - carried_before < IDLE_BYTES_MAX {
+                // From here on nobody is given this connection.
+                self.state.lock().expect("no panic while held").give_up();
+                return;
+            }
+            carried_before = carried;
+        }
+    }
+
     pub(super) fn state(&self) -> PeerState {
-        let mut state = self.0.lock().expect("no panic while held");
+        let mut state = self.state.lock().expect("no panic while held");
         state.refresh(Instant::now());
         match (&state.ready, &state.last_error) {
             (Some(_), _) => PeerState::Ready,
@@ -147,11 +196,12 @@ impl Lane {
         }
     }
 
-    pub(super) fn close(&self, code: quinn::VarInt) {
-        let state = self.0.lock().expect("no panic while held");
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock().expect("no panic while held");
         if let Some(ready) = &state.ready {
-            ready.connection.close(code, b"");
+            ready.connection.close(code::IDLE, b"");
         }
+        state.give_up();
     }
 }
 

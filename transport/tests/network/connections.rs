@@ -416,3 +416,18 @@ async fn a_restarted_peer_is_used_again_at_once() {
         start.elapsed()
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn given_up_connections_are_made_again() {
+    let key = ClusterKey::generate();
+    let server = echo_node(&key);
+    let (_pool, peer) = peer_of(&server, &Identity::node(&key, "one").unwrap());
+    for lane in 0..3 {
+        assert!(peer.open_lane(FOR_ALL, lane).await.is_ok());
+    }
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    peer.disconnect();
+    assert_eq!(peer.state(), PeerState::Unknown);
+    assert_eq!(ask(&peer, FOR_ALL, "again").await.unwrap(), "again");
+    server.close().await;
+}
