@@ -21,6 +21,10 @@ pub const LEASE: Duration = Duration::from_secs(6);
 pub const RENEWAL: Duration = Duration::from_secs(2);
 /// How long the record of a job that ended is kept.
 pub const RECORD_KEEP: Duration = Duration::from_secs(24 * 3600);
+/// Records of jobs whose callers have heard of the end; the oldest beyond this go before their time.
+pub const TOLD_RECORDS_MAX: usize = 50_000;
+/// Records of ended jobs whose callers may not have heard of it.
+pub const UNTOLD_RECORDS_MAX: usize = 1_000_000;
 /// How long a function's code is kept after it was last sent.
 pub const FUNCTION_KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Jobs in one script call: bounds how long Redis is busy with it.
@@ -250,6 +254,7 @@ pub struct Queue {
     node: String,
     incarnation: String,
     scripts: Scripts,
+    result_ttl: Duration,
 }
 
 impl Queue {
@@ -261,7 +266,18 @@ impl Queue {
             node: me.node.to_string(),
             incarnation: format!("{:016x}", me.incarnation),
             scripts: Scripts::new(),
+            result_ttl: RECORD_KEEP,
         }
+    }
+
+    /// With records kept for so long after the end, in place of `RECORD_KEEP`.
+    pub fn with_result_ttl(self, result_ttl: Duration) -> Self {
+        Self { result_ttl, ..self }
+    }
+
+    /// How long the record of a job that ended is kept.
+    pub fn result_ttl(&self) -> Duration {
+        self.result_ttl
     }
 
     /// As whom this claims.
@@ -321,7 +337,8 @@ impl Queue {
     /// Closes records, in this order.
     pub async fn finish(&self, ends: &[Finish]) -> Result<Vec<Finished>, QueueError> {
         let mut args = Arguments::of(self);
-        args.number(RECORD_KEEP.as_millis());
+        args.number(self.result_ttl.as_millis().max(1));
+        args.number(TOLD_RECORDS_MAX).number(UNTOLD_RECORDS_MAX);
         for end in ends {
             args.bytes(end.job.as_bytes())
                 .bytes(end.kind.as_bytes())

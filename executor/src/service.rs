@@ -28,6 +28,8 @@ mod board;
 pub mod callers;
 mod functions;
 mod links;
+mod memory;
+mod output;
 pub mod payload;
 mod recover;
 mod run;
@@ -64,6 +66,10 @@ pub struct ExecutorOptions {
     pub registered_only: bool,
     /// Bytes; a node that would have to fetch more may not run the call.
     pub data_threshold: u64,
+    /// How long the record of a job that ended is kept.
+    pub result_ttl: Duration,
+    /// Bytes; a worker that grows beyond this is ended.
+    pub worker_memory_limit: Option<u64>,
 }
 
 impl ExecutorOptions {
@@ -142,6 +148,8 @@ pub struct Executor {
     pub(crate) callers: callers::Callers,
     pool: PeerPool,
     queue: Queue,
+    /// Where workers are watched.
+    runtime: tokio::runtime::Handle,
     /// The queues' names in Redis.
     queues: Vec<String>,
     mountpoint: Vec<u8>,
@@ -188,7 +196,8 @@ impl Executor {
         let executor = Arc::new(Self {
             callers: callers::Callers::default(),
             facts: OnceLock::new(),
-            queue: Queue::new(redis, me),
+            queue: Queue::new(redis, me).with_result_ttl(options.result_ttl),
+            runtime: tokio::runtime::Handle::current(),
             queues: options.queue_keys(),
             mountpoint: options.mountpoint.as_os_str().as_bytes().to_vec(),
             board: Mutex::new(board::Board::new(options.num_workers, &options.pythons)),
@@ -217,6 +226,7 @@ impl Executor {
             tokio::spawn(tend::claim(weak())),
             tokio::spawn(tend::close(weak())),
             tokio::spawn(tend::renew(weak())),
+            tokio::spawn(memory::weigh(weak())),
         ];
         executor.expect_more();
         Ok(executor)

@@ -2,6 +2,7 @@
 use super::Executor;
 use super::board::{Entered, Run};
 use super::callers::Audience;
+use super::output::Output;
 use super::payload::{self, PayloadError, part_bytes};
 use crate::job::Life;
 use crate::placement::{self, FileFact, NodeFact, Wish, resolve};
@@ -315,6 +316,8 @@ impl Executor {
                 life: Life::new(stored.call.timeout_ms),
                 worker: None,
                 began: None,
+                grown_to_bytes: 0,
+                output: Output::default(),
                 stored,
             };
             let entered = self.board.lock().unwrap().enter(&job, run);
@@ -365,7 +368,8 @@ impl Executor {
                     queue::Standing::Going => {}
                     queue::Standing::Unknown => {
                         let message = format!(
-                            "there is no job {job} (the records of those that ended are kept for 24 hours)"
+                            "there is no job {job} (the records of those that ended are kept for {} s)",
+                            self.queue.result_ttl().as_secs()
                         );
                         let update = self.failure("JobUnknown", message);
                         self.update_caller(job, update, self.me().node);

@@ -2,6 +2,7 @@
 //!
 //! No I/O: the service asks what may be started and does it. What always holds: no more calls run than there are slots; a
 //! call is on the board from its claim to its end; a worker is idle here or has a call, never both.
+use super::output::Output;
 use crate::job::{Life, State};
 use crate::queue::record::StoredCall;
 use crate::worker::{Worker, state::Restarts};
@@ -42,6 +43,10 @@ pub struct Run {
     pub worker: Option<Arc<Worker>>,
     /// When it began.
     pub began: Option<Instant>,
+    /// Bytes that its worker had when it was ended for that.
+    pub grown_to_bytes: u64,
+    /// What it wrote.
+    pub output: Output,
 }
 
 /// The workers of one interpreter.

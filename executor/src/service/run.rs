@@ -1,15 +1,14 @@
 //! The executing node's part: from a claimed call to its end.
 use super::Executor;
 use super::board::Run;
+use super::output::{self, Output};
 use super::payload;
 use super::tend::Closing;
 use crate::frames;
 use crate::job::{Action, Ending, Event, Life, State};
 use crate::placement::why_here;
-use crate::protocol::{
-    FunctionRef, INLINE_BYTES, Outcome, Part, Payload, Report, Update,
-};
-use crate::queue::record::{self, StoredCall, StoredEnd, StoredFunction};
+use crate::protocol::{FunctionRef, INLINE_BYTES, Outcome, Part, Payload, Report, Update};
+use crate::queue::record::{self, StoredCall, StoredEnd, StoredFunction, Wrote};
 use crate::queue::{Claimed, Finish};
 use crate::worker::{Answered, Exit, Worker};
 use bytes::Bytes;
@@ -73,6 +72,8 @@ impl Executor {
             life: Life::new(stored.call.timeout_ms),
             worker: None,
             began: None,
+            grown_to_bytes: 0,
+            output: Output::default(),
         };
         let entered = self.board.lock().unwrap().enter(&claimed.job, run);
         if is_here {
@@ -263,7 +264,7 @@ impl Executor {
         }
     }
 
-    fn happen(self: &Arc<Self>, job: &str, event: Event) {
+    pub(super) fn happen(self: &Arc<Self>, job: &str, event: Event) {
         let now_ms = self.now_ms();
         let actions = match self.board.lock().unwrap().runs.get_mut(job) {
             Some(run) => run.life.handle(event, now_ms),
@@ -365,7 +366,27 @@ impl Executor {
                     format!("{name} ran longer than its time limit of {seconds} s on node {node}");
                 Some(failed("JobTimeout", message))
             }
+            Ending::OverMemory => Some(self.grew(over, exit)),
             Ending::Withdrawn => None,
+        }
+    }
+
+    fn grew(&self, over: &Over, exit: Option<&Exit>) -> Outcome {
+        let limit = self.options.worker_memory_limit.unwrap_or(0);
+        let message = format!(
+            "{}: its worker (process {} on node {}) had grown to {} MiB; the limit is {} MiB (--worker-memory-limit)",
+            over.run.stored.call.name,
+            over.report.pid,
+            self.options.node_name,
+            over.run.grown_to_bytes >> 20,
+            limit >> 20,
+        );
+        Outcome::Failed {
+            kind: "WorkerMemoryExceeded".into(),
+            message,
+            signal: exit.and_then(|exit| exit.signal),
+            exit_code: None,
+            stack: None,
         }
     }
 
@@ -396,7 +417,12 @@ impl Executor {
     }
 
     /// Tells the end and closes the record.
-    fn finish(self: &Arc<Self>, over: Over, outcome: Outcome, may_retry: bool) {
+    fn finish(self: &Arc<Self>, mut over: Over, outcome: Outcome, may_retry: bool) {
+        let dropped_bytes = over.run.output.take_dropped();
+        if dropped_bytes > 0 && over.run.stored.call.intermediate_results {
+            let note = self.output(2, &output::note(dropped_bytes));
+            self.tell(over.run.origin, &over.job, note);
+        }
         let kind = kind_of(&outcome);
         let ended = Update::Ended {
             outcome,
@@ -406,14 +432,31 @@ impl Executor {
         // Told first, recorded behind; but not where the record decides whether this is the end at all.
         let told =
             !retry && self.lease_is_fresh() && self.tell(over.run.origin, &over.job, ended.clone());
-        self.close(&over.job, kind, ended, retry, !told);
+        let wrote = over.run.output.into_kept();
+        self.closing
+            .add(self.closing_of(&over.job, kind, ended, wrote, retry, !told));
         self.refill();
     }
 
     fn close(&self, job: &str, kind: &'static str, ended: Update, retry: bool, notify: bool) {
+        self.closing
+            .add(self.closing_of(job, kind, ended, Wrote::default(), retry, notify));
+    }
+
+    /// A record's end, to be written.
+    pub(super) fn closing_of(
+        &self,
+        job: &str,
+        kind: &'static str,
+        ended: Update,
+        wrote: Wrote,
+        retry: bool,
+        notify: bool,
+    ) -> Closing {
         let stored = StoredEnd {
             update: ended,
             keeper: self.me().node,
+            wrote,
         };
         let finish = Finish {
             job: job.to_owned(),
@@ -422,10 +465,10 @@ impl Executor {
             retry,
             notify,
         };
-        self.closing.add(Closing {
+        Closing {
             finish,
             was_told: !notify,
-        });
+        }
     }
 
     /// Ends a job that was taken from others: lost with its node, or cancelled while it waited.

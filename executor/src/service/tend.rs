@@ -379,23 +379,38 @@ impl Executor {
         let mut going = Vec::new();
         for batch in jobs.chunks(queue::BATCH_JOBS_MAX) {
             let answers = self.queue.cancel(batch).await?;
+            let mut taken = Vec::new();
             for (job, answer) in batch.iter().zip(answers) {
                 match answer {
-                    queue::CancelAnswer::Taken => {
-                        let update = self.failure(
-                            "JobCancelled",
-                            format!("job {job} was cancelled before it began"),
-                        );
-                        self.update_caller(job, update.clone(), self.me().node);
-                        self.close_taken(job, "cancelled", update, false);
-                        going.push(job.clone());
-                    }
-                    queue::CancelAnswer::Told => going.push(job.clone()),
-                    queue::CancelAnswer::Over | queue::CancelAnswer::Unknown => {}
+                    queue::CancelAnswer::Taken => taken.push(job.clone()),
+                    queue::CancelAnswer::Told => {}
+                    queue::CancelAnswer::Over | queue::CancelAnswer::Unknown => continue,
                 }
+                going.push(job.clone());
             }
+            self.end_cancelled(taken).await;
         }
         Ok(going)
+    }
+
+    /// Ends jobs that were cancelled before they began. Recorded before the answer: who asks again does not find them going.
+    async fn end_cancelled(self: &Arc<Self>, taken: Vec<String>) {
+        if taken.is_empty() {
+            return;
+        }
+        let mut closings = Vec::with_capacity(taken.len());
+        for job in &taken {
+            let reason = format!("job {job} was cancelled before it began");
+            let update = self.failure("JobCancelled", reason);
+            self.update_caller(job, update.clone(), self.me().node);
+            let wrote = queue::record::Wrote::default();
+            closings.push(self.closing_of(job, "cancelled", update, wrote, false, true));
+        }
+        let ends: Vec<Finish> = closings.iter().map(|one| one.finish.clone()).collect();
+        if let Err(error) = self.queue.finish(&ends).await {
+            tracing::debug!(%error, "cancelled jobs are closed later");
+            closings.into_iter().for_each(|one| self.closing.add(one));
+        }
     }
 
     /// Cancels all jobs of the cluster.

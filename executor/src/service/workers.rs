@@ -7,9 +7,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-/// Output is passed on in pieces of at most this.
-const OUTPUT_BYTES_MAX: usize = 64 * 1024;
-
 impl Executor {
     /// Starts workers that are lacking: of the default interpreter always, of others as calls wait for them.
     pub(super) fn raise_workers(self: &Arc<Self>) {
@@ -30,7 +27,8 @@ impl Executor {
             }
         }
         for (name, python, wait_ms) in starts {
-            tokio::spawn(self.clone().raise_one(name, python, wait_ms));
+            self.runtime
+                .spawn(self.clone().raise_one(name, python, wait_ms));
         }
     }
 
@@ -187,17 +185,7 @@ impl Supervisor for Overseer {
                 text.trim_end()
             );
         };
-        let Some((origin, true)) = executor.origin_of(job) else {
-            return;
-        };
-        for piece in data.chunks(OUTPUT_BYTES_MAX) {
-            let output = Update::Output {
-                node: executor.options.node_name.clone(),
-                stream,
-                data: piece.to_vec().into(),
-            };
-            executor.tell(origin, job, output);
-        }
+        executor.pass_output(job, stream, &data);
     }
 
     fn logged(&self, _worker: &Arc<Worker>, record: FromWorker) {
