@@ -1,6 +1,7 @@
 //! The commands of the `ks` program, one a file, and what they share: tables, JSON, units.
 pub mod doctor;
 pub mod fetch;
+pub mod jobs;
 pub mod mount;
 pub mod nodes;
 pub mod run;

@@ -33,6 +33,12 @@ enum Command {
     /// Run a shell command where the data is
     #[command(after_help = commands::run::EXAMPLES)]
     Run(commands::run::RunArgs),
+    /// The calls that wait or run
+    Jobs(commands::jobs::JobsArgs),
+    /// What a call wrote, and how it ended
+    Logs(commands::jobs::LogsArgs),
+    /// End calls
+    Cancel(commands::jobs::CancelArgs),
     /// What is wrong here, and how to mend it
     Doctor(commands::doctor::DoctorArgs),
     /// Print a completion script for a shell
@@ -52,6 +58,9 @@ impl Command {
             Command::Where(args) => commands::block_on(args.run()),
             Command::Fetch(args) => commands::block_on(args.run()),
             Command::Run(args) => commands::block_on(args.run()),
+            Command::Jobs(args) => commands::block_on(args.run()),
+            Command::Logs(args) => commands::block_on(args.run()),
+            Command::Cancel(args) => commands::block_on(args.run()),
             Command::Doctor(args) => commands::block_on(args.run()),
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "ks", &mut std::io::stdout());

@@ -13,7 +13,7 @@ use std::time::Duration;
 mod answer;
 pub mod record;
 
-use answer::{bytes, fields, integer, list, parse_claims, parse_submitted, text};
+use answer::{bytes, fields, integer, list, parse_claims, parse_listed, parse_submitted, text};
 
 /// An executor that has not renewed its lease for so long is dead: its claims go to others.
 pub const LEASE: Duration = Duration::from_secs(6);
@@ -102,6 +102,27 @@ pub struct Claimed {
     pub accepted_ms: u64,
     /// Who is told.
     pub origin: NodeId,
+}
+
+/// A job that has not ended, as it is listed for people.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Which.
+    pub job: String,
+    /// `q` queued, `c` claimed.
+    pub state: String,
+    /// The encoded `StoredCall`.
+    pub body: Vec<u8>,
+    /// As `queue_key` makes it.
+    pub queue: String,
+    /// Higher first.
+    pub priority: i32,
+    /// How often it may still be run again.
+    pub retries: u32,
+    /// Who has claimed it: `node:incarnation`; empty: nobody.
+    pub token: String,
+    /// When it was accepted, by Redis's clock.
+    pub accepted_ms: u64,
 }
 
 /// When there is more to claim.
@@ -467,6 +488,29 @@ impl Queue {
         };
         let standings: Option<Vec<_>> = answers.into_iter().map(parse).collect();
         standings.ok_or(QueueError::Answer("standing"))
+    }
+
+    /// Jobs that have not ended: how many, and the oldest `limit` of them.
+    pub async fn list(&self, limit: usize) -> Result<(u64, Vec<Listed>), QueueError> {
+        let mut count = redis::cmd("ZCARD");
+        count.arg("ks:jobs");
+        let total = integer(&self.redis.run(&count).await?).ok_or(QueueError::Answer("list"))?;
+        let jobs = self.going(limit).await?;
+        let mut listed = Vec::with_capacity(jobs.len());
+        for batch in jobs.chunks(BATCH_JOBS_MAX) {
+            let mut pipeline = redis::pipe();
+            for job in batch {
+                pipeline.cmd("HMGET").arg(format!("ks:j:{job}"));
+                pipeline.arg(&["s", "b", "q", "p", "r", "t", "a"]);
+            }
+            let answers = self.redis.pipe(&pipeline).await?;
+            let parsed = batch
+                .iter()
+                .zip(answers)
+                .filter_map(|(job, answer)| parse_listed(job, answer));
+            listed.extend(parsed);
+        }
+        Ok((total, listed))
     }
 
     /// Jobs that have not ended, oldest first, at most `limit`.

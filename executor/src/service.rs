@@ -27,7 +27,9 @@ mod accept;
 mod board;
 pub mod callers;
 mod functions;
+mod learned;
 mod links;
+mod listing;
 mod memory;
 mod output;
 pub mod payload;
@@ -155,6 +157,7 @@ pub struct Executor {
     mountpoint: Vec<u8>,
     board: Mutex<board::Board>,
     functions: functions::Functions,
+    learned: learned::Learned,
     nodes: placement::resolve::Nodes,
     links: links::Links,
     closing: Arc<tend::Closings>,
@@ -202,6 +205,7 @@ impl Executor {
             mountpoint: options.mountpoint.as_os_str().as_bytes().to_vec(),
             board: Mutex::new(board::Board::new(options.num_workers, &options.pythons)),
             functions: functions::Functions::default(),
+            learned: learned::Learned::default(),
             nodes: placement::resolve::Nodes::default(),
             links: links::Links::default(),
             closing: Arc::default(),

@@ -1,5 +1,5 @@
 //! What the scripts answer, taken apart. `None`: it makes no sense.
-use super::{Claimed, Claims, Next, Submitted};
+use super::{Claimed, Claims, Listed, Next, Submitted};
 use redis::Value;
 
 pub(super) fn parse_submitted(answer: Value) -> Option<Submitted> {
@@ -35,6 +35,21 @@ pub(super) fn parse_claims(answer: Value) -> Option<Claims> {
     };
     let jobs = list(taken)?.into_iter().map(parse).collect::<Option<_>>()?;
     Some(Claims { now_ms, next, jobs })
+}
+
+/// `None` too where it has ended meanwhile.
+pub(super) fn parse_listed(job: &str, answer: Value) -> Option<Listed> {
+    let [state, body, queue, priority, retries, token, accepted] = fields(answer)?;
+    Some(Listed {
+        job: job.to_owned(),
+        state: text(state)?,
+        body: bytes(body)?,
+        queue: text(queue)?,
+        priority: text(priority)?.parse().ok()?,
+        retries: text(retries)?.parse().ok()?,
+        token: text(token).unwrap_or_default(),
+        accepted_ms: text(accepted)?.parse().ok()?,
+    })
 }
 
 pub(super) fn list(value: Value) -> Option<Vec<Value>> {

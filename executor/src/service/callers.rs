@@ -2,6 +2,7 @@
 //!
 //! What always holds: a caller hears of a job's end once; ends are never dropped, output is when a caller does not read
 //! (with a note of how much); `Started` is held back for a moment, and left out where the end follows at once.
+use super::learned::Key;
 use super::{Executor, payload};
 use crate::frames;
 use crate::outlet::Outlet;
@@ -131,6 +132,8 @@ struct Watched {
     since: Instant,
     /// It has a record; before, there is nothing to look at.
     is_recorded: bool,
+    /// What it opens is to be remembered under this.
+    learn: Option<Key>,
 }
 
 /// Something held back.
@@ -167,10 +170,18 @@ impl Callers {
                 started: None,
                 since: Instant::now(),
                 is_recorded: false,
+                learn: None,
             };
             watched.insert(job.clone(), entry);
         }
         true
+    }
+
+    /// What this job opens is to be remembered under `key`.
+    pub(super) fn learn_from(&self, job: &str, key: Key) {
+        if let Some(entry) = self.watched.lock().unwrap().get_mut(job) {
+            entry.learn = Some(key);
+        }
     }
 
     /// These jobs have records now.
@@ -220,8 +231,9 @@ impl Callers {
     }
 
     /// Takes the one who waits for the end.
-    fn take(&self, job: &str) -> Option<Arc<Audience>> {
-        Some(self.watched.lock().unwrap().remove(job)?.audience)
+    fn take(&self, job: &str) -> Option<(Arc<Audience>, Option<Key>)> {
+        let entry = self.watched.lock().unwrap().remove(job)?;
+        Some((entry.audience, entry.learn))
     }
 
     /// Who is to be told of something before the end, and the `Started` that was held back until now.
@@ -285,7 +297,12 @@ impl Executor {
                 }
             }
             ended @ Update::Ended { .. } => {
-                if let Some(audience) = self.callers.take(job) {
+                if let Some((audience, learn)) = self.callers.take(job) {
+                    if let (Some(key), Update::Ended { report, .. }) = (learn, &ended)
+                        && !report.files.is_empty()
+                    {
+                        self.learned.note(key, &report.files);
+                    }
                     self.end_for(audience, job, ended, keeper);
                 }
             }

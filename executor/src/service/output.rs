@@ -91,6 +91,17 @@ impl Output {
         }
     }
 
+    /// The end of what it has written so far.
+    pub fn kept(&self) -> Wrote {
+        let pieces = self.kept.iter();
+        Wrote {
+            pieces: pieces
+                .map(|(stream, bytes)| (*stream, ByteBuf::from(bytes.clone())))
+                .collect(),
+            omitted_bytes: self.omitted_bytes,
+        }
+    }
+
     /// The end of what it wrote.
     pub fn into_kept(self) -> Wrote {
         let pieces = self.kept.into_iter();

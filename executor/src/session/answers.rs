@@ -2,6 +2,7 @@
 use super::Session;
 use crate::placement::resolve::tree_path;
 use crate::protocol::{Answer, Ask, Tell, VERSION};
+use crate::queue::job_is_valid;
 use ks_fs::path::TreePath;
 use ks_fs::record::Kind;
 use serde_bytes::ByteBuf;
@@ -40,6 +41,8 @@ impl Session {
                     .map_err(|e| (e.kind(), e.to_string()))
             }
             Ask::Cancel { jobs, all } => self.cancel(jobs, all).await,
+            Ask::Jobs { limit } => self.jobs(limit).await,
+            Ask::Logs { job } => self.logs(job).await,
             Ask::Nodes => self.nodes().await,
             Ask::Status => Ok(Answer::Status(self.status().await)),
             Ask::Where { paths } => self.locate(paths).await,
@@ -60,6 +63,21 @@ impl Session {
         };
         let jobs = cancelled.map_err(|e| ("CatalogUnavailable", e.to_string()))?;
         Ok(Answer::Cancelled { jobs })
+    }
+
+    async fn jobs(&self, limit: u32) -> Result<Answer, Refusal> {
+        let listed = self.executor.list_jobs(limit).await;
+        let (total, jobs) = listed.map_err(|e| ("CatalogUnavailable", e.to_string()))?;
+        Ok(Answer::Jobs { total, jobs })
+    }
+
+    async fn logs(&self, job: String) -> Result<Answer, Refusal> {
+        if !job_is_valid(&job) {
+            return Err(("JobUnknown", format!("'{job}' is no job's id")));
+        }
+        let logs = self.executor.logs(&job).await;
+        let logs = logs.map_err(|e| ("CatalogUnavailable", e.to_string()))?;
+        logs.ok_or_else(|| ("JobUnknown", format!("there is no job {job}")))
     }
 
     async fn nodes(&self) -> Result<Answer, Refusal> {
