@@ -229,6 +229,9 @@ pub enum Answer {
         datadir: ByteBuf,
         /// For people: program and version.
         program: String,
+        /// Addresses (`host:port`) of the other nodes that live: where a client goes on when this one dies.
+        #[serde(default)]
+        peers: Vec<String>,
     },
     /// Every job is recorded, or has ended with the reason why not.
     Accepted,

@@ -208,7 +208,7 @@ impl Session {
             self.fail(request, "ProtocolError", message);
             return false;
         }
-        self.reply(request, self.introduction());
+        self.reply(request, self.introduction().await);
         true
     }
 
@@ -246,7 +246,7 @@ impl Session {
                     node: self.executor.options.node_name.clone(),
                 },
             ),
-            Ask::Hello { .. } => self.reply(request, self.introduction()),
+            Ask::Hello { .. } => self.reply(request, self.introduction().await),
             body => {
                 let Ok(permit) = self.questions.clone().acquire_owned().await else {
                     return false;

@@ -20,7 +20,12 @@ const FILES_MAX: usize = 1_000_000;
 type Refusal = (&'static str, String);
 
 impl Session {
-    pub(super) fn introduction(&self) -> Answer {
+    pub(super) async fn introduction(&self) -> Answer {
+        let nodes = self.executor.fs.catalog().nodes().await;
+        let nodes = nodes.unwrap_or_default();
+        let peers = nodes
+            .iter()
+            .filter(|node| node.alive && node.id != self.executor.me().node);
         let options = &self.executor.options;
         Answer::Hello {
             version: VERSION,
@@ -29,6 +34,7 @@ impl Session {
             mountpoint: options.mountpoint.as_os_str().as_bytes().to_vec().into(),
             datadir: options.datadir.as_os_str().as_bytes().to_vec().into(),
             program: format!("ks {}", env!("CARGO_PKG_VERSION")),
+            peers: peers.map(|node| node.info.address.clone()).collect(),
         }
     }
 
