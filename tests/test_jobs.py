@@ -1,4 +1,4 @@
-"""The life of a job: listed, cancelled, ended by limits, its output kept; and every job ends once, whoever is killed."""
+"""The life of a job: listed, cancelled, ended by limits, its output kept; and each ends once, whoever is killed."""
 
 import json
 import random
@@ -42,8 +42,10 @@ def test_a_worker_that_eats_memory_is_ended_and_the_next_call_works(duo):
 def test_a_worker_that_keeps_memory_is_replaced_between_calls(duo):
     code = f"""
         def keep():
-            import os, sys
-            sys.kept = b"x" * ({LIMIT_MIB + 40} << 20)
+            import os, sys, threading
+            def grow():
+                sys.kept = b"x" * ({LIMIT_MIB + 40} << 20)
+            threading.Timer(0.3, grow).start()  # after the call
             return os.getpid()
         def hoards(pid):
             return os.path.exists(f"/proc/{{pid}}")
@@ -263,3 +265,53 @@ def test_a_killed_clients_jobs_end_and_are_kept(duo):
     process.wait()
     code = f"reply([c.result(job, timeout=30) for job in {jobs!r}])"
     assert duo[2].ask(code) == [None] * 60
+
+
+def test_a_client_goes_on_at_another_node_when_its_own_dies(make_cluster):
+    cluster = make_cluster(3).start(workers=1)
+    cluster.expect_clean = False
+    code = """
+        import threading
+        jobs = [c.call(time.sleep, 0.2 + n / 100, _node=f"host{n % 2 * 2 + 1}") for n in range(30)]
+        lost = c.call(time.sleep, 60, _node="host2")
+        c.ping()
+        print("sent", flush=True)
+        ends = [type(job.exception(timeout=40)).__name__ for job in [*jobs, lost]]
+        ends.append(c.call(abs, -4, _async=False))
+        print(json.dumps([ends, c.node]), flush=True)
+    """
+    script = cluster[2].home / "goes_on.py"
+    script.write_text("import json, time\nfrom kitchensink import Client\nc = Client()\n" + textwrap.dedent(code))
+    process = cluster[2].spawn([PYTHON, script], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "sent\n"
+        cluster[2].kill9()
+        ends, node = json.loads(process.stdout.readline() or "[[], null]")
+    finally:
+        process.kill()
+        process.wait()
+    assert ends[:30] == ["NoneType"] * 30 and ends[30:] == ["NodeLost", 4], ends
+    assert node in ("host1", "host3")
+
+
+def test_a_function_that_names_no_path_runs_at_its_data_from_the_second_call_on(make_cluster):
+    cluster = make_cluster(3)
+    for number in (1, 2, 3):
+        cluster[number].put(f"days/{number}.csv", b"x" * (8 << 20))
+    cluster.start(workers=2)
+    code = """
+        def total(day):
+            return len(open(f"/ks/days/{day}.csv", "rb").read())
+        for day in (1, 2, 3):
+            assert c.call(total, day, _async=False) == 8 << 20
+        answers = []
+        for day in (1, 2, 3) * 4:
+            job = c.call(total, day)
+            c.result(job, timeout=20)
+            answers.append([job.placement.node, day, job.placement.why, job.placement.bytes_fetched])
+        reply(answers)
+    """
+    for node, day, why, fetched in cluster[2].ask(code):
+        holders = cluster[1].holders(f"days/{day}.csv")
+        assert node in holders and fetched == 0, (node, day, holders)
+        assert "opened before" in why
