@@ -42,6 +42,11 @@ class Blobs:
 
 
 def below(state_directory: str) -> Blobs | None:
-    """Those of the node whose state (`.ks`) is there; None where this process cannot write to them."""
+    """Those of the node whose state (`.ks`) is there; None where the node's user is another: the node could not read
+    what this process writes."""
     directory = os.path.join(state_directory, "blobs")
-    return Blobs(directory) if os.access(directory, os.W_OK | os.X_OK) else None
+    try:
+        ours = os.stat(directory).st_uid == os.geteuid()
+    except OSError:
+        return None
+    return Blobs(directory) if ours and os.access(directory, os.W_OK | os.X_OK) else None
