@@ -3,6 +3,7 @@ pub mod copies;
 pub mod doctor;
 pub mod fetch;
 pub mod key;
+pub mod jobs;
 pub mod mount;
 pub mod nodes;
 pub mod run;

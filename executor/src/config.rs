@@ -4,6 +4,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Command};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The port nodes listen on when none is given.
 pub const DEFAULT_PORT: u16 = 6323;
@@ -228,6 +229,17 @@ pub struct MountArgs {
         id = "data-threshold"
     )]
     pub data_threshold: Size,
+    /// A worker that grows beyond this is ended, and the call that it ran fails with the reason [default: no limit]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "KS_WORKER_MEMORY_LIMIT",
+        id = "worker-memory-limit"
+    )]
+    pub worker_memory_limit: Option<Size>,
+    /// How long results are kept for who asks for them later, in s, m, h or d
+    #[arg(long, value_name = "TIME", env = "KS_RESULT_TTL", default_value = "24h", value_parser = parse_time)]
+    pub result_ttl: Duration,
     /// The cluster's secret; made at the first start [default: ~/.config/ks/cluster.key]
     #[arg(long, value_name = "FILE", env = "KS_CLUSTER_KEY")]
     pub cluster_key: Option<PathBuf>,
@@ -257,6 +269,26 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
             port.parse().map_err(|_| wrong())?,
         ))),
         None => Err(wrong()),
+    }
+}
+
+/// `90`, `90s`, `15m`, `24h` or `7d`.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}': write a number of s, m, h or d, for example 24h");
+    let unit_seconds = match text.as_bytes().last() {
+        Some(b'm') => 60,
+        Some(b'h') => 3600,
+        Some(b'd') => 24 * 3600,
+        _ => 1,
+    };
+    let number = text.trim_end_matches(['s', 'm', 'h', 'd']);
+    if text.len() - number.len() > 1 {
+        return Err(wrong());
+    }
+    let count: u64 = number.parse().map_err(|_| wrong())?;
+    match count.checked_mul(unit_seconds) {
+        Some(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
+        _ => Err(wrong()),
     }
 }
 

@@ -46,6 +46,12 @@ enum Command {
     /// Make a cluster key, or a key that may only call and read
     #[command(after_help = commands::key::EXAMPLES)]
     Key(commands::key::KeyArgs),
+    /// The calls that wait or run
+    Jobs(commands::jobs::JobsArgs),
+    /// What a call wrote, and how it ended
+    Logs(commands::jobs::LogsArgs),
+    /// End calls
+    Cancel(commands::jobs::CancelArgs),
     /// What is wrong here, and how to mend it
     Doctor(commands::doctor::DoctorArgs),
     /// Print a completion script for a shell
@@ -71,6 +77,9 @@ impl Command {
             Command::Verify(args) => commands::block_on(args.run()),
             Command::Run(args) => commands::block_on(args.run()),
             Command::Key(args) => args.run(),
+            Command::Jobs(args) => commands::block_on(args.run()),
+            Command::Logs(args) => commands::block_on(args.run()),
+            Command::Cancel(args) => commands::block_on(args.run()),
             Command::Doctor(args) => commands::block_on(args.run()),
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "ks", &mut std::io::stdout());

@@ -22,9 +22,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
+mod calls_thread;
 mod entrance;
 mod facts;
 
+use calls_thread::CallsThread;
 use entrance::Access;
 
 /// How long running calls may go on when the node ends in order.
@@ -58,6 +60,7 @@ pub struct Node {
     catalog: Catalog,
     fs: Arc<FileSystem>,
     executor: Arc<Executor>,
+    calls: CallsThread,
     mount: Mutex<Option<Mount>>,
     control: Mutex<Option<ControlSocket>>,
     heartbeat: tokio::task::JoinHandle<()>,
@@ -156,10 +159,13 @@ impl Node {
             modules: options.modules.clone(),
             registered_only: options.registered_only,
             data_threshold: options.data_threshold.of(space.total),
+            result_ttl: options.result_ttl,
+            worker_memory_limit: options.worker_memory_limit.map(|limit| limit.of(u64::MAX)),
         };
         let info = foundation.info(&options, &executor_options, space)?;
         foundation.catalog.register(info).await?;
         let heartbeat = spawn_heartbeat(foundation.catalog.clone(), store.clone());
+        let calls = CallsThread::start().context("a thread for calls")?;
         let parts = async {
             let fs = FileSystem::start(
                 fs_options,
@@ -169,13 +175,13 @@ impl Node {
             )
             .await?;
             let _ = foundation.changes.set(fs.clone());
-            let executor = Executor::start(
+            let starting = Executor::start(
                 executor_options,
                 fs.clone(),
                 foundation.pool.clone(),
                 foundation.access.target.clone(),
-            )
-            .await?;
+            );
+            let executor = calls.run(starting).await??;
             anyhow::Ok((fs, executor))
         };
         let (fs, executor) = match parts.await {
@@ -199,6 +205,7 @@ impl Node {
             catalog: foundation.catalog.clone(),
             fs,
             executor,
+            calls,
             mount: Mutex::default(),
             control: Mutex::default(),
             heartbeat,
@@ -210,8 +217,11 @@ impl Node {
     async fn open_doors(self: &Arc<Self>) -> anyhow::Result<()> {
         let socket = control_socket(&self.fs.store().state_dir());
         let facts: Arc<dyn NodeFacts> = Arc::new(facts::Facts(Arc::downgrade(self)));
-        let control = ControlSocket::bind(&socket, self.executor.clone(), facts)
-            .with_context(|| format!("the control socket {}", socket.display()))?;
+        let bound = {
+            let _there = self.calls.handle().enter();
+            ControlSocket::bind(&socket, self.executor.clone(), facts)
+        };
+        let control = bound.with_context(|| format!("the control socket {}", socket.display()))?;
         *self.control.lock().expect("not poisoned") = Some(control);
         let (fs, mountpoint) = (self.fs.clone(), self.options.mountpoint.clone());
         let runtime = tokio::runtime::Handle::current();

@@ -152,6 +152,16 @@ pub enum Ask {
         /// Every job of the cluster.
         all: bool,
     },
+    /// Answered by `Jobs`: those that have not ended.
+    Jobs {
+        /// At most so many, the oldest first.
+        limit: u32,
+    },
+    /// Answered by `Logs`.
+    Logs {
+        /// Which job.
+        job: JobId,
+    },
     /// Answered by `Nodes`: a map each, with name, id, address, alive, workers, queues, mountpoint, datadir, free_bytes, total_bytes, version, read_only.
     Nodes,
     /// Answered by `Status`.
@@ -250,6 +260,9 @@ pub enum Answer {
         datadir: ByteBuf,
         /// For people: program and version.
         program: String,
+        /// Addresses (`host:port`) of the other nodes that live: where a client goes on when this one dies.
+        #[serde(default)]
+        peers: Vec<String>,
     },
     /// Every job is recorded, or has ended with the reason why not.
     Accepted,
@@ -257,6 +270,22 @@ pub enum Answer {
     Cancelled {
         /// Their names.
         jobs: Vec<JobId>,
+    },
+    /// Jobs that have not ended.
+    Jobs {
+        /// How many there are.
+        total: u64,
+        /// A map each, with job, function, state, queue, node, priority, retries_left, age_ms, why, costs.
+        jobs: Vec<serde_json::Value>,
+    },
+    /// What a job wrote to its standard output and error: the end of it, as far as it is kept.
+    Logs {
+        /// How it ended, for people.
+        ended: String,
+        /// Descriptor (1 or 2) and bytes, in order.
+        pieces: Vec<(u8, ByteBuf)>,
+        /// Bytes before them that are not kept.
+        omitted_bytes: u64,
     },
     /// The nodes.
     Nodes(Vec<serde_json::Value>),

@@ -321,6 +321,7 @@ fn configuration(files: &Files, password: &str) -> String {
          aof-load-truncated yes\n\
          save \"\"\n\
          maxmemory-policy noeviction\n\
+         hash-max-listpack-value 1024\n\
          databases 16\n",
         socket = quoted(&files.socket),
         directory = quoted(&files.directory),

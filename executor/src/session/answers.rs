@@ -2,6 +2,7 @@
 use super::Session;
 use crate::placement::resolve::tree_path;
 use crate::protocol::{Answer, Ask, Tell, VERSION};
+use crate::queue::job_is_valid;
 use ks_fs::path::TreePath;
 use ks_fs::record::Kind;
 use serde_bytes::ByteBuf;
@@ -19,7 +20,12 @@ const FILES_MAX: usize = 1_000_000;
 pub(super) type Refusal = (&'static str, String);
 
 impl Session {
-    pub(super) fn introduction(&self) -> Answer {
+    pub(super) async fn introduction(&self) -> Answer {
+        let nodes = self.executor.fs.catalog().nodes().await;
+        let nodes = nodes.unwrap_or_default();
+        let peers = nodes
+            .iter()
+            .filter(|node| node.alive && node.id != self.executor.me().node);
         let options = &self.executor.options;
         Answer::Hello {
             version: VERSION,
@@ -28,6 +34,7 @@ impl Session {
             mountpoint: options.mountpoint.as_os_str().as_bytes().to_vec().into(),
             datadir: options.datadir.as_os_str().as_bytes().to_vec().into(),
             program: format!("ks {}", env!("CARGO_PKG_VERSION")),
+            peers: peers.map(|node| node.info.address.clone()).collect(),
         }
     }
 
@@ -40,6 +47,8 @@ impl Session {
                     .map_err(|e| (e.kind(), e.to_string()))
             }
             Ask::Cancel { jobs, all } => self.cancel(jobs, all).await,
+            Ask::Jobs { limit } => self.jobs(limit).await,
+            Ask::Logs { job } => self.logs(job).await,
             Ask::Nodes => self.nodes().await,
             Ask::Status => Ok(Answer::Status(self.status().await)),
             Ask::Where { paths } => self.locate(paths).await,
@@ -65,6 +74,21 @@ impl Session {
         };
         let jobs = cancelled.map_err(|e| ("CatalogUnavailable", e.to_string()))?;
         Ok(Answer::Cancelled { jobs })
+    }
+
+    async fn jobs(&self, limit: u32) -> Result<Answer, Refusal> {
+        let listed = self.executor.list_jobs(limit).await;
+        let (total, jobs) = listed.map_err(|e| ("CatalogUnavailable", e.to_string()))?;
+        Ok(Answer::Jobs { total, jobs })
+    }
+
+    async fn logs(&self, job: String) -> Result<Answer, Refusal> {
+        if !job_is_valid(&job) {
+            return Err(("JobUnknown", format!("'{job}' is no job's id")));
+        }
+        let logs = self.executor.logs(&job).await;
+        let logs = logs.map_err(|e| ("CatalogUnavailable", e.to_string()))?;
+        logs.ok_or_else(|| ("JobUnknown", format!("there is no job {job}")))
     }
 
     async fn nodes(&self) -> Result<Answer, Refusal> {

@@ -94,6 +94,8 @@ impl TestNode {
             modules: vec!["served".into()],
             registered_only: special.registered_only,
             data_threshold: DATA_THRESHOLD,
+            result_ttl: ks_executor::queue::RECORD_KEEP,
+            worker_memory_limit: None,
         };
         catalog.register(info(&options)).await.unwrap();
         let beating = catalog.clone();
