@@ -172,6 +172,7 @@ impl FileSystem {
         pool: PeerPool,
     ) -> Result<Arc<Self>, FsError> {
         let events = changes::Events::default();
+        store.set_node_name(&options.node_name);
         let applier = Applier::start(store.clone(), catalog.clone(), events.on_event()).await?;
         let hasher = Hasher::start(store.clone(), catalog.clone());
         let report =
@@ -186,6 +187,7 @@ impl FileSystem {
         let fetcher = Fetcher::new(
             store.clone(),
             catalog.clone(),
+            applier.clone(),
             pool.clone(),
             options.memory_limit_bytes,
             options.read_only,

@@ -7,9 +7,8 @@
 //! - [`Push::Reset`] is told when the next connection stands (subscriptions and tracking included), before any command can
 //!   use it, so that what was missed in between is read again. Until then what was read before stays the best there is.
 //!
-//! Tracking is Redis's broadcasting mode for the catalog's key prefixes, with NOLOOP. The default mode would not do:
-//! before Redis 7.2 it remembers for a script only the keys the caller declared, not those that the script found
-//! (a name's inode), and with NOLOOP it forgets our interest in a key when we change it ourselves.
+//! Tracking is Redis's broadcasting mode, for `TRACKED_PREFIXES` alone: it is how a FLUSHALL is heard of. Changes are told by
+//! the scripts that make them (`catalog`), because up to Redis 7.0 tracking cannot tell our own from others'.
 //!
 //! Not for data: a payload over 64 KiB is a file.
 use ks_transport::pool::Peer;
@@ -21,7 +20,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+mod patience;
 mod target;
+
+use patience::{Late, Patience};
 
 /// How long a command may take, waiting for a connection included.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
@@ -37,8 +39,8 @@ const QUEUE_COMMANDS_MAX: usize = 1024;
 const IN_FLIGHT_COMMANDS_MAX: usize = 4096;
 /// The oldest Redis that has what the scripts need.
 pub const VERSION_NEEDED: &str = "7.0";
-/// Keys whose changes are pushed to a tracking connection: inodes and directories (see `catalog`).
-pub const TRACKED_PREFIXES: [&str; 2] = ["ks:i:", "ks:d:"];
+/// Keys whose changes are pushed to a tracking connection.
+pub const TRACKED_PREFIXES: [&str; 1] = ["ks:meta"];
 
 /// Where Redis is.
 #[derive(Clone)]
@@ -121,6 +123,7 @@ pub struct Redis {
 
 struct Shared {
     link: Arc<Link>,
+    patience: Patience,
     keeper: tokio::task::JoinHandle<()>,
 }
 
@@ -192,7 +195,11 @@ impl Redis {
         link.live.send_replace(Some(first.clone()));
         let keeper = tokio::spawn(keep(link.clone(), first));
         Ok(Self {
-            shared: Arc::new(Shared { link, keeper }),
+            shared: Arc::new(Shared {
+                link,
+                patience: Patience::start(),
+                keeper,
+            }),
         })
     }
 
@@ -207,7 +214,8 @@ impl Redis {
         let deadline = Instant::now() + COMMAND_DEADLINE;
         let live = self.live_until(deadline).await?;
         let mut connection = live.connection.clone();
-        let answer = tokio::time::timeout_at(deadline, pipeline.query_async(&mut connection)).await;
+        let sent = pipeline.query_async(&mut connection);
+        let answer = self.shared.patience.within(deadline, sent).await;
         live.judge(answer)
     }
 
@@ -240,7 +248,8 @@ impl Redis {
         let deadline = Instant::now() + COMMAND_DEADLINE;
         let live = self.live_until(deadline).await?;
         let mut connection = live.connection.clone();
-        let answer = tokio::time::timeout_at(deadline, connection.subscribe(channel)).await;
+        let sent = connection.subscribe(channel);
+        let answer = self.shared.patience.within(deadline, sent).await;
         live.judge(answer)
     }
 
@@ -265,7 +274,7 @@ impl Redis {
         let live = self.live_until(deadline).await?;
         let mut connection = live.connection.clone();
         let sent = connection.send_packed_command(command);
-        let answer = tokio::time::timeout_at(deadline, sent).await;
+        let answer = self.shared.patience.within(deadline, sent).await;
         live.judge(answer.map(|answer| answer.and_then(Value::extract_error)))
     }
 
@@ -297,14 +306,11 @@ fn script_command(verb: &str, body: &str, keys: &[&[u8]], args: &[&[u8]]) -> red
 
 impl Live {
     /// Turns an answer into ours; one that tells of a dead connection wakes the keeper.
-    fn judge<T>(
-        &self,
-        answer: Result<redis::RedisResult<T>, tokio::time::error::Elapsed>,
-    ) -> Result<T, RedisError> {
+    fn judge<T>(&self, answer: Result<redis::RedisResult<T>, Late>) -> Result<T, RedisError> {
         let error = match answer {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(error)) => translate(error),
-            Err(_) => RedisError::Timeout(COMMAND_DEADLINE),
+            Err(Late) => RedisError::Timeout(COMMAND_DEADLINE),
         };
         let unusable = match &error {
             // A replica after a fail-over, or a Redis that is still reading its file: another connection finds the right one.

@@ -3,7 +3,7 @@
 use super::cache::{Cache, DirectoryMeta, Ticket};
 use super::namespace::Record;
 use super::transaction::{Operation, Place, SUBDIRECTORIES_FIELD, TIME_FIELD, Transaction};
-use crate::record::{Ino, Time};
+use crate::record::{Entry, Ino, Time};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
@@ -27,15 +27,7 @@ impl Memory {
 
     /// Before a change is sent to Redis.
     pub(super) fn changing(&self, transaction: &Transaction) -> Changing<'_> {
-        let mut places: Vec<Place> = transaction
-            .operations
-            .iter()
-            .map(Operation::place)
-            .filter(|place| matches!(place, Place::Inode(_) | Place::Directory(_)))
-            .collect();
-        places.sort();
-        places.dedup();
-        self.changing_places(places)
+        self.changing_places(transaction.touched())
     }
 
     /// Before changes of these keys are sent to Redis.
@@ -69,7 +61,7 @@ impl Drop for Reading<'_> {
 }
 
 /// A change under way. Dropped before its outcome is known (an error, a caller that gave up), it drops what the change
-/// may have touched: Redis tells us nothing of our own changes.
+/// may have touched: what is told of our own changes is not heeded.
 pub(super) struct Changing<'m> {
     memory: &'m Memory,
     ticket: Ticket,
@@ -85,11 +77,9 @@ impl Changing<'_> {
     /// It happened: what it wrote is remembered, where no one else wrote meanwhile.
     pub(super) fn happened(mut self, transaction: &Transaction, counts: &[i64]) {
         let mut cache = self.memory.locked();
-        let own = cache.own_change(self.ticket, &std::mem::take(&mut self.places));
+        let mut own = cache.own_change(self.ticket, &std::mem::take(&mut self.places));
         let mut counts = counts.iter();
-        let mut times: BTreeMap<Ino, Time> = BTreeMap::new();
-        let mut numbers: BTreeMap<Ino, u32> = BTreeMap::new();
-        let mut made = Vec::new();
+        let mut directories: BTreeMap<Ino, Written> = BTreeMap::new();
         for operation in &transaction.operations {
             match operation {
                 Operation::Set(Place::Inode(ino), bytes) => {
@@ -98,39 +88,60 @@ impl Changing<'_> {
                     }
                 }
                 Operation::SetField(Place::Directory(ino), field, value) => {
-                    if field == TIME_FIELD
-                        && let Some(time) = parse(value)
-                    {
-                        times.insert(*ino, time);
-                    } else if field == SUBDIRECTORIES_FIELD {
-                        made.push(*ino);
+                    let written = directories.entry(*ino).or_default();
+                    match &field[..] {
+                        TIME_FIELD => written.time = parse(value),
+                        SUBDIRECTORIES_FIELD => {
+                            (written.count, written.is_new) = (parse(value), true)
+                        }
+                        name => written.set(name, Entry::from_bytes(value).ok()),
                     }
+                }
+                Operation::DeleteField(Place::Directory(ino), name) => {
+                    directories.entry(*ino).or_default().set(name, None);
                 }
                 Operation::Increase(place, field, _) => {
                     let count = counts.next().copied().unwrap_or(0);
                     if let (Place::Directory(ino), SUBDIRECTORIES_FIELD) = (place, &field[..]) {
-                        numbers.insert(*ino, u32::try_from(count).unwrap_or(0));
+                        let written = directories.entry(*ino).or_default();
+                        written.count = u32::try_from(count).ok();
                     }
+                }
+                Operation::Delete(Place::Directory(ino)) => {
+                    directories.remove(ino);
                 }
                 _ => {}
             }
         }
-        for (ino, time) in times {
-            if made.contains(&ino) {
-                let subdirectories = 0;
-                let meta = DirectoryMeta {
+        for (ino, written) in directories {
+            let meta = match (written.time, written.count) {
+                (Some(time), Some(subdirectories)) => Some(DirectoryMeta {
                     time,
                     subdirectories,
-                };
-                own.put_new_directory(&mut cache, ino, meta);
-            } else if let Some(&subdirectories) = numbers.get(&ino) {
-                let meta = DirectoryMeta {
-                    time,
-                    subdirectories,
-                };
-                own.put_meta(&mut cache, ino, meta);
+                }),
+                _ => None,
+            };
+            match (written.is_new, meta) {
+                (true, Some(meta)) => own.put_new_directory(&mut cache, ino, meta),
+                _ => own.put_directory(&mut cache, ino, meta, &written.names),
             }
         }
+    }
+}
+
+/// What a change wrote to one directory.
+#[derive(Default)]
+struct Written {
+    time: Option<Time>,
+    count: Option<u32>,
+    is_new: bool,
+    /// In the order of the operations; `None`: the name went.
+    names: Vec<(Vec<u8>, Option<Entry>)>,
+}
+
+impl Written {
+    fn set(&mut self, name: &[u8], entry: Option<Entry>) {
+        self.names.push((name.to_vec(), entry));
     }
 }
 

@@ -16,6 +16,9 @@ const ASK_ATTEMPTS: usize = 3;
 /// Inodes asked for in one round trip.
 const PAGE: usize = 1000;
 
+/// How long after an own change of a directory, nanoseconds, a name that is not there is not asked for.
+const HOT_FOR: Time = 1_000_000_000;
+
 static LOOKUP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lookup.lua")));
 static INODES: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("inodes.lua")));
 static LIST: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("list.lua")));
@@ -194,6 +197,9 @@ impl Catalog {
                 && let Some(node) = remembered(&mut cache, entry.ino)
             {
                 return Ok(Some(node));
+            }
+            if cache.absent(parent, name, super::now(), HOT_FOR) {
+                return Ok(None);
             }
         }
         let fetched = self.fetch_entry(parent, name).await?;

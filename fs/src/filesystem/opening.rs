@@ -111,7 +111,7 @@ impl FileSystem {
         who: Caller,
     ) -> Result<(Node_, Opened), FsError> {
         let want = Want::of(flags);
-        match self.create_file(parent, name, mode, who).await {
+        match self.create_file(parent, name, mode, who, true).await {
             Ok((node, file)) => {
                 let opened = self.open_created(node.clone(), file, want, who).await?;
                 Ok((node, opened))
@@ -150,7 +150,7 @@ impl FileSystem {
         opened
     }
 
-    /// The plain file of a file that has no content yet, for writing.
+    /// The plain file of a file that has no content yet, made by `create_for_writing`.
     fn start_writing(
         &self,
         node: &Node_,
@@ -168,7 +168,7 @@ impl FileSystem {
             mtime: stamp.mtime,
             blake3: None,
         };
-        let fresh = Writing::start(&self.store, file, meta, truncated)?;
+        let fresh = Writing::marked(file, meta, truncated);
         let joined = self.table.join_writing(node, Some(Arc::new(fresh)));
         Ok(joined.expect("a fresh one was given"))
     }
@@ -232,7 +232,9 @@ impl FileSystem {
             }
             Source::Recreate => {
                 let node = found.node();
-                let file = self.store.create(&found.path, node.ino, &node.inode)?;
+                let file = self
+                    .store
+                    .create_for_writing(&found.path, node.ino, &node.inode)?;
                 let truncated = node.inode.size > 0;
                 self.start_writing(node, file, truncated)
                     .map(Served::Writing)
