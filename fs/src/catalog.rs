@@ -14,6 +14,10 @@
 //!
 //! What always holds: what is remembered is current as far as what is told has come; `located` and `locate_path` always ask,
 //! and so does a `lookup` of a name that is not there, but for one case (`cache`). Data never goes through here.
+//!
+//! While Redis is away: what is remembered stays, and answers at once (nobody can change it meanwhile, but for what was under way
+//! when the connection went); of directories the last known attributes do, too. The rest fails, at once when Redis has been away
+//! for a while (`redis_client::BRIDGED`). With the next connection all of it is forgotten.
 mod adopt;
 pub mod cache;
 mod changes;
@@ -345,6 +349,11 @@ impl Catalog {
     /// Always asks Redis: what `open` uses, so that close-to-open holds. One round trip.
     pub async fn located(&self, ino: Ino) -> Result<Option<Located>, CatalogError> {
         self.located_(ino).await
+    }
+
+    /// What is remembered of an inode, and only while Redis is known to be away: it was current when the connection went.
+    pub fn remembered_while_away(&self, ino: Ino) -> Option<Node_> {
+        self.remembered_while_away_(ino)
     }
 
     /// A name; one round trip unless it is remembered. That it is not there is asked for afresh, unless this node alone has just

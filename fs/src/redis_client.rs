@@ -27,6 +27,10 @@ use patience::{Late, Patience};
 
 /// How long a command may take, waiting for a connection included.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
+/// Without a connection for longer than this, commands do not wait for the next one any more.
+pub const BRIDGED: Duration = Duration::from_secs(5);
+/// From this on Redis counts as away (`Redis::is_away`): a lost connection is usually back before.
+pub const AWAY_AFTER: Duration = Duration::from_secs(1);
 /// How long one attempt to connect may take.
 pub const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// The first wait between two attempts to connect; it doubles up to the next constant.
@@ -140,6 +144,8 @@ struct Link {
     on_push: OnPush,
     channels: Mutex<BTreeSet<Vec<u8>>>,
     live: watch::Sender<Option<Live>>,
+    /// Since when nothing has been heard of Redis, where there is no connection.
+    silent_since: Arc<Mutex<Option<Instant>>>,
     /// Why there is no connection now.
     trouble: Mutex<String>,
 }
@@ -150,6 +156,7 @@ struct Live {
     connection: MultiplexedConnection,
     /// Set when it is found dead; wakes the keeper.
     lost: Arc<watch::Sender<bool>>,
+    silent_since: Arc<Mutex<Option<Instant>>>,
 }
 
 /// A Lua script kept as a `.lua` file: `Script::new(include_str!("x.lua"))`.
@@ -177,7 +184,8 @@ impl Script {
 impl Redis {
     /// Connects; checks the version (7.0 and up); `tracking`: changes of the keys under `TRACKED_PREFIXES` by others are
     /// pushed. Pushes go to `on_push` (must not block).
-    /// A lost connection is made anew in the background (back-off 50 ms to 2 s); commands meanwhile wait up to their deadline.
+    /// A lost connection is made anew in the background (back-off 50 ms to 2 s); commands meanwhile wait up to their deadline,
+    /// and fail at once when it has been gone for `BRIDGED`.
     pub async fn connect(
         target: RedisTarget,
         tracking: bool,
@@ -189,6 +197,7 @@ impl Redis {
             on_push,
             channels: Mutex::new(BTreeSet::new()),
             live: watch::Sender::new(None),
+            silent_since: Arc::default(),
             trouble: Mutex::new(String::new()),
         });
         let first = link.attempt().await?;
@@ -258,6 +267,12 @@ impl Redis {
         self.shared.link.live.borrow().is_some()
     }
 
+    /// Whether there is no connection, and has not been for `AWAY_AFTER`.
+    pub fn is_away(&self) -> bool {
+        let silent_since = *self.shared.link.silent_since.lock().unwrap();
+        !self.is_connected() && silent_since.is_some_and(|since| since.elapsed() >= AWAY_AFTER)
+    }
+
     /// A blocking command's own connection (XREAD BLOCK and the like): no deadline but the caller's, no tracking.
     pub async fn dedicated(&self) -> Result<MultiplexedConnection, RedisError> {
         let config = AsyncConnectionConfig::new()
@@ -278,12 +293,15 @@ impl Redis {
         live.judge(answer.map(|answer| answer.and_then(Value::extract_error)))
     }
 
-    /// The connection, or the next one when it comes before `deadline`.
+    /// The connection, or the next one when it comes before `deadline` and while the gap is bridged.
     async fn live_until(&self, deadline: Instant) -> Result<Live, RedisError> {
         let link = &self.shared.link;
         if let Some(live) = &*link.live.borrow() {
             return Ok(live.clone());
         }
+        let now = Instant::now();
+        let silent_since = link.silent_since.lock().unwrap().unwrap_or(now);
+        let deadline = deadline.min(silent_since + BRIDGED).max(now);
         let mut changes = link.live.subscribe();
         let waited = tokio::time::timeout_at(deadline, changes.wait_for(Option::is_some)).await;
         match waited {
@@ -320,6 +338,12 @@ impl Live {
             _ => true,
         };
         if unusable {
+            let silent_for = match &error {
+                RedisError::Timeout(waited) => *waited,
+                _ => Duration::ZERO,
+            };
+            let since = Instant::now() - silent_for;
+            self.silent_since.lock().unwrap().get_or_insert(since);
             self.lost.send_replace(true);
         }
         Err(error)
@@ -353,10 +377,13 @@ async fn keep(link: Arc<Link>, first: Live) {
         // Errors only when the sender is gone, and `live` holds it.
         let _ = live.lost.subscribe().wait_for(|lost| *lost).await;
         link.live.send_replace(None);
+        let now = Instant::now();
+        link.silent_since.lock().unwrap().get_or_insert(now);
         drop(live);
         tracing::warn!(redis = %link.target, "the connection to redis was lost; connecting again");
         live = link.connect_again().await;
         (link.on_push)(Push::Reset);
+        *link.silent_since.lock().unwrap() = None;
         link.live.send_replace(Some(live.clone()));
         tracing::info!(redis = %link.target, "connected to redis again");
     }
@@ -414,7 +441,11 @@ impl Link {
                 .await
                 .map_err(translate)?;
         }
-        Ok(Live { connection, lost })
+        Ok(Live {
+            connection,
+            lost,
+            silent_since: self.silent_since.clone(),
+        })
     }
 
     fn push_sender(

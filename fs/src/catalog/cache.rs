@@ -14,7 +14,7 @@ mod clock;
 
 use super::namespace::Record;
 use super::transaction::Place;
-use crate::record::{Entry, Ino, Time};
+use crate::record::{Entry, Ino, Kind, Time};
 use clock::Clock;
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,6 +22,8 @@ use std::collections::{BTreeMap, HashMap};
 pub const INODES_MAX: usize = 65_536;
 /// Names kept over all directories (about 80 bytes each); a larger directory is never kept whole.
 pub const NAMES_MAX: usize = 131_072;
+/// Directories whose last known attributes are kept (about 400 bytes each).
+pub const LAST_KNOWN_MAX: usize = 4096;
 /// Changed keys remembered for reads under way; beyond it, those reads are not kept.
 const RECENT_MAX: usize = 16_384;
 
@@ -38,6 +40,13 @@ pub struct DirectoryMeta {
     pub subdirectories: u32,
 }
 
+/// A directory's record and numbers, the latest that were seen.
+#[derive(Default, Clone)]
+struct LastKnown {
+    record: Option<Record>,
+    meta: Option<DirectoryMeta>,
+}
+
 #[derive(Default, Clone)]
 struct Directory {
     meta: Option<DirectoryMeta>,
@@ -51,6 +60,8 @@ struct Directory {
 pub struct Cache {
     inodes: Clock<Ino, Record>,
     directories: Clock<Ino, Directory>,
+    /// What directories were like when they were forgotten: better than nothing while Redis is away.
+    last_known: Clock<Ino, LastKnown>,
     /// Counts invalidations.
     sequence: u64,
     /// Answers to tickets below it are not kept.
@@ -73,6 +84,7 @@ impl Cache {
         Self {
             inodes: Clock::new(inodes_max),
             directories: Clock::new(names_max),
+            last_known: Clock::new(LAST_KNOWN_MAX),
             sequence: 0,
             floor: 0,
             recent: HashMap::new(),
@@ -111,10 +123,20 @@ impl Cache {
     pub fn invalidate(&mut self, place: Place) {
         match place {
             Place::Inode(ino) => {
-                self.inodes.remove(&ino);
+                if let Some(record) = self.inodes.remove(&ino)
+                    && record.inode.kind == Kind::Directory
+                {
+                    let meta = self.directories.get(&ino).and_then(|found| found.meta);
+                    self.note_last(ino, Some(record), meta);
+                }
             }
             Place::Directory(ino) => {
-                self.directories.remove(&ino);
+                if let Some(directory) = self.directories.remove(&ino)
+                    && directory.meta.is_some()
+                {
+                    let record = self.inodes.get(&ino).cloned();
+                    self.note_last(ino, record, directory.meta);
+                }
             }
             _ => return,
         }
@@ -129,10 +151,27 @@ impl Cache {
         self.recent.insert(place, self.sequence);
     }
 
+    fn note_last(&mut self, ino: Ino, record: Option<Record>, meta: Option<DirectoryMeta>) {
+        let before = self.last_known.remove(&ino).unwrap_or_default();
+        let last = LastKnown {
+            record: record.or(before.record),
+            meta: meta.or(before.meta),
+        };
+        self.last_known.insert(ino, last, 1);
+    }
+
+    /// A directory as it was when it was last known: for the time when Redis is away. Its names are not part of it.
+    pub fn last_known(&mut self, ino: Ino) -> Option<(Record, DirectoryMeta)> {
+        let (record, meta) = (self.inode(ino), self.meta(ino));
+        let last = self.last_known.get(&ino).cloned().unwrap_or_default();
+        Some((record.or(last.record)?, meta.or(last.meta)?))
+    }
+
     /// Nothing can be trusted any more.
     pub fn reset(&mut self) {
         self.inodes.clear();
         self.directories.clear();
+        self.last_known.clear();
         self.recent.clear();
         self.sequence += 1;
         self.floor = self.sequence;

@@ -126,12 +126,39 @@ impl Catalog {
         if let Some(node) = remembered(&mut self.shared.memory.locked(), ino) {
             return Ok(Some(node));
         }
+        if self.redis().is_away()
+            && let Some(node) = self.last_known(ino)
+        {
+            return Ok(Some(node));
+        }
         let entry = Entry {
             ino,
             kind: Kind::Directory,
         };
-        let found = self.fetch_inodes(&[entry]).await?.pop().flatten();
-        Ok(found.map(|(record, meta)| node_of(ino, record.inode, meta)))
+        match self.fetch_inodes(&[entry]).await {
+            Ok(mut found) => Ok(found
+                .pop()
+                .flatten()
+                .map(|(record, meta)| node_of(ino, record.inode, meta))),
+            Err(CatalogError::Redis(error)) => {
+                let known = self.last_known(ino).filter(|_| self.redis().is_away());
+                known.map(Some).ok_or(error.into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn last_known(&self, ino: Ino) -> Option<Node_> {
+        let (record, meta) = self.shared.memory.locked().last_known(ino)?;
+        Some(node_of(ino, record.inode, Some(meta)))
+    }
+
+    /// See `Catalog::remembered_while_away`.
+    pub(super) fn remembered_while_away_(&self, ino: Ino) -> Option<Node_> {
+        match self.redis().is_away() {
+            true => remembered(&mut self.shared.memory.locked(), ino),
+            false => None,
+        }
     }
 
     /// Inodes by number, at most `PAGE`; remembered.
@@ -409,6 +436,12 @@ impl Catalog {
         cached: bool,
     ) -> Result<Option<Record>, CatalogError> {
         if cached && let Some(record) = self.shared.memory.locked().inode(ino) {
+            return Ok(Some(record));
+        }
+        if cached
+            && self.redis().is_away()
+            && let Some((record, _)) = self.shared.memory.locked().last_known(ino)
+        {
             return Ok(Some(record));
         }
         let entry = Entry {

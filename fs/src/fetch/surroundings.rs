@@ -6,7 +6,7 @@ use super::holdings::Holdings;
 use crate::catalog::Catalog;
 use crate::error::FsError;
 use crate::path::TreePath;
-use crate::record::{Holding, Ino, Inode, NodeId};
+use crate::record::{Holding, Ino, NodeId};
 use crate::store::apply::Applier;
 use crate::store::partial::{ContentKey, Partial};
 use crate::store::{Store, StoreError};
@@ -162,6 +162,7 @@ impl Surroundings for Node {
             let (ino, version, bytes) = (keep.key.ino, keep.key.version, keep.key.size);
             let current = self.catalog.node(ino).await.map_err(catalog_error)?;
             let Some(current) = current.filter(|node| node.inode.version == version) else {
+                tracing::debug!(path = %keep.path, "not kept: it has another version by now");
                 discard(self.store.clone(), keep.key).await;
                 return Err(FsError::Stale);
             };

@@ -1,4 +1,9 @@
 //! Opening and creating: from a number to a handle.
+//!
+//! Every open asks the catalog, so that close-to-open holds, with one exception: while Redis is known to be away (no connection,
+//! and nothing heard of it for `redis_client::AWAY_AFTER`) a file is opened for reading as it is remembered, where its whole
+//! current copy is here by both the remembered record and its own `user.ks`. Versions can still be published then by nodes
+//! that reach Redis while this one does not: what is read may be older than those, and is never a mix. Writing waits or fails.
 use super::{
     Caller, FileSystem, Handle, Opened,
     handles::{Content, NewHandle, Served},
@@ -199,11 +204,37 @@ impl FileSystem {
     }
 
     async fn find_once(&self, ino: Ino, want: Want) -> Result<Found, FsError> {
-        let located = self.catalog.located(ino).await?.ok_or(FsError::Stale)?;
+        if let Some(found) = self.find_while_away(ino, want).await {
+            return Ok(found);
+        }
+        match self.catalog.located(ino).await {
+            Ok(located) => self.find_at(located.ok_or(FsError::Stale)?, want).await,
+            // It was not known before that Redis is away.
+            Err(error) => match self.find_while_away(ino, want).await {
+                Some(found) => Ok(found),
+                None => Err(error.into()),
+            },
+        }
+    }
+
+    /// What needs nobody's word while Redis is away: a whole current copy here (see the module).
+    async fn find_while_away(&self, ino: Ino, want: Want) -> Option<Found> {
+        if want.write {
+            return None;
+        }
+        let node = self.catalog.remembered_while_away(ino)?;
+        let holders = Vec::new();
+        let found = self.find_at(Located { node, holders }, want).await.ok()?;
+        matches!(found.source, Source::Local | Source::Empty).then_some(found)
+    }
+
+    async fn find_at(&self, located: Located, want: Want) -> Result<Found, FsError> {
         let inode = &located.node.inode;
+        let ino = located.node.ino;
         let path = self.catalog.path_of(ino).await?.ok_or(FsError::Stale)?;
         let held = |(node, _): &(NodeId, Holding)| *node == self.me();
-        let copy = match inode.home == self.me() || located.holders.iter().any(held) {
+        let may_be_here = located.holders.is_empty() || located.holders.iter().any(held);
+        let copy = match inode.home == self.me() || may_be_here {
             true => on_disk_copy(self, &path, ino, inode),
             false => CopyState::Absent,
         };
