@@ -38,7 +38,8 @@ def test_addresses():
     assert discovery.parse("ks://[::1]:7000") == (None, "[::1]:7000")
     assert discovery.parse("/a/b.sock") == ("/a/b.sock", None)
     assert discovery.parse("unix:///a/b.sock") == ("/a/b.sock", None)
-    for wrong in ("host1", "ks://", "ftp://x", "ks://host:port", "http://host1:6323/"):
+    assert discovery.parse("http://host1:6324/") == (None, "host1:6324")
+    for wrong in ("host1", "ks://", "ftp://x", "ks://host:port"):
         with pytest.raises(ConnectionFailed, match="not a node's address"):
             discovery.parse(wrong)
 
@@ -192,13 +193,17 @@ def run_script(node, body, *, interrupt_after=None, timeout=60):
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    if interrupt_after is not None:
-        line = process.stdout.readline()
-        assert line == "ready\n", (line, process.stderr.read())
-        time.sleep(interrupt_after)
-        process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    out, err = process.communicate(timeout=timeout)
+    try:
+        if interrupt_after is not None:
+            line = process.stdout.readline()
+            assert line == "ready\n", line
+            time.sleep(interrupt_after)
+            process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+        process.wait()
     return process.returncode, out, err, time.monotonic() - began
 
 
@@ -235,26 +240,32 @@ except KeyboardInterrupt:
 def test_ctrl_c_again_and_again_loses_nothing(node):
     body = """
 import signal
+armed = stop = False
+def interrupt(*_):
+    global armed
+    if armed:
+        armed = False
+        raise KeyboardInterrupt
+signal.signal(signal.SIGINT, interrupt)
 jobs = [c.call(abs, -n) for n in range(300)]
-stop = False
 def pester():
     while not stop:
         time.sleep(0.002)
         os.kill(os.getpid(), signal.SIGINT)
-pesterer = threading.Thread(target=pester)
+threading.Thread(target=pester, daemon=True).start()
 interrupts, results = 0, []
-pesterer.start()
 while len(results) < 300:
     try:
-        results.append(jobs[len(results)].result(20))
-        if len(results) == 300:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            break
+        armed = True
+        value = jobs[len(results)].result(20)
+        armed = False
     except KeyboardInterrupt:
         interrupts += 1
+        continue
+    results.append(value)
 stop = True
-pesterer.join()
 assert results == list(range(300)), results
+assert interrupts > 5, interrupts
 """
     status, _, err, _ = run_script(node, body)
     assert status == 0, err
