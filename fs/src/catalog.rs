@@ -351,6 +351,11 @@ impl Catalog {
         self.located_(ino).await
     }
 
+    /// What is remembered of an inode, and its path: no round trip, and perhaps a moment older than the catalog.
+    pub fn remembered(&self, ino: Ino) -> Option<(Node_, TreePath)> {
+        self.remembered_(ino)
+    }
+
     /// What is remembered of an inode, and only while Redis is known to be away: it was current when the connection went.
     pub fn remembered_while_away(&self, ino: Ino) -> Option<Node_> {
         self.remembered_while_away_(ino)

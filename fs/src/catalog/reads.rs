@@ -153,6 +153,25 @@ impl Catalog {
         Some(node_of(ino, record.inode, Some(meta)))
     }
 
+    /// See `Catalog::remembered`.
+    pub(super) fn remembered_(&self, ino: Ino) -> Option<(Node_, TreePath)> {
+        let mut cache = self.shared.memory.locked();
+        let node = remembered(&mut cache, ino)?;
+        let mut names = Vec::new();
+        let mut at = (ino, node.inode.clone());
+        while at.0 != ROOT && names.len() <= DEPTH_MAX {
+            let parent = at.1.parent;
+            names.push(at.1.name.clone());
+            if parent == ROOT {
+                break;
+            }
+            at = (parent, cache.inode(parent)?.inode);
+        }
+        let root = TreePath::root();
+        let path = names.iter().rev().fold(root, |path, name| path.join(name));
+        Some((node, path))
+    }
+
     /// See `Catalog::remembered_while_away`.
     pub(super) fn remembered_while_away_(&self, ino: Ino) -> Option<Node_> {
         match self.redis().is_away() {

@@ -166,9 +166,19 @@ impl Surroundings for Node {
                 discard(self.store.clone(), keep.key).await;
                 return Err(FsError::Stale);
             };
-            let store = self.store.clone();
-            let partial = blocking(move || whole(&store, &keep.key, keep.copy)).await?;
             let store = &self.store;
+            if let WholeCopy::Bytes(data, _) = &keep.copy {
+                let kept = self.applier.at_path(ino, |path| {
+                    store.keep_small(&keep.key, data, path, &current.inode)
+                });
+                if kept.await.map_err(store_error)? {
+                    return self.holdings.tell(ino, Holding { version, bytes }).await;
+                }
+            }
+            let partial = {
+                let store = self.store.clone();
+                blocking(move || whole(&store, &keep.key, keep.copy)).await?
+            };
             let named = self
                 .applier
                 .at_path(ino, |path| store.promote(&partial, path, &current.inode));

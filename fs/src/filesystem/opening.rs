@@ -67,6 +67,8 @@ pub(super) struct Found {
     pub(super) located: Located,
     pub(super) path: TreePath,
     pub(super) source: Source,
+    /// The plain file that was looked at, open for reading.
+    pub(super) file: Option<Arc<File>>,
 }
 
 impl Found {
@@ -84,8 +86,10 @@ impl FileSystem {
         who: Caller,
     ) -> Result<Opened, FsError> {
         let want = Want::of(flags);
+        let ahead = self.fetch_ahead(ino, want, who.pid);
         let found = self.find(ino, want).await?;
         let served = self.serve(&found, want).await?;
+        drop(ahead);
         let privileged = found.node().inode.mode & PRIVILEGE_BITS != 0 && who.uid != 0;
         if want.truncate && privileged {
             self.clear_privileges(ino).await?;
@@ -245,9 +249,9 @@ impl FileSystem {
         let path = self.catalog.path_of(ino).await?.ok_or(FsError::Stale)?;
         let held = |(node, _): &(NodeId, Holding)| *node == self.me();
         let may_be_here = located.holders.is_empty() || located.holders.iter().any(held);
-        let copy = match inode.home == self.me() || may_be_here {
-            true => on_disk_copy(self, &path, ino, inode),
-            false => CopyState::Absent,
+        let (copy, file) = match inode.home == self.me() || may_be_here {
+            true => self.store.copy_and_file(&path, ino, inode),
+            false => (CopyState::Absent, None),
         };
         let source = open_plan::source(&Situation {
             inode,
@@ -261,6 +265,7 @@ impl FileSystem {
             path,
             source,
             located,
+            file: file.map(Arc::new),
         })
     }
 
@@ -269,8 +274,11 @@ impl FileSystem {
         match &found.source {
             Source::Local if want.write => self.join_local(found, want).await.map(Served::Writing),
             Source::Local => {
-                let (file, _) = self.open_plain(found, false, false).await?;
-                Ok(Served::Own(Content::Local(Arc::new(file))))
+                let file = match &found.file {
+                    Some(file) => file.clone(),
+                    None => Arc::new(self.open_plain(found, false, false).await?.0),
+                };
+                Ok(Served::Own(Content::Local(file)))
             }
             Source::Recreate => {
                 let node = found.node();
@@ -523,10 +531,6 @@ pub(super) fn without_privileges(mode: u32) -> u32 {
         0 => without_user,
         _ => without_user & !libc::S_ISGID,
     }
-}
-
-fn on_disk_copy(file_system: &FileSystem, path: &TreePath, ino: Ino, inode: &Inode) -> CopyState {
-    super::on_disk(|| file_system.store.copy_state(path, ino, inode))
 }
 
 #[cfg(test)]

@@ -185,10 +185,10 @@ impl FileSystem {
         published: &mut Published,
         written: bool,
     ) -> Result<(), FsError> {
-        if !written && !published.differs(writing.stamp()?) {
+        let stamp = writing.stamp()?;
+        if !written && !published.differs(stamp) {
             return self.clean(writing, published);
         }
-        let stamp = writing.stamp()?;
         if stamp.size > hasher::INLINE_BYTES && self.clock.may_hide_changes(stamp) {
             tokio::time::sleep(COARSE_CLOCK).await;
         }

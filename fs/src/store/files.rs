@@ -145,18 +145,34 @@ impl Store {
 
     /// What the plain file at `path` is worth, compared with the catalog's record of inode `ino`.
     pub fn copy_state(&self, path: &TreePath, ino: Ino, inode: &Inode) -> CopyState {
+        self.copy_and_file(path, ino, inode).0
+    }
+
+    /// As `copy_state`, and the file that was looked at, open for reading, where it is that inode's.
+    pub fn copy_and_file(
+        &self,
+        path: &TreePath,
+        ino: Ino,
+        inode: &Inode,
+    ) -> (CopyState, Option<File>) {
         let Ok(standing) = self.standing(path) else {
-            return CopyState::Absent;
+            return (CopyState::Absent, None);
         };
-        match standing.meta_of(ino) {
-            None => CopyState::Absent,
+        let state = match standing.meta_of(ino) {
+            None => return (CopyState::Absent, None),
             Some(_) if standing.is_dirty() => CopyState::Dirty,
             Some(meta) if meta.version < inode.version => CopyState::Old,
             Some(meta) if meta.version == inode.version && meta.size == inode.size => {
                 CopyState::Current
             }
             Some(_) => CopyState::Dirty,
-        }
+        };
+        let Standing::File { file, .. } = standing else {
+            return (state, None);
+        };
+        // It was opened so that a pipe in its place would not be waited for.
+        let plain = rustix::fs::fcntl_setfl(&file, OFlags::empty());
+        (state, plain.is_ok().then_some(file))
     }
 
     /// Writes `user.ks` of an open file.
