@@ -208,7 +208,8 @@ impl std::fmt::Display for EventId {
     }
 }
 
-/// How changes of this very handle are recognised among those that are told.
+/// How changes of this very handle are recognised among those that are told. (One that was given up may be carried out later; it
+/// counts as another's, see `Memory`.)
 #[derive(Clone, Copy)]
 struct Own {
     me: NodeId,
@@ -257,7 +258,7 @@ impl Listener {
     }
 
     fn told(&self, told: &feed::Told) {
-        let own = self.own.made(told);
+        let own = self.own.made(told) && self.memory.trusts(told.nonce);
         if !own {
             let mut cache = self.memory.locked();
             told.touched

@@ -221,7 +221,7 @@ impl Catalog {
         let mut places: Vec<Place> = touched.collect();
         places.sort();
         places.dedup();
-        self.shared.memory.changing_places(places)
+        self.shared.memory.changing_places(places, self.nonce())
     }
 }
 

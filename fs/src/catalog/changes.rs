@@ -129,7 +129,7 @@ impl Catalog {
         let nonce = self.nonce();
         let words = transaction.arguments(self.me(), nonce);
         let args: Vec<&[u8]> = words.iter().map(|word| &word[..]).collect();
-        let changing = self.shared.memory.changing(transaction);
+        let changing = self.shared.memory.changing(transaction, nonce);
         match self.redis().script(&COMMIT, &[], &args).await {
             Ok(reply) => {
                 let outcome =

@@ -5,15 +5,21 @@ use super::namespace::Record;
 use super::transaction::{Operation, Place, SUBDIRECTORIES_FIELD, TIME_FIELD, Transaction};
 use crate::record::{Entry, Ino, Time};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 /// The shared cache.
 #[derive(Default)]
-pub(super) struct Memory(Mutex<Cache>);
+pub(super) struct Memory {
+    cache: Mutex<Cache>,
+    /// Changes by earlier numbers than this may still be carried out although nobody waits for their outcome any more: what is told
+    /// of them is taken as another's.
+    doubtful_below: AtomicU64,
+}
 
 impl Memory {
     pub(super) fn locked(&self) -> MutexGuard<'_, Cache> {
-        self.0.lock().unwrap_or_else(|held| held.into_inner())
+        self.cache.lock().unwrap_or_else(|held| held.into_inner())
     }
 
     /// Before a question to Redis.
@@ -26,17 +32,23 @@ impl Memory {
     }
 
     /// Before a change is sent to Redis.
-    pub(super) fn changing(&self, transaction: &Transaction) -> Changing<'_> {
-        self.changing_places(transaction.touched())
+    pub(super) fn changing(&self, transaction: &Transaction, nonce: u64) -> Changing<'_> {
+        self.changing_places(transaction.touched(), nonce)
+    }
+
+    /// Whether somebody waits (or has waited) for the outcome of the own change `nonce`.
+    pub(super) fn trusts(&self, nonce: u64) -> bool {
+        nonce >= self.doubtful_below.load(Ordering::SeqCst)
     }
 
     /// Before changes of these keys are sent to Redis.
-    pub(super) fn changing_places(&self, places: Vec<Place>) -> Changing<'_> {
+    pub(super) fn changing_places(&self, places: Vec<Place>, nonce: u64) -> Changing<'_> {
         let ticket = self.locked().ticket();
         Changing {
             memory: self,
             ticket,
             places,
+            nonce,
         }
     }
 }
@@ -66,6 +78,8 @@ pub(super) struct Changing<'m> {
     memory: &'m Memory,
     ticket: Ticket,
     places: Vec<Place>,
+    /// Its number; of several, the last one's.
+    nonce: u64,
 }
 
 impl Changing<'_> {
@@ -147,6 +161,10 @@ impl Written {
 
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
+        if !self.places.is_empty() {
+            let doubtful = &self.memory.doubtful_below;
+            doubtful.fetch_max(self.nonce + 1, Ordering::SeqCst);
+        }
         let mut cache = self.memory.locked();
         for place in &self.places {
             cache.invalidate(*place);
