@@ -2,7 +2,7 @@
 //!
 //! Who takes part: the catalog (names, attributes, versions), the store and its applier (plain files), the fetcher (contents
 //! from peers), other nodes' file systems (`crate::peer`). The parts: `open_plan` decides how an open is served, `handles` keeps
-//! what is open, `opening` opens, `data` reads and writes, `writing` publishes, `names` and `attributes` change the tree,
+//! what is open, `opening` opens (`ahead`: small remote files), `data` reads and writes, `writing` publishes, `names` and `attributes` change the tree,
 //! `remote` serves other nodes' handles, `location` answers who holds what, `changes` hears of what others changed.
 //!
 //! What always holds: a file is written at its home and nowhere else; what `flush` acknowledged is in the catalog; every
@@ -29,6 +29,7 @@ use std::{
     },
 };
 
+mod ahead;
 mod attributes;
 mod changes;
 mod checking;
@@ -199,6 +200,7 @@ impl FileSystem {
         pool: PeerPool,
     ) -> Result<Arc<Self>, FsError> {
         let events = changes::Events::default();
+        store.set_node_name(&options.node_name);
         let applier = Applier::start(store.clone(), catalog.clone(), events.on_event()).await?;
         let hasher = Hasher::start(store.clone(), catalog.clone());
         let report =
@@ -213,6 +215,7 @@ impl FileSystem {
         let fetcher = Fetcher::new(
             store.clone(),
             catalog.clone(),
+            applier.clone(),
             pool.clone(),
             options.memory_limit_bytes,
             options.read_only,

@@ -111,6 +111,9 @@ impl From<crate::catalog::CatalogError> for StoreError {
     }
 }
 
+/// The size in `user.ks` that says "being written".
+pub(crate) const DIRTY_SIZE: u64 = u64::MAX;
+
 /// What stands in a plain file's `user.ks` attribute: enough to rebuild its catalog entry.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LocalMeta {

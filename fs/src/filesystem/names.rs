@@ -77,7 +77,7 @@ impl FileSystem {
         who: Caller,
     ) -> Result<Node_, FsError> {
         if kind == Kind::File {
-            return Ok(self.create_file(parent, name, mode, who).await?.0);
+            return Ok(self.create_file(parent, name, mode, who, false).await?.0);
         }
         if target.len() > TARGET_BYTES_MAX {
             return Err(FsError::NameTooLong);
@@ -106,13 +106,14 @@ impl FileSystem {
         }
     }
 
-    /// Enters a new file and makes its plain file; its home is this node.
+    /// Enters a new file and makes its plain file; its home is this node. `is_written`: by the one who asks, from now on.
     pub(super) async fn create_file(
         &self,
         parent: Ino,
         name: &[u8],
         mode: u32,
         who: Caller,
+        is_written: bool,
     ) -> Result<(Node_, File), FsError> {
         if self.options.read_only {
             return Err(FsError::ReadOnly(
@@ -123,7 +124,10 @@ impl FileSystem {
         let committed = self.catalog.create(parent, name, inode).await?;
         self.own(&committed).await;
         let node = committed.value;
-        let create = |path: &TreePath| self.store.create(path, node.ino, &node.inode);
+        let create = |path: &TreePath| match is_written {
+            true => self.store.create_for_writing(path, node.ino, &node.inode),
+            false => self.store.create(path, node.ino, &node.inode),
+        };
         let made = self
             .applier
             .at_new_path(committed.event, (parent, name), node.ino, create)

@@ -46,6 +46,14 @@ impl Asked {
             pid: request.pid(),
         }
     }
+
+    /// Whether it asks the catalog in any case: then it is begun where it will wait, and wakes one thread instead of two.
+    fn always_waits(&self) -> bool {
+        matches!(
+            self.operation,
+            "open" | "create" | "close" | "unlink" | "rename" | "mkdir"
+        )
+    }
 }
 
 pub(super) fn caller(request: &Request) -> Caller {
@@ -81,9 +89,11 @@ impl Bridge {
     {
         let mut work = Box::pin(work);
         let _runtime = self.runtime.enter();
-        let mut context = Context::from_waker(Waker::noop());
-        if let Poll::Ready(result) = work.as_mut().poll(&mut context) {
-            return finish(self, result);
+        if !asked.always_waits() {
+            let mut context = Context::from_waker(Waker::noop());
+            if let Poll::Ready(result) = work.as_mut().poll(&mut context) {
+                return finish(self, result);
+            }
         }
         let slot = Arc::new(Mutex::new(Some(finish)));
         let number = self.requests.hold(self.held(asked, slot.clone()));
