@@ -34,6 +34,7 @@ mod changes;
 mod data;
 pub(crate) mod handles;
 mod location;
+mod mapped;
 mod names;
 mod open_plan;
 mod opening;
@@ -125,6 +126,7 @@ pub struct FileSystem {
     usage: Usage,
     blocks: Arc<BlockServer>,
     table: handles::Table,
+    mapped: mapped::Mapped,
     clock: writing::Clock,
     watcher: RwLock<Option<Arc<dyn Watcher>>>,
     passthrough: AtomicBool,
@@ -207,6 +209,7 @@ impl FileSystem {
             usage: Usage::default(),
             blocks: Arc::new(BlockServer::new(Arc::new(source))),
             table: handles::Table::default(),
+            mapped: mapped::Mapped::default(),
             clock,
             watcher: RwLock::new(None),
             counts: Counts::default(),

@@ -197,6 +197,47 @@ async fn a_reader_follows_what_is_published() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_through_a_mapping_after_close_is_published() {
+    on_two(true, |a, b| {
+        fs::write(a.path("array"), vec![0; 100_000]).unwrap();
+        assert_eq!(fs::read(b.path("array")).unwrap()[70_000], 0);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(a.path("array"))
+            .unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+        // SAFETY: a new shared mapping of 100,000 bytes of a file that is as long; used by nobody else, then unmapped.
+        unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let address = libc::mmap(
+                std::ptr::null_mut(),
+                100_000,
+                access,
+                libc::MAP_SHARED,
+                fd,
+                0,
+            );
+            assert_ne!(
+                address,
+                libc::MAP_FAILED,
+                "{}",
+                std::io::Error::last_os_error()
+            );
+            drop(file);
+            std::slice::from_raw_parts_mut(address.cast::<u8>(), 100_000)[70_000] = 5;
+            std::thread::sleep(Duration::from_millis(1500));
+            std::slice::from_raw_parts_mut(address.cast::<u8>(), 100_000)[70_001] = 6;
+            libc::munmap(address, 100_000);
+        }
+        eventually("the array is published", || {
+            fs::read(b.path("array")).unwrap()[70_000..70_002] == [5, 6]
+        });
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn names_change_on_both() {
     on_two(true, |a, b| {
         fs::create_dir(a.path("d")).unwrap();

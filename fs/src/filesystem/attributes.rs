@@ -98,7 +98,7 @@ impl FileSystem {
         let want = Want {
             write: true,
             truncate: size == 0,
-            append: false,
+            ..Want::READ
         };
         let found = self.find(ino, want).await?;
         match self.serve(&found, want).await? {

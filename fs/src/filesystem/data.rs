@@ -1,8 +1,9 @@
 //! Reading, writing, flushing.
 use super::{
-    FileSystem, Handle,
+    Change, FileSystem, Handle,
     handles::{Content, OpenHandle, Served},
     on_disk,
+    open_plan::Mode,
     opening::Want,
     writing::Writing,
 };
@@ -218,7 +219,14 @@ impl FileSystem {
     pub async fn flush(&self, handle: Handle) -> Result<(), FsError> {
         let open = self.table.handle(handle)?;
         match &open.served {
-            Served::Writing(writing) => self.publish(writing).await,
+            Served::Writing(writing) => {
+                self.publish(writing).await?;
+                if open.maps && open.mode == Mode::Passthrough {
+                    // The kernel does not see what is written through a mapping of the plain file.
+                    self.tell(Change::Attributes(open.ino));
+                }
+                Ok(())
+            }
             Served::Forwarded(forwarded) => {
                 forwarded.publish().await?;
                 self.published_for_us(open.ino).await

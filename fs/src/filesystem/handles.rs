@@ -64,6 +64,8 @@ pub(crate) struct OpenHandle {
     pub(crate) served: Served,
     pub(crate) mode: Mode,
     pub(crate) append: bool,
+    /// It can be mapped for writing.
+    pub(crate) maps: bool,
     /// The process group that opened it, where somebody watches process groups.
     pub(crate) group: Option<i32>,
 }
@@ -159,6 +161,7 @@ pub(crate) struct NewHandle {
     pub(crate) served: Served,
     pub(crate) passthrough_allowed: bool,
     pub(crate) append: bool,
+    pub(crate) maps: bool,
     pub(crate) group: Option<i32>,
 }
 
@@ -226,6 +229,7 @@ impl Table {
             source,
             served,
             append,
+            maps,
             group,
             ..
         } = new;
@@ -257,6 +261,7 @@ impl Table {
             served,
             mode,
             append,
+            maps,
             group,
         };
         drop(inodes);

@@ -2,7 +2,7 @@
 use super::{
     Caller, FileSystem, Handle, Opened,
     handles::{Content, NewHandle, Served},
-    open_plan::{self, Situation, Source},
+    open_plan::{self, Mode, Situation, Source},
     writing::{Stamp, Writing},
 };
 use crate::{
@@ -27,6 +27,8 @@ pub(super) struct Want {
     pub(super) write: bool,
     pub(super) truncate: bool,
     pub(super) append: bool,
+    /// Open for reading and writing: it can be mapped for writing.
+    pub(super) maps: bool,
 }
 
 impl Want {
@@ -34,6 +36,7 @@ impl Want {
         write: false,
         truncate: false,
         append: false,
+        maps: false,
     };
 
     pub(super) fn of(flags: i32) -> Self {
@@ -42,6 +45,7 @@ impl Want {
             write: flags & libc::O_ACCMODE != libc::O_RDONLY || truncate,
             truncate,
             append: flags & libc::O_APPEND != 0,
+            maps: flags & libc::O_ACCMODE == libc::O_RDWR,
         }
     }
 }
@@ -81,6 +85,7 @@ impl FileSystem {
             served: served.clone(),
             passthrough_allowed: !(want.write && privileged),
             append: want.append,
+            maps: want.maps,
             group,
         });
         if opened.is_err() {
@@ -142,6 +147,7 @@ impl FileSystem {
             served: Served::Writing(writing.clone()),
             passthrough_allowed: true,
             append: want.append,
+            maps: want.maps,
             group,
         });
         if opened.is_err() {
@@ -204,7 +210,7 @@ impl FileSystem {
         let path = self.catalog.path_of(ino).await?.ok_or(FsError::Stale)?;
         let held = |(node, _): &(NodeId, Holding)| *node == self.me();
         let copy = match inode.home == self.me() || located.holders.iter().any(held) {
-            true => on_disk_copy(self, &path, ino, inode),
+            true => self.store.copy_state(&path, ino, inode),
             false => CopyState::Absent,
         };
         let source = open_plan::source(&Situation {
@@ -232,7 +238,8 @@ impl FileSystem {
             }
             Source::Recreate => {
                 let node = found.node();
-                let file = self.store.create(&found.path, node.ino, &node.inode)?;
+                let make = |path: &TreePath| self.store.create(path, node.ino, &node.inode);
+                let file = self.applier.at_path(node.ino, make).await?;
                 let truncated = node.inode.size > 0;
                 self.start_writing(node, file, truncated)
                     .map(Served::Writing)
@@ -402,11 +409,18 @@ impl FileSystem {
     }
 
     /// Forgets a handle; the last writer publishes what is not published.
-    pub async fn release(&self, handle: Handle) {
+    pub async fn release(self: &Arc<Self>, handle: Handle) {
         let Some(gone) = self.table.remove(handle) else {
             return;
         };
         self.unserve(gone.ino, &gone.served).await;
+        let may_be_mapped = gone.maps && gone.mode == Mode::Passthrough;
+        let ino = gone.ino;
+        // Our own descriptor would count as a writer.
+        drop(gone);
+        if may_be_mapped && self.table.inode(ino).is_none() {
+            self.watch_mapping(ino).await;
+        }
     }
 
     pub(super) async fn release_writer(&self, ino: Ino, writing: &Writing) {
@@ -456,10 +470,6 @@ pub(super) fn without_privileges(mode: u32) -> u32 {
         0 => without_user,
         _ => without_user & !libc::S_ISGID,
     }
-}
-
-fn on_disk_copy(file_system: &FileSystem, path: &TreePath, ino: Ino, inode: &Inode) -> CopyState {
-    super::on_disk(|| file_system.store.copy_state(path, ino, inode))
 }
 
 #[cfg(test)]

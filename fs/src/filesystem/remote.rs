@@ -43,7 +43,7 @@ impl FileSystem {
         let want = Want {
             write,
             truncate,
-            append: false,
+            ..Want::READ
         };
         let found = self.find(ino, want).await?;
         if found.located.node.inode.home != self.me() {

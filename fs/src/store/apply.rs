@@ -30,7 +30,7 @@ use position::PositionFile;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
 /// How long an own change that comes by in the stream waits for its maker to apply it.
 const MAKER_WAIT: Duration = Duration::from_millis(50);
@@ -42,6 +42,8 @@ pub const CATCH_UP_WAIT: Duration = Duration::from_secs(2);
 const BATCH_MAX: usize = 500;
 /// How often an event that the disk does not take is tried.
 const ATTEMPTS_MAX: usize = 3;
+/// After events, before more are asked for: what comes in bursts is taken together. Whoever waits cuts it short.
+const BREATH: Duration = Duration::from_millis(2);
 /// Between attempts, and when the catalog does not answer; doubled up to the longest.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(50);
 /// See `PAUSE_SHORTEST`.
@@ -67,6 +69,8 @@ struct Shared {
     /// have deadlines; whoever waits for the lock has one of its own.
     order: Mutex<PositionFile>,
     position: watch::Sender<EventId>,
+    /// Somebody waits for events.
+    hurry: Notify,
     /// Caught up: from now on there are makers of own changes.
     has_started: AtomicBool,
 }
@@ -101,6 +105,7 @@ impl Applier {
             on_event,
             order: Mutex::new(file),
             position: watch::Sender::new(position),
+            hurry: Notify::new(),
             has_started: AtomicBool::new(false),
         });
         reconcile::place_parked(&shared.local(), position).await?;
@@ -132,6 +137,7 @@ impl Applier {
         let mut wanted = EventId::default();
         let wait = async {
             wanted = self.shared.catalog.last_event().await?;
+            self.shared.hurry.notify_one();
             // The sender lives as long as we do.
             let _ = position.wait_for(|position| *position >= wanted).await;
             Ok(())
@@ -247,8 +253,11 @@ impl Shared {
                     let me = self.store.node_id();
                     return self.advance(&mut order, event_id, Some((me, event)));
                 }
-            } else if position.changed().await.is_err() {
-                return Err(self.behind(event_id, OWN_WAIT));
+            } else {
+                self.hurry.notify_one();
+                if position.changed().await.is_err() {
+                    return Err(self.behind(event_id, OWN_WAIT));
+                }
             }
         }
     }
@@ -258,7 +267,10 @@ impl Shared {
         let mut pause = PAUSE_SHORTEST;
         loop {
             match self.follow_once().await {
-                Ok(()) => pause = PAUSE_SHORTEST,
+                Ok(()) => {
+                    pause = PAUSE_SHORTEST;
+                    let _ = tokio::time::timeout(BREATH, self.hurry.notified()).await;
+                }
                 Err(error) => {
                     tracing::warn!(%error, "events cannot be applied now; trying again");
                     tokio::time::sleep(pause).await;
