@@ -1,6 +1,7 @@
 """Fixtures: clusters that are there for a module, and clusters that a test makes and breaks."""
 
 import os
+import signal
 
 import pytest
 
@@ -11,6 +12,8 @@ TRIO_WORKERS = 2
 
 
 def pytest_configure(config):
+    # Ended from outside (CI, timeout(1)), the tests still end what they have started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if os.geteuid() != 0:
         pytest.exit("these tests make network and mount namespaces: run them as root, or with 'unshare -Urnm'", 2)
 

@@ -263,11 +263,26 @@ def test_waiting_for_a_result_has_a_deadline_of_its_own(cluster):
     assert 0.4 < waited < 2 and answer == 9
 
 
+# Both workers of host2 are at work when this returns.
+KEEP_BUSY = """
+        def sleep_on(mark, seconds):
+            open(mark, "w").close()
+            time.sleep(seconds)
+        def keep_busy(seconds):
+            marks = [f"/ks/busy-{os.getpid()}-{number}" for number in range(2)]
+            jobs = [c.call(sleep_on, mark, seconds, _node="host2") for mark in marks]
+            while not all(map(os.path.exists, marks)):
+                time.sleep(0.05)
+            return jobs
+"""
+
+
 def test_a_busy_holder_does_not_hold_a_call_hostage(cluster):
     """Both workers of host2 are taken: a call whose file of 1 MiB is there runs elsewhere soon."""
-    code = """
-        busy = [c.call(time.sleep, 20, _node="host2") for _ in range(2)]
-        time.sleep(1)
+    code = (
+        KEEP_BUSY
+        + """
+        busy = keep_busy(20)
         began = time.monotonic()
         job = c.call(lambda path: len(open(path, "rb").read()), "/ks/where/hostage")
         size = c.result(job, timeout=30)
@@ -276,18 +291,21 @@ def test_a_busy_holder_does_not_hold_a_call_hostage(cluster):
             c.cancel(one)
         reply([size, job.placement.node, waited])
     """
+    )
     size, node, waited = cluster[1].ask(code)
     assert size == MIB and node in ("host1", "host3") and waited < 10
 
 
 def test_too_far_over_the_threshold_is_not_placed_elsewhere(cluster):
-    code = """
-        busy = [c.call(time.sleep, 4, _node="host2") for _ in range(2)]
-        time.sleep(1)
+    code = (
+        KEEP_BUSY
+        + """
+        keep_busy(4)
         job = c.call(lambda path: 1, "/ks/where/stays", _data_threshold=1000)
         c.result(job, timeout=40)
         reply(job.placement.node)
     """
+    )
     assert cluster[1].ask(code) == "host2"
 
 

@@ -31,8 +31,9 @@ def test_mount_returns_soon_and_the_mount_answers(make_cluster):
 
 
 def test_status(cluster):
+    wait_for(lambda: cluster[1].status()["nodes"]["alive"] == 3, 10)
     status = cluster[1].status()
-    assert status["node"] == "host1" and status["mountpoint"] == "/ks" and status["nodes"]["alive"] == 3
+    assert status["node"] == "host1" and status["mountpoint"] == "/ks"
     assert command_line(status["pid"])
     assert "host1" in cluster[1].ks("status").text
 

@@ -121,7 +121,7 @@ pub struct Holding {
     pub bytes: u64,
 }
 
-/// A directory entry (`ks:d:<ino>`, field name). Stored as text, "<ino> <kind>": the scripts follow it to the inode.
+/// A directory entry (`ks:d:<ino>`, field name). Stored as text, `<ino> <kind>`: the scripts follow it to the inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// What the name stands for.
@@ -158,7 +158,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// The stored form, "<parent>/<name>".
+    /// The stored form, "`<parent>/<name>`".
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = format!("{}/", self.parent).into_bytes();
         bytes.extend_from_slice(&self.name);

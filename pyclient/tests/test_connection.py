@@ -184,7 +184,11 @@ def test_a_forked_child_makes_its_own_connection(node, client):
 
 def run_script(node, body, *, interrupt_after=None, timeout=60):
     """Runs a script in a Python of its own, with a client `c`."""
-    script = f"import time, sys, threading, os\nfrom kitchensink import *\nc = Client({node.socket!r})\n{body}\n"
+    # Whoever runs the tests in the background has SIGINT ignored, which a child inherits.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = (
+        f"{heard}\nimport time, sys, threading, os\nfrom kitchensink import *\nc = Client({node.socket!r})\n{body}\n"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

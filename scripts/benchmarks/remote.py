@@ -185,6 +185,10 @@ def beside_sshfs(report: Report, pair: Pair) -> None:
     """The same reads through sshfs, without ssh: nothing is encrypted."""
     if not shutil.which("sshfs") or not os.path.exists("/usr/lib/openssh/sftp-server"):
         return
+
+    def beside(name: str, ours: str, value: float, unit: str) -> None:
+        report.add(f"sshfs, not encrypted: {name}", value, unit, ("KitchenSink", report.value_of(ours)))
+
     server = pair.holder.spawn(["python3", inside.__file__, "serve_sftp", str(SFTP_PORT)], stdout=subprocess.PIPE)
     reader = pair.reader
     try:
@@ -197,15 +201,16 @@ def beside_sshfs(report: Report, pair: Pair) -> None:
             for turn in range(report.rounds):
                 done = run_inside(reader, "read_whole", f"{SSHFS_MOUNT}/large{turn}")
                 speeds.append(done["bytes"] / done["seconds"] / 1e6)
-            report.add("sshfs: read, cold, sequential", statistics.median(speeds), "MB/s")
+            beside("read, cold, sequential", "remote read, cold, sequential", statistics.median(speeds), "MB/s")
             lone = run_inside(reader, "read_random", f"{SSHFS_MOUNT}/random0", RANDOM_READS)
-            report.add("sshfs: read, cold, random 4 KiB, p50", lone["p50"] * 1e3, "ms")
+            beside("read, cold, random 4 KiB, p50", "remote read, cold, random 4 KiB, p50", lone["p50"] * 1e3, "ms")
             before = pair.received()
             listed = run_inside(reader, "run", "h5ls", "-r", f"{SSHFS_MOUNT}/hdf0")
-            report.add("sshfs: h5ls -r, 1 GiB", listed["seconds"], "s")
-            report.add("sshfs: h5ls -r, 1 GiB, moved", (pair.received() - before) / 1e6, "MB")
+            beside("h5ls -r, 1 GiB", "h5ls -r, remote 1 GiB", listed["seconds"], "s")
+            beside("h5ls -r, moved", "h5ls -r, remote 1 GiB, moved", (pair.received() - before) / 1e6, "MB")
             small = run_inside(reader, "read_files", f"{SSHFS_MOUNT}/small0")
-            report.add("sshfs: 2,000 files of 16 KiB, cold", small["files"] / small["seconds"], "/s")
+            rate = small["files"] / small["seconds"]
+            beside("2,000 files of 16 KiB, cold", "2,000 remote files of 16 KiB, cold", rate, "/s")
         finally:
             reader.exec(["umount", "-l", SSHFS_MOUNT])
     finally:

@@ -60,6 +60,10 @@ class Report:
         if self.json_file:
             self.json_file.write(line + "\n")
 
+    def value_of(self, name: str) -> "float | None":
+        """What was measured under that name, if it was."""
+        return next((figure.value for figure in self.figures if figure.name == name), None)
+
     def failed(self, name: str, error: BaseException) -> None:
         self.failures.append(name)
         print(json.dumps({"name": name, "failed": str(error)[-2000:]}), flush=True)

@@ -7,14 +7,8 @@ use super::{
     opening::Want,
     writing::Writing,
 };
-use crate::{
-    catalog::CatalogError,
-    error::FsError,
-    fetch::RemoteFile,
-    record::{Ino, NodeId},
-};
+use crate::{catalog::CatalogError, error::FsError, fetch::RemoteFile, record::Ino};
 use bytes::Bytes;
-use ks_transport::pool::PeerState;
 use rustix::io::{Errno, ReadWriteFlags};
 use std::{
     fs::File,
@@ -96,43 +90,38 @@ impl FileSystem {
                 }
                 Ok(data)
             }
-            Err(error @ (FsError::NoHolder { .. } | FsError::Stale)) => {
-                let outcome = self.rescue(open, error, offset, len).await;
-                if let Err(FsError::NoHolder { tried, .. }) = &outcome {
+            Err(FsError::Stale) => self.read_newer(open, offset, len).await,
+            Err(error) => {
+                if let FsError::NoHolder { tried, .. } = &error {
                     open.inode.note_failure(tried.clone());
                 }
-                outcome
+                Err(error)
             }
-            Err(error) => Err(error),
         }
     }
 
-    /// Nobody gives this version: there may be a newer one, or the home may be writing it.
-    async fn rescue(
+    /// The holders have changed the version that is open: the newer one is read from now on, as `refresh` does when it is told.
+    /// Not for a version whose bytes were wrong: nothing unchecked is read in its place.
+    async fn read_newer(
         &self,
         open: &OpenHandle,
-        error: FsError,
         offset: u64,
         len: usize,
     ) -> Result<Bytes, FsError> {
         let (_, version) = open.inode.content();
-        let Ok(found) = self.find(open.ino, Want::READ).await else {
-            return Err(error);
-        };
-        let newer = found.located.node.inode.version > version;
-        let served = match newer {
+        let found = self.find(open.ino, Want::READ).await?;
+        let current = found.located.node.inode.version;
+        let served = match current > version {
             true => self.serve(&found, Want::READ).await?,
-            // A home that is gone was waited for already.
-            false if !self.answers(found.located.node.inode.home).await => return Err(error),
-            false => self.serve_live(&found, error.to_string()).await?,
+            // It is being written where it lives: read there, as on opening.
+            false => self.serve_live(&found, FsError::Stale.to_string()).await?,
         };
         let Served::Own(content) = served else {
-            return Err(error);
+            return Err(FsError::Stale);
         };
-        tracing::info!(path = %found.path, newer, %error, "reading on from another content");
+        tracing::info!(path = %found.path, version, current, "reading on from a newer version");
         if let Served::Shared = open.served {
-            let version = found.located.node.inode.version;
-            open.inode.set_content(content.clone(), version);
+            open.inode.set_content(content.clone(), current);
             self.tell_contents(open.ino);
         }
         match content {
@@ -140,13 +129,6 @@ impl FileSystem {
             Content::Local(file) => read_local(&file, offset, len),
             Content::Live(forwarded) => forwarded.read(offset, len).await,
             Content::Remote(remote) => Ok(remote.read(offset, len).await?.0),
-        }
-    }
-
-    async fn answers(&self, node: NodeId) -> bool {
-        match self.catalog.address_of(node).await {
-            Ok(Some(address)) => self.pool.peer(&address).state() == PeerState::Ready,
-            _ => false,
         }
     }
 

@@ -172,7 +172,7 @@ mod tests {
         assert!(matches!(prepare(&path), Err(MountError::NotEmpty(_))));
         assert!(matches!(
             prepare(&path.join("x")),
-            Err(MountError::NotEmpty(_) | MountError::Io { .. })
+            Err(MountError::NotADirectory(_))
         ));
     }
 }

@@ -284,6 +284,11 @@ impl Shared {
     async fn follow_once(&self) -> Result<(), StoreError> {
         match self.catalog.events(self.position(), BATCH_MAX).await? {
             Ok(events) => {
+                if !events.is_empty() {
+                    // The events came on a connection of their own. Redis pushes what they changed before it answers on
+                    // the catalog's: after this, what the catalog remembers is not older than they are.
+                    self.catalog.last_event().await?;
+                }
                 for (id, origin, event) in events {
                     self.apply_next(id, origin, &event).await?;
                 }
