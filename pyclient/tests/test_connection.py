@@ -192,13 +192,17 @@ def run_script(node, body, *, interrupt_after=None, timeout=60):
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    if interrupt_after is not None:
-        line = process.stdout.readline()
-        assert line == "ready\n", (line, process.stderr.read())
-        time.sleep(interrupt_after)
-        process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    out, err = process.communicate(timeout=timeout)
+    try:
+        if interrupt_after is not None:
+            line = process.stdout.readline()
+            assert line == "ready\n", line
+            time.sleep(interrupt_after)
+            process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+        process.wait()
     return process.returncode, out, err, time.monotonic() - began
 
 
@@ -235,26 +239,32 @@ except KeyboardInterrupt:
 def test_ctrl_c_again_and_again_loses_nothing(node):
     body = """
 import signal
+armed = stop = False
+def interrupt(*_):
+    global armed
+    if armed:
+        armed = False
+        raise KeyboardInterrupt
+signal.signal(signal.SIGINT, interrupt)
 jobs = [c.call(abs, -n) for n in range(300)]
-stop = False
 def pester():
     while not stop:
         time.sleep(0.002)
         os.kill(os.getpid(), signal.SIGINT)
-pesterer = threading.Thread(target=pester)
+threading.Thread(target=pester, daemon=True).start()
 interrupts, results = 0, []
-pesterer.start()
 while len(results) < 300:
     try:
-        results.append(jobs[len(results)].result(20))
-        if len(results) == 300:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            break
+        armed = True
+        value = jobs[len(results)].result(20)
+        armed = False
     except KeyboardInterrupt:
         interrupts += 1
+        continue
+    results.append(value)
 stop = True
-pesterer.join()
 assert results == list(range(300)), results
+assert interrupts > 5, interrupts
 """
     status, _, err, _ = run_script(node, body)
     assert status == 0, err
