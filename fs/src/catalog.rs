@@ -30,7 +30,7 @@ use memory::Memory;
 use namespace::{ParentTime, attributes, rename};
 use redis::Value;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use transaction::{Check, Operation, Place, Transaction};
 
 /// The format of what is in Redis; another one is refused.
@@ -122,6 +122,10 @@ pub struct Committed<T> {
 /// Told which inodes' records or directories others changed; `None`: all of them. Must not block.
 pub type OnChange = Arc<dyn Fn(Option<Ino>) + Send + Sync>;
 
+/// Told of messages on the channels that users of the catalog's connection subscribed to (the channel's name), and
+/// (`None`) when the connection was made anew. Must not block.
+pub type OnNews = Arc<dyn Fn(Option<&[u8]>) + Send + Sync>;
+
 /// Handle; cheap to clone.
 #[derive(Clone)]
 pub struct Catalog {
@@ -133,6 +137,7 @@ struct Shared {
     me: NodeId,
     memory: Arc<Memory>,
     on_change: OnChange,
+    on_news: Arc<OnceLock<OnNews>>,
     numbers: numbers::Numbers,
     nonce: AtomicU64,
     last_own_event: Mutex<EventId>,
@@ -234,9 +239,21 @@ impl Catalog {
     ) -> Result<Self, CatalogError> {
         let memory = Arc::new(Memory::default());
         let nodes = nodes::NodesMemory::default();
+        let on_news: Arc<OnceLock<OnNews>> = Arc::default();
         let on_push = {
             let (memory, nodes, on_change) = (memory.clone(), nodes.clone(), on_change.clone());
-            Arc::new(move |push| take_push(&memory, &nodes, &on_change, push))
+            let on_news = on_news.clone();
+            Arc::new(move |push| {
+                let news = match &push {
+                    Push::Message { channel, .. } => Some(Some(channel.clone())),
+                    Push::Reset => Some(None),
+                    Push::Invalidated(_) => None,
+                };
+                take_push(&memory, &nodes, &on_change, push);
+                if let (Some(news), Some(on_news)) = (news, on_news.get()) {
+                    on_news(news.as_deref());
+                }
+            })
         };
         let redis = Redis::connect(redis_target, true, on_push).await?;
         let cluster = make_tree(&redis).await?;
@@ -249,6 +266,7 @@ impl Catalog {
                 me,
                 memory,
                 on_change,
+                on_news,
                 numbers: numbers::Numbers::default(),
                 // Half the range at most, so that it never wraps.
                 nonce: AtomicU64::new(u64::from_le_bytes(seed) >> 1),
@@ -263,6 +281,11 @@ impl Catalog {
     /// The connection, for others' keys.
     pub fn redis(&self) -> &Redis {
         &self.shared.redis
+    }
+
+    /// Who is told of messages on the connection; the first one is.
+    pub fn on_news(&self, on_news: OnNews) {
+        let _ = self.shared.on_news.set(on_news);
     }
 
     /// Whose handle this is.

@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod error;
 pub mod fetch;
 pub mod filesystem;
+pub mod locks;
 pub mod mount;
 pub mod path;
 pub mod peer;

@@ -179,19 +179,66 @@ async fn a_file_that_is_being_written_can_be_read_elsewhere() {
     .await;
 }
 
+/// Reads at `offset`; `None`: ESTALE.
+fn read_or_stale(file: &File, buffer: &mut [u8], offset: u64) -> Option<usize> {
+    match file.read_at(buffer, offset) {
+        Ok(count) => Some(count),
+        Err(error) => {
+            assert_eq!(error.raw_os_error(), Some(libc::ESTALE), "{error}");
+            None
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_follows_what_is_published() {
+async fn a_reader_never_gets_a_mix_of_versions() {
+    on_two(true, |a, b| {
+        let size = 3_000_000;
+        fs::write(a.path("f"), vec![1; size]).unwrap();
+        let old = File::open(b.path("f")).unwrap();
+        let mut buffer = [0; 4096];
+        assert_eq!(old.read_at(&mut buffer, 0).unwrap(), 4096);
+        for version in 2..6u8 {
+            fs::write(a.path("f"), vec![version; size + usize::from(version)]).unwrap();
+            assert_eq!(
+                fs::read(b.path("f")).unwrap(),
+                vec![version; size + usize::from(version)]
+            );
+            for offset in (0..size as u64 + 4096).step_by(300_000) {
+                if let Some(count) = read_or_stale(&old, &mut buffer, offset) {
+                    assert!(
+                        buffer[..count].iter().all(|byte| *byte == 1),
+                        "a mix at {offset}"
+                    );
+                }
+            }
+        }
+        eventually("the old version is stale", || {
+            read_or_stale(&old, &mut buffer, 0).is_none()
+        });
+        let fresh = File::open(b.path("f")).unwrap();
+        assert_eq!(fresh.read_at(&mut buffer, 0).unwrap(), 4096);
+        assert_eq!(buffer[0], 5);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_has_read_nothing_yet_reads_what_is_published() {
     on_two(true, |a, b| {
         fs::write(a.path("log"), b"one\n").unwrap();
         let reader = File::open(b.path("log")).unwrap();
-        let mut buffer = [0; 64];
-        assert_eq!(reader.read_at(&mut buffer, 0).unwrap(), 4);
-        let mut log = OpenOptions::new().append(true).open(a.path("log")).unwrap();
-        log.write_all(b"two\n").unwrap();
-        drop(log);
-        eventually("the new line is seen", || {
-            reader.read_at(&mut buffer, 4).unwrap() == 4 && &buffer[..4] == b"two\n"
+        fs::write(a.path("log"), b"two and more\n").unwrap();
+        eventually("the new version is read, or none", || {
+            let mut buffer = [0; 64];
+            let count = read_or_stale(&reader, &mut buffer, 0);
+            assert!(
+                count.is_none_or(|count| b"two and more\n"[..] == buffer[..count]
+                    || &buffer[..count] == b"one\n")
+            );
+            true
         });
+        assert_eq!(fs::read(b.path("log")).unwrap(), b"two and more\n");
     })
     .await;
 }

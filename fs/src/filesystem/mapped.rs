@@ -19,6 +19,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Files that are looked at; further ones are published at the next open or start here.
 const FILES_MAX: usize = 1024;
 
+/// `fcntl`'s number for it on Linux, which the libc crate does not name.
+const F_SETSIG: i32 = 10;
+
 /// The files, and whether somebody looks at them.
 #[derive(Default)]
 pub(super) struct Mapped {
@@ -109,7 +112,7 @@ fn somebody_may_write(file: &File) -> bool {
     // SAFETY: fcntl on a descriptor that lives through the calls, with integer arguments. SIGURG (ignored by default) instead
     // of SIGIO, which would end the process if somebody opened the file for writing in the moment the lease is held.
     unsafe {
-        if libc::fcntl(fd, libc::F_SETSIG, libc::SIGURG) != 0 {
+        if libc::fcntl(fd, F_SETSIG, libc::SIGURG) != 0 {
             return false;
         }
         if libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) != 0 {

@@ -79,7 +79,9 @@ impl FileSystem {
             self.clear_privileges(ino).await?;
         }
         let group = self.note_open(&found, &served, who);
+        let fixed = !want.write && found.node().inode.home != self.me();
         let opened = self.register(NewHandle {
+            fixed,
             node: found.located.node,
             source: found.source,
             served: served.clone(),
@@ -142,6 +144,7 @@ impl FileSystem {
         let writing = self.start_writing(&node, file, false)?;
         let group = self.usage.group_of(who.pid);
         let opened = self.register(NewHandle {
+            fixed: false,
             node,
             source: Source::Local,
             served: Served::Writing(writing.clone()),
@@ -414,6 +417,7 @@ impl FileSystem {
             return;
         };
         self.unserve(gone.ino, &gone.served).await;
+        self.locks.released(gone.ino, handle).await;
         let may_be_mapped = gone.maps && gone.mode == Mode::Passthrough;
         let ino = gone.ino;
         // Our own descriptor would count as a writer.

@@ -10,6 +10,10 @@ const OWN_PREFIX: &[u8] = b"user.ks";
 const BLAKE3: &[u8] = b"user.ks.blake3";
 /// The current version's number.
 const VERSION: &[u8] = b"user.ks.version";
+/// MD5 of the current version, hexadecimal, where it is known.
+const MD5: &[u8] = b"user.ks.md5";
+/// The name of the node that takes the file's writes.
+const HOME: &[u8] = b"user.ks.home";
 /// The names of the nodes that hold the current version, separated by commas.
 const HOLDERS: &[u8] = b"user.ks.holders";
 /// The longest name, as on ext4.
@@ -38,6 +42,11 @@ impl FileSystem {
                 let hash = inode.blake3.ok_or(FsError::NoAttribute)?;
                 Ok(hex::encode(hash).into_bytes())
             }
+            MD5 => {
+                let hash = inode.md5.ok_or(FsError::NoAttribute)?;
+                Ok(hex::encode(hash).into_bytes())
+            }
+            HOME if inode.home != NodeId::NONE => Ok(self.node_name(inode.home).await.into_bytes()),
             VERSION if inode.kind == Kind::File => Ok(inode.version.to_string().into_bytes()),
             _ => {
                 let value = inode.xattrs.get(name);

@@ -36,6 +36,7 @@ pub(super) struct Asked {
     pub(super) operation: &'static str,
     pub(super) ino: Ino,
     pub(super) pid: u32,
+    pub(super) patient: bool,
 }
 
 impl Asked {
@@ -44,7 +45,13 @@ impl Asked {
             operation,
             ino: ino.0,
             pid: request.pid(),
+            patient: false,
         }
+    }
+
+    /// It may take as long as its caller waits.
+    pub(super) fn patient(self, patient: bool) -> Self {
+        Self { patient, ..self }
     }
 }
 
@@ -111,6 +118,7 @@ impl Bridge {
             ino: asked.ino,
             pid: asked.pid,
             since: Instant::now(),
+            patient: asked.patient,
             cancel: Box::new(move |error| {
                 let finish = slot.lock().unwrap().take();
                 if let Some(finish) = finish {
