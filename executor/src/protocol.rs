@@ -152,7 +152,7 @@ pub enum Ask {
         /// Every job of the cluster.
         all: bool,
     },
-    /// Answered by `Nodes`: a map each, with name, id, address, alive, workers, queues, mountpoint, datadir, free_bytes, total_bytes, version.
+    /// Answered by `Nodes`: a map each, with name, id, address, alive, workers, queues, mountpoint, datadir, free_bytes, total_bytes, version, read_only.
     Nodes,
     /// Answered by `Status`.
     Status,

@@ -274,10 +274,15 @@ class NodeSession:
         self.reply(request, {"Pong": {"node": "fake"}})
 
     def nodes(self, request, body, frame):
-        self.reply(request, {"Nodes": [{"name": "fake", "address": "127.0.0.1:6323"}]})
+        self.reply(request, {"Nodes": [{"name": "fake", "address": "127.0.0.1:6323", "read_only": True}]})
 
     def where(self, request, body, frame):
-        self.reply(request, {"Where": [{"path": os.fsdecode(path), "holders": ["fake"]} for path in body["paths"]]})
+        rows = []
+        for path in map(os.fsdecode, body["paths"]):
+            have = 0 if path == "b/c" else 7
+            copy = {"node": "fake", "alive": True, "bytes": have, "version": 1, "current": True, "home": True}
+            rows.append({"path": path, "kind": "file", "size": 7, "version": 1, "blake3": None, "copies": [copy]})
+        self.reply(request, {"Where": rows})
 
     def fetch(self, request, body, frame):
         for have in (0, 50, 100):
@@ -333,8 +338,11 @@ class NodeSession:
 class FakeNode:
     """Starts it, and ends all of it: `with FakeNode() as node: Client(node.socket)`."""
 
-    def __init__(self, workers=1, mountpoint=b"/ks", worker_mountpoint=None, blob_bytes=None, show_output=True):
+    def __init__(
+        self, workers=1, mountpoint=b"/ks", worker_mountpoint=None, blob_bytes=None, show_output=True, environment=None
+    ):
         self.directory = tempfile.mkdtemp(prefix="ks-fake-")
+        self.environment = environment or {}
         self.socket = os.path.join(self.directory, "control.sock")
         self.mountpoint = mountpoint
         self.worker_mountpoint = worker_mountpoint or mountpoint
@@ -367,7 +375,15 @@ class FakeNode:
         }
 
     def worker_environment(self):
-        return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if "site-packages" in path)}
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if "site-packages" in path),
+            "KS_WORKER": "1",
+            "KS_NODE_NAME": "fake",
+            "KS_NODE_URL": "127.0.0.1:6323",
+            "KS_MOUNTPOINT": os.fsdecode(self.worker_mountpoint),
+            **self.environment,
+        }
 
     def start_worker(self, replacing=None):
         if not self.ending:

@@ -15,7 +15,7 @@ import time
 import pytest
 from fake_node import FakeNode
 
-from kitchensink import Client, Job, JobCancelled, NotPlaceable, Placement, WorkerCrashed
+from kitchensink import Client, Job, JobCancelled, NotPlaceable, NotRegistered, Placement, WorkerCrashed
 
 FACTOR = 3
 MUTABLE = [1]
@@ -216,9 +216,12 @@ def test_a_refusal_is_raised_by_result(node, client):
 
 def test_the_cluster(client):
     assert client.ping() == "fake" and client.node == "fake" and client.mountpoint == "/ks"
-    assert client.hosts()["fake"]["address"] == "127.0.0.1:6323"
+    assert client.nodes()["fake"]["address"] == "127.0.0.1:6323"
+    assert client.hosts() == {"fake": "http://127.0.0.1:6323/"} and client.hosts(to_write=True) == {}
     assert client.where("/ks/a", pathlib.Path("/ks/b"))[1]["path"] == "/ks/b"
-    assert client.data_info(["/ks/a"]) == {"/ks/a": {"path": "/ks/a", "holders": ["fake"]}}
+    hosts, found = client.data_info(["/ks/a", "b/c"])
+    assert hosts == client.hosts() and [found[url][0] for url in ("a", "b/c")] == [{"fake"}, set()]
+    assert found["a"][1]["size"] == 7
     seen = []
     client.fetch("/ks/a", progress=lambda path, have, size: seen.append((path, have, size)))
     assert seen == [("/ks/a", 0, 100), ("/ks/a", 50, 100), ("/ks/a", 100, 100)]
@@ -228,8 +231,10 @@ def test_functions_by_name_and_json(node):
     with Client(node.socket, fmt="json") as client:
         assert client.call("math:hypot", 3, 4, _async=False) == 5.0
         assert client.call("hypot", 3, 4, _rpc_name="math", _async=False) == 5.0
+        with pytest.raises(NotRegistered, match="default:hypot is not registered"):
+            client.call("hypot", 3, 4, _async=False)
         with pytest.raises(TypeError, match="names no function"):
-            client.call("hypot", 3, 4)
+            client.call("")
         with pytest.raises(ModuleNotFoundError):
             client.call("no_such_module:f", _async=False)
 

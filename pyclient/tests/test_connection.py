@@ -38,7 +38,8 @@ def test_addresses():
     assert discovery.parse("ks://[::1]:7000") == (None, "[::1]:7000")
     assert discovery.parse("/a/b.sock") == ("/a/b.sock", None)
     assert discovery.parse("unix:///a/b.sock") == ("/a/b.sock", None)
-    for wrong in ("host1", "ks://", "ftp://x", "ks://host:port", "http://host1:6323/"):
+    assert discovery.parse("http://host1:6324/") == (None, "host1:6324")
+    for wrong in ("host1", "ks://", "ftp://x", "ks://host:port"):
         with pytest.raises(ConnectionFailed, match="not a node's address"):
             discovery.parse(wrong)
 

@@ -78,7 +78,7 @@ def test_a_payload_may_have_empty_parts():
     assert serialize.decode(serialize.encode(b"")) == b""
 
 
-@pytest.mark.parametrize("format", serialize.FORMATS)
+@pytest.mark.parametrize("format", ["cloudpickle", "pickle", "json"])
 def test_formats(node, format):
     with Client(node.socket, fmt=format) as client:
         assert client.call("operator:mul", 6, 7, _async=False) == 42

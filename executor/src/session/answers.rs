@@ -71,6 +71,7 @@ impl Session {
                 "name": info.name, "id": node.id.to_string(), "address": info.address, "alive": node.alive,
                 "workers": info.workers, "queues": info.queues, "mountpoint": info.mountpoint, "datadir": info.datadir,
                 "free_bytes": info.free_bytes, "total_bytes": info.total_bytes, "version": info.version,
+                "read_only": info.read_only,
             })
         };
         Ok(Answer::Nodes(nodes.iter().map(describe).collect()))

@@ -6,7 +6,7 @@
     job = c.call(head, "/ks/mylarge/dataset.h5", n=10)  # runs on the node where that file is
     c.result(job)                                       # what it prints is seen here as it happens
 
-`Client` has it all; `kitchensink.errors` has the exceptions.
+`Client` has it all, `RemoteData` is a file of the tree as an object; `kitchensink.errors` has the exceptions.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ from .errors import (
     WorkerCrashed,
 )
 from .job import Job, Placement
+from .remote_data import RemoteData, do, dp, dr, du
+from .rpc import RPC
+from .serialization import register_serialization
+from .utils.decorators import memoize, remote
 
 __all__ = [
     "CatalogUnavailable",
@@ -56,11 +60,20 @@ __all__ = [
     "PayloadError",
     "Placement",
     "ProtocolError",
+    "RPC",
+    "RemoteData",
     "RemoteError",
     "TooManyJobs",
     "WorkerCrashed",
     "__version__",
     "client",
+    "do",
+    "dp",
+    "dr",
+    "du",
+    "memoize",
+    "register_serialization",
+    "remote",
     "setup_client",
 ]
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
-import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Callable, Union
+from typing import Any
 
-from . import _native, discovery, functions, job, options, serialize, submission
+from . import _native, decorated, discovery, functions, job, options, profiling, serialization, settings, submission
+from .bulk import BulkMethods, JobOrId, cancelled_by_interrupt
+from .client_data import DataMethods
 from .errors import ConnectionFailed, ConnectionLost
 from .job import Job
+from .mapping import MapMethods
 from .options import PathArgument
 from .session import Reply, Session
-from .submission import Function, Maker, Prepared
+from .submission import Function, Maker
 
 __all__ = ["Client", "client", "setup_client"]
 
@@ -26,14 +27,10 @@ CONNECT_SECONDS = 10.0
 FLUSH_SECONDS = 5.0
 """How long `close` waits until the node has recorded the calls that were sent last."""
 
-CANCEL_SECONDS = 5.0
-"""How long Ctrl-C waits until the node has cancelled."""
-
 _clients: weakref.WeakSet[Any] = weakref.WeakSet()
-JobOrId = Union[Job, str]
 
 
-class Client:
+class Client(BulkMethods, MapMethods, DataMethods):
     """Calls functions on the nodes of a cluster, each where the files are that its arguments name.
 
     >>> from kitchensink import Client
@@ -46,10 +43,11 @@ class Client:
     >>> with Client() as c:                                     # closes at the end
     ...     c.map(size, ["/ks/a.csv", "/ks/b.csv"])
 
-    `url`: `ks://HOST[:PORT]`, or the path of a node's control socket. None: KS_SOCKET or KS_NODE of the environment,
+    `url`: `ks://HOST[:PORT]` (`http://HOST:PORT/`, the seeds' way to write it, is the same), or the path of a node's
+    control socket. None: KS_SOCKET or KS_NODE of the environment,
     else the node whose mount contains the working directory, else the first mount of this machine. `key`: the key file
     for `ks://` (KS_CLUSTER_KEY, or `~/.config/ks/cluster.key`). `queue_name`, `rpc_name` and `fmt` (`cloudpickle`,
-    `pickle`, `json`) hold for all of its calls.
+    `pickle`, `dill`, `json`, `raw`, or one of `register_serialization`) hold for all of its calls.
 
     It connects when it is made (`ConnectionFailed` says what to do), and again at the next use after the connection was
     lost or the process was forked. Any number of threads may use one client. Exceptions are those of
@@ -66,9 +64,8 @@ class Client:
         key: PathArgument | None = None,
         timeout: float = CONNECT_SECONDS,
     ) -> None:
-        if fmt not in serialize.FORMATS:
-            raise TypeError(f"fmt is one of {', '.join(serialize.FORMATS)}, not {fmt!r}")
-        self._url = url
+        serialization.serializer(fmt)
+        self._given_url = url
         self._key = None if key is None else os.fsdecode(key)
         self._defaults = {"_rpc_name": rpc_name, "_queue_name": queue_name}
         self._format = fmt
@@ -81,9 +78,7 @@ class Client:
 
     def _unlock(self) -> None:
         self._lock = threading.RLock()
-        self._bulk: list[Prepared] = []
-        self._bulk_functions: dict[int, tuple[Any, functions.Serialized]] = {}
-        self._bulk_jobs: list[Job] = []
+        self._forget_bulk()
         self._last_reply: Reply | None = None
 
     # Connection
@@ -100,7 +95,7 @@ class Client:
             return self._session
 
     def _connect(self) -> Session:
-        address = discovery.locate(self._url)
+        address = discovery.locate(self._given_url)
         if address.quic is not None:
             key = self._key or discovery.key_path()
             try:
@@ -157,6 +152,29 @@ class Client:
         """Where that node mounts the tree: paths below it are what calls are placed by."""
         return os.fsdecode(self._connected().hello.mountpoint)
 
+    @property
+    def url(self) -> str:
+        """The node's address, as it was given or found."""
+        return self._given_url or self._connected().address
+
+    def clone(self, **changes: Any) -> Client:
+        """Another client of the same node with the same settings, and none of its calls. `changes`: arguments of
+        `Client` that are to differ."""
+        chosen: dict[str, Any] = {
+            "rpc_name": self._defaults["_rpc_name"],
+            "queue_name": self._defaults["_queue_name"],
+            "fmt": self._format,
+            "key": self._key,
+            "timeout": self._timeout,
+        }
+        chosen.update((name, value) for name, value in changes.items() if value is not None)
+        return Client(self._given_url, **chosen)
+
+    @staticmethod
+    def queue(name: str, host: str | None = None) -> str:
+        """What `_queue_name` takes for a queue, or for a queue of one node: `name|host`."""
+        return f"{name}|{host}" if host else name
+
     # Calls
 
     def call(self, f: Function, *args: Any, **kwargs: Any) -> Any:
@@ -184,13 +202,14 @@ class Client:
         - `_data_threshold`: bytes that a node may have to fetch for it; `_no_route_data=True`: any node will do.
         - `_intermediate_results=False`: do not show what it prints and logs.
         - `_rpc_name`: the module, where `f` is a name without one. `_prefix`: the directory in the tree that relative
-          `_locality` paths start from.
+          `_locality` paths start from, and where results of `@remote` functions are saved.
         """
         kwargs, chosen = self._options(kwargs)
         session = self._connected()
+        f, args, kwargs = self._arranged(f, args, kwargs, chosen)
         prepared = Maker(session, self._format).prepare(f, args, kwargs, chosen)
         if not chosen.asynchronous:
-            with _cancelled_by_interrupt([prepared.job]):
+            with cancelled_by_interrupt([prepared.job]):
                 submission.send_one(session, prepared)
                 return prepared.job.result()
         self._last_reply = submission.send_one(session, prepared)
@@ -203,6 +222,15 @@ class Client:
                 kwargs.setdefault(name, value)
         return options.split(kwargs)
 
+    def _arranged(
+        self, f: Function, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: options.Options
+    ) -> tuple[Function, tuple[Any, ...], dict[str, Any]]:
+        """What is sent for a call: something else than the function where its results are to be kept."""
+        if not decorated.is_marked(f) or isinstance(f, str):
+            return f, args, kwargs
+        prefix = settings.prefix if chosen.prefix is None else chosen.prefix
+        return decorated.run, decorated.instead(f, args, kwargs, prefix), {}
+
     def result(self, job: JobOrId, timeout: float | None = None) -> Any:
         """The result of a job, or of the job of this id; waits for it. Raises what the call raised, or TimeoutError
         after `timeout` seconds.
@@ -212,9 +240,9 @@ class Client:
         """
         return self._job(job).result(timeout)
 
-    def async_result(self, job: JobOrId) -> Any:
+    def async_result(self, job: JobOrId, timeout: float | None = None) -> Any:
         """The seeds' name for `result(job)`."""
-        return self.result(job)
+        return self.result(job, timeout)
 
     def _job(self, job: JobOrId) -> Job:
         if isinstance(job, Job):
@@ -232,85 +260,6 @@ class Client:
             raise
         return attached
 
-    def map(self, f: Function, *iterables: Iterable[Any], **kwargs: Any) -> list[Any]:
-        """The list of `f(*items)` for the items of the iterables, in their order, as the built-in `map` pairs them;
-        keywords go to each call.
-
-        >>> c.map(os.path.getsize, ["/ks/logs/1.csv", "/ks/logs/2.csv"])
-        [81250, 79113]
-
-        The function is sent as it is now, once. The first call (in order) that failed raises, and the rest are
-        cancelled; so does Ctrl-C.
-        """
-        kwargs, chosen = self._options(kwargs)
-        session = self._connected()
-        maker = Maker(session, self._format, shared={})
-        jobs: list[Job] = []
-
-        def calls() -> Iterator[Prepared]:
-            for items in zip(*iterables):
-                prepared = maker.prepare(f, items, kwargs, chosen)
-                jobs.append(prepared.job)
-                yield prepared
-
-        with _cancelled_by_interrupt(jobs):
-            try:
-                submission.send_all(session, calls())
-                return _in_order(jobs)
-            except Exception:
-                _cancel_rest(jobs)
-                raise
-
-    # Bulk calls
-
-    def bulk_call(self, f: Function, *args: Any, **kwargs: Any) -> Job:
-        """Adds a call to those that `execute` will send; keywords as of `call`. The function is taken as it is at its
-        first `bulk_call` since the last `execute`. What cannot be sent raises `NotSerializable` here.
-
-        >>> for path in paths:
-        ...     c.bc(parse, path)
-        >>> c.execute()
-        >>> c.br()
-        """
-        kwargs, chosen = self._options(kwargs)
-        session = self._connected()
-        with self._lock:
-            prepared = Maker(session, self._format, self._bulk_functions).prepare(f, args, kwargs, chosen)
-            self._bulk.append(prepared)
-        return prepared.job
-
-    def execute(self) -> list[Job]:
-        """Sends the calls that were added, and returns their jobs once the node has recorded all of them. All first
-        choices of node are given before any second choice."""
-        session = self._connected()
-        with self._lock:
-            calls, self._bulk = self._bulk, []
-            self._bulk_functions = {}
-        jobs = [prepared.job for prepared in calls]
-        for prepared in calls:
-            prepared.job._session = session  # the connection may be a new one
-        calls.reverse()  # to be let go as they are sent
-        with _cancelled_by_interrupt(jobs):
-            submission.send_all(session, (calls.pop() for _ in range(len(calls))))
-        with self._lock:
-            self._bulk_jobs.extend(jobs)
-        return jobs
-
-    def bulk_results(self, timeout: float | None = None) -> list[Any]:
-        """The results of all calls that were executed since the last `br`, in the order they were added; waits for all
-        of them. If any failed, the first failure (in order) is raised, once all have ended. TimeoutError: `timeout`
-        seconds have passed; ask again. Ctrl-C cancels those that still go on."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        jobs = self._bulk_jobs
-        with _cancelled_by_interrupt(jobs):
-            for one in jobs:
-                one.exception(None if deadline is None else max(0.0, deadline - time.monotonic()))
-            self._bulk_jobs = []
-            return _in_order(jobs)
-
-    bc = bulk_call
-    br = bulk_results
-
     def cancel(self, jobs: JobOrId | Iterable[JobOrId]) -> list[str]:
         """Cancels a job or several: a queued one never starts, a running one is interrupted, then killed. Returns the
         ids of those that were still going; each ends as `JobCancelled`."""
@@ -321,77 +270,17 @@ class Client:
         """Cancels every job of the cluster, whoever sent it. Returns the ids of those that were still going."""
         return self._connected().cancel([], all=True)
 
-    # The cluster
-
-    def hosts(self) -> dict[str, dict[str, Any]]:
-        """The nodes of the cluster, by name: what `ks nodes --json` shows of each.
-
-        >>> sorted(c.hosts())
-        ['host1', 'host2', 'host3']
-        """
-        return {str(node["name"]): node for node in self._connected().ask("Nodes", "Nodes")}
-
-    def ping(self) -> str:
-        """Asks the node for a sign of life; returns its name."""
-        return str(self._connected().ask("Ping", "Pong")["node"])
-
-    def where(self, *paths: PathArgument) -> list[dict[str, Any]]:
-        """Who holds these files, how much of them and in which version, as `ks where --json` shows it, in the order of
-        the paths."""
-        asked = [os.fsencode(os.path.abspath(os.fsencode(path))) for path in paths]
-        return list(self._connected().ask({"Where": {"paths": asked}}, "Where"))
-
-    def data_info(self, paths: Iterable[PathArgument]) -> dict[str, dict[str, Any]]:
-        """The seeds' name for `where`: what is known of each path, by path."""
-        asked = [os.fsdecode(path) for path in paths]
-        return dict(zip(asked, self.where(*asked)))
-
-    def fetch(self, *paths: PathArgument, progress: Callable[[str, int, int], None] | None = None) -> None:
-        """Brings files to the node that this client talks to. `progress(path, have, size)` is called as their bytes
-        come."""
-        asked = [os.path.abspath(os.fsencode(path)) for path in paths]
-
-        def report(body: dict[str, Any]) -> None:
-            if progress is not None:
-                progress(os.fsdecode(bytes(body["path"])), body["have"], body["size"])
-
-        self._connected().ask({"Fetch": {"paths": asked}}, "Done", seconds=None, progress=report)
+    def profile(self, jobs: Iterable[JobOrId]) -> dict[str, Any]:
+        """Where the time of jobs that have ended went, in seconds (`queued`, `run`, `cpu`), their bytes (`bytes_local`,
+        `bytes_fetched`), how many ran on each of the `nodes`, and what `timethis` marked (`marks`): all together, and
+        in `calls` each for itself."""
+        return profiling.summary([self._job(one) for one in jobs])
 
     # Forks
 
     def _after_fork(self) -> None:
         self._session = None
         self._unlock()
-
-
-def _in_order(jobs: list[Job]) -> list[Any]:
-    """Results in order; each job is let go as its result is taken."""
-    jobs.reverse()
-    results = []
-    while jobs:
-        results.append(jobs[-1].result())
-        jobs.pop()
-    return results
-
-
-def _cancel_rest(jobs: list[Job]) -> list[str]:
-    going = [job for job in jobs if not job.finished and job._session is not None]
-    with contextlib.suppress(Exception):
-        if going and going[0]._session is not None:
-            return going[0]._session.cancel([job.id for job in going], seconds=CANCEL_SECONDS)
-    return []
-
-
-@contextlib.contextmanager
-def _cancelled_by_interrupt(jobs: list[Job]) -> Iterator[None]:
-    """Ctrl-C in a wait cancels what the wait started, and says so."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        count = len(_cancel_rest(jobs))
-        if count and sys.stderr is not None:
-            print(f"kitchensink: interrupted; {count} call{'s' * (count != 1)} cancelled", file=sys.stderr, flush=True)
-        raise
 
 
 def _explain_unix(path: str, error: OSError) -> str:
@@ -430,6 +319,7 @@ def setup_client(url: str | None = None, **kwargs: Any) -> Client:
     made = Client(url, **kwargs)
     with _default_lock:
         old, _default = _default, made
+    settings._connected(made, url)
     if old is not None:
         old.close()
     return made
@@ -442,6 +332,11 @@ def client() -> Client:
         if _default is None or _default._closed:
             _default = Client()
         return _default
+
+
+def is_set_up() -> bool:
+    """Whether there is a client of `setup_client` or `client` already."""
+    return _default is not None and not _default._closed
 
 
 def after_fork_in_child() -> None:

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import signal
+import stat
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .errors import KitchenSinkError
+from .tree import FORMAT_ATTRIBUTE, data_url, format_of, fresh_file, search, worker_mountpoint
 
-__all__ = ["run_command"]
+__all__ = [
+    "begin_file",
+    "delete_directory",
+    "delete_file",
+    "end_file",
+    "fetch_here",
+    "file_format",
+    "file_size",
+    "file_status",
+    "list_directory",
+    "make_directory",
+    "md5sum",
+    "move_file",
+    "read_file",
+    "run_command",
+    "search_path",
+    "store_file",
+    "write_file",
+]
 
 INTERRUPT_SECONDS = 2.0
 """How long an interrupted command may take to end by itself."""
@@ -69,3 +93,138 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+# Files of the tree, for clients that have no mount. Each is named by its data url and stays below the mount point.
+
+
+def _local(url: str) -> str:
+    mountpoint = worker_mountpoint()
+    if mountpoint is None:
+        raise KitchenSinkError("this runs on nodes only")
+    return os.path.join(mountpoint, data_url(url))
+
+
+def search_path(pattern: str) -> list[str]:
+    """The data urls that match, sorted; `*` stands for any characters."""
+    mountpoint = worker_mountpoint()
+    if mountpoint is None:
+        raise KitchenSinkError("this runs on nodes only")
+    return search(mountpoint, pattern)
+
+
+def file_size(url: str) -> int:
+    """Bytes of a file."""
+    return os.stat(_local(url)).st_size
+
+
+def file_format(url: str) -> str | None:
+    """How the object in a file was serialized; None: it is not known to be one."""
+    return format_of(_local(url))
+
+
+def file_status(url: str) -> dict[str, Any]:
+    """What `stat` says of a path: `size`, `type` (`file` or `directory`), `mtime`."""
+    path = data_path(url)
+    found = os.stat(path)
+    kind = "directory" if stat.S_ISDIR(found.st_mode) else "file"
+    return {"size": found.st_size, "type": kind, "mtime": found.st_mtime}
+
+
+def list_directory(url: str) -> list[dict[str, Any]]:
+    """What is in a directory: `name` (a data url), and as `file_status` says it."""
+    base = data_path(url)
+    entries = []
+    with os.scandir(base) as listing:
+        for entry in listing:
+            name = f"{url.strip('/')}/{entry.name}".lstrip("/")
+            found = entry.stat(follow_symlinks=True) if not entry.is_symlink() else os.lstat(entry.path)
+            kind = "directory" if entry.is_dir() else "file"
+            entries.append({"name": name, "size": found.st_size, "type": kind, "mtime": found.st_mtime})
+    return sorted(entries, key=lambda entry: str(entry["name"]))
+
+
+def data_path(url: str) -> str:
+    """The path of a data url on this node; of the tree's root, for an empty one."""
+    mountpoint = worker_mountpoint()
+    if mountpoint is None:
+        raise KitchenSinkError("this runs on nodes only")
+    return _local(url) if url.strip("/") else mountpoint
+
+
+def read_file(url: str, offset: int, length: int) -> bytes:
+    """Bytes of a file."""
+    with open(_local(url), "rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def store_file(url: str, data: bytes, format: str | None = None) -> None:
+    """Makes (or replaces) a file, whole."""
+    with fresh_file(_local(url), format) as file:
+        file.write(data)
+
+
+def begin_file(url: str, data: bytes) -> dict[str, Any]:
+    """Begins a file that comes in pieces. Its name until it is whole, and the node that has it."""
+    directory, name = os.path.split(data_url(url))
+    part = os.path.join(directory, f".{name}.{uuid.uuid4().hex[:12]}.part")
+    path = _local(part)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "xb") as file:
+        file.write(data)
+    return {"path": part, "node": os.environ.get("KS_NODE_NAME", "")}
+
+
+def write_file(part: str, offset: int, data: bytes) -> None:
+    """The next piece."""
+    with open(_local(part), "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def end_file(part: str, url: str, format: str | None = None) -> None:
+    """The file is whole and takes its place."""
+    path = _local(part)
+    if format is not None:
+        with contextlib.suppress(OSError):
+            os.setxattr(path, FORMAT_ATTRIBUTE, format.encode())
+    os.replace(path, _local(url))
+
+
+def delete_file(url: str) -> None:
+    """Removes a file from the tree."""
+    os.unlink(_local(url))
+
+
+def make_directory(url: str, exist_ok: bool = True) -> None:
+    """Makes a directory, and those above it."""
+    os.makedirs(_local(url), exist_ok=exist_ok)
+
+
+def delete_directory(url: str) -> None:
+    """Removes an empty directory."""
+    os.rmdir(_local(url))
+
+
+def move_file(old: str, new: str) -> None:
+    """Gives a file or a directory another name."""
+    target = _local(new)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    os.rename(_local(old), target)
+
+
+def fetch_here(url: str) -> None:
+    """Brings a file to the node that runs this."""
+    from ._client import client
+
+    client().fetch(_local(url))
+
+
+def md5sum(url: str) -> str:
+    """MD5 of a file, hexadecimal, as read on the node that runs this."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(_local(url), "rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()

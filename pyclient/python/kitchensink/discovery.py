@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from .errors import ConnectionFailed
+from .tree import worker_mountpoint
 
 PORT = 6323
 """Where a node listens unless it is told otherwise."""
@@ -62,7 +63,8 @@ def choose(found: list[Mount], directory: str) -> Mount | None:
 
 
 def parse(url: str) -> Address:
-    """A node's address from `ks://host[:port]`, `unix:///path` or a path. Errors: ConnectionFailed."""
+    """A node's address from `ks://host[:port]`, `http://host[:port]/` (the same: the seeds wrote it so), `unix:///path`
+    or a path. Errors: ConnectionFailed."""
     if url.startswith("/"):
         return Address(url, None)
     parts = urlsplit(url)
@@ -72,7 +74,7 @@ def parse(url: str) -> Address:
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None
-    if parts.scheme != "ks" or not host:
+    if parts.scheme not in ("ks", "http", "https") or not host:
         raise ConnectionFailed(
             f"{url!r}: not a node's address; write ks://HOST:PORT, or the path of its control socket"
         )
@@ -89,10 +91,12 @@ def locate(url: str | None = None) -> Address:
     # Any byte may stand in a path; one that is not UTF-8 must survive.
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         found = mounts(table.read())
-    try:
-        directory = os.getcwd()
-    except OSError:
-        directory = "/"
+    directory = worker_mountpoint()  # a worker's client talks to the worker's own node
+    if directory is None:
+        try:
+            directory = os.getcwd()
+        except OSError:
+            directory = "/"
     mount = choose(found, directory)
     if mount is None:
         raise ConnectionFailed(

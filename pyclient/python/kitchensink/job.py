@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
+import contextlib
+import html
 import threading
 import time
+from collections.abc import Generator
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,8 +65,8 @@ def _placement(report: dict[str, Any]) -> Placement:
 
 
 class Job(Future):  # type: ignore[type-arg]
-    """A call that was sent. It is a `concurrent.futures.Future`, so `concurrent.futures.wait`, `as_completed` and
-    `asyncio.wrap_future` take it.
+    """A call that was sent. It is a `concurrent.futures.Future`, so `concurrent.futures.wait` and `as_completed` take
+    it, and it can be awaited.
 
     >>> job = client.call(head, "/ks/mylarge/dataset.h5", n=10)
     >>> job.result()            # waits; raises what the call raised
@@ -88,6 +92,7 @@ class Job(Future):  # type: ignore[type-arg]
         self._report: dict[str, Any] | None = None
         self._where: tuple[str, int] | None = None
         self._decoders: dict[int, Any] | None = None
+        self._marks: dict[str, float] | None = None
         self.finished = False
 
     def __getattr__(self, name: str) -> Any:
@@ -209,6 +214,42 @@ class Job(Future):  # type: ignore[type-arg]
     def placement(self) -> Placement | None:
         """Where it ran and what that cost; None until it has ended."""
         return None if self._report is None else _placement(self._report)
+
+    @property
+    def marks(self) -> dict[str, float]:
+        """Seconds that `timethis` measured in it, by name."""
+        if self._marks is None:
+            self._marks = {}
+        return self._marks
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """`await job` is its result. Cancelling the task that waits cancels the call."""
+        return self._in_loop().__await__()
+
+    async def _in_loop(self) -> Any:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+
+        def tell(_: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(ended.set)
+
+        self.add_done_callback(tell)
+        if self._session is not None:
+            self._session.watch()
+        try:
+            await ended.wait()
+        except asyncio.CancelledError:
+            loop.run_in_executor(None, self.cancel)
+            raise
+        return self.result(0)
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        where = f" on <b>{html.escape(self._where[0])}</b>" if self._where else ""
+        state = {"PENDING": "waits", "RUNNING": "runs"}.get(self._state, "has ended")
+        spent = f" after {self._report['run_us'] / 1e6:.3f} s" if self._report else ""
+        return f"Job <code>{self.id}</code>: <code>{html.escape(self.name)}</code> {state}{where}{spent}"
 
     def set_running_or_notify_cancel(self) -> bool:
         """Not for jobs: their node says when they run."""

@@ -1,8 +1,8 @@
 """Which arguments name files of the tree, and how such paths are rewritten for a node whose mount point differs.
 
-Looked at: `str`, `bytes` and `os.PathLike` values, absolute and under the mount point, as arguments themselves or
-inside of lists, tuples, dicts (keys and values), sets and dataclasses, four levels deep, the first 10,000 values. A
-string that merely contains slashes is left alone.
+Looked at: `RemoteData`, and `str`, `bytes` and `os.PathLike` values, absolute and under the mount point, as arguments
+themselves or inside of lists, tuples, dicts (keys and values), sets and dataclasses, four levels deep, the first 10,000
+values. A string that merely contains slashes is left alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any, Callable
+
+from . import remote_data
 
 DEPTH_MAX = 4
 """Containers inside containers that are looked into; the arguments themselves are at depth 0."""
@@ -98,6 +100,10 @@ class _Search:
                 self.look(value[item], depth + 1)
 
     def other(self, value: Any, depth: int) -> None:
+        if isinstance(value, remote_data.RemoteData):
+            if value.data_url is not None and self.prefix is not None:
+                self.note(os.path.join(self.prefix, value.data_url))
+            return
         if isinstance(value, (str, bytes, os.PathLike)):
             self.note(value)
         elif isinstance(value, (list, tuple, set, frozenset)):

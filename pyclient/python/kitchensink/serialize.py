@@ -7,7 +7,6 @@ cloudpickle. Modules of the client's own project travel by value (`own_modules`)
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import pickle
@@ -16,12 +15,13 @@ from typing import Any, Callable
 
 import cloudpickle
 
-from . import own_modules
+from . import own_modules, serialization
 from .errors import KitchenSinkError, NotSerializable
 from .protocol import INLINE_BYTES, Buffer, Malformed, Part, variant
 
 PICKLE_PROTOCOL = 5
-FORMATS = ("cloudpickle", "pickle", "json")
+
+_PICKLES = ("cloudpickle", "pickle")
 
 _CODE_MAGIC = b"KSF1"
 """Then the Python's major and minor version, then 1 where the function travels by value, then the pickle."""
@@ -43,8 +43,11 @@ def _dump(value: Any, dumps: Callable[..., bytes]) -> list[Buffer]:
 
 def encode(value: Any, format: str = "cloudpickle", plain: bool = False) -> list[Buffer]:
     """A value as buffers: the pickle, then what travels beside it. `plain`: it is made of built-in types alone."""
-    if format == "json":
-        return [json.dumps(value, allow_nan=True).encode()]
+    if format not in _PICKLES:
+        data = serialization.serializer(format)(value)
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"the serializer of the format {format} made a {type(data).__qualname__}, not bytes")
+        return [data]
     if plain or format == "pickle":
         return _dump(value, pickle.dumps)
     with own_modules.by_value():
@@ -53,9 +56,27 @@ def encode(value: Any, format: str = "cloudpickle", plain: bool = False) -> list
 
 def decode(buffers: list[Buffer], format: str = "cloudpickle") -> Any:
     """The value of what `encode` made."""
-    if format == "json":
-        return json.loads(bytes(buffers[0]))
+    if format not in _PICKLES:
+        return serialization.deserializer(format)(bytes(buffers[0]))
     return pickle.loads(buffers[0], buffers=buffers[1:])
+
+
+def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any], format: str, plain: bool = False) -> list[Buffer]:
+    """A call's arguments as buffers. `raw` calls have one argument, bytes."""
+    if format == "raw":
+        if len(args) != 1 or kwargs:
+            raise TypeError("a call in the format raw has one argument, bytes")
+        return encode(args[0], format)
+    return encode({"args": args, "kwargs": kwargs} if format == "json" else (args, kwargs), format, plain)
+
+
+def decode_call(buffers: list[Buffer], format: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of what `encode_call` made."""
+    value = decode(buffers, format)
+    if format == "raw":
+        return (value,), {}
+    args, kwargs = (value["args"], value["kwargs"]) if format == "json" else value
+    return tuple(args), dict(kwargs)
 
 
 def _map_blob(path: bytes, size: int) -> Buffer:
@@ -145,7 +166,7 @@ def argument_culprit(
     """Which argument cannot be sent, for people."""
     named = [(f"argument {index}", value) for index, value in enumerate(args, 1)]
     named += [(f"argument {key!r}", value) for key, value in kwargs.items()]
-    for label, value in named:
+    for label, value in named if format != "raw" else ():
         reason = _why_not(value, format)
         if reason is not None:
             return f"{label} of {name} (a {type(value).__qualname__}) cannot be sent: {reason}"

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, Callable
 
-from . import __about__, errors, output
+from . import __about__, errors, output, profiling
 from .job import Job
 from .outcome import Outcome, failed_here
 from .protocol import VERSION, Buffer, Malformed, pack, unpack, variant
@@ -341,6 +341,8 @@ class Session:
             job._started(update["node"], update["pid"])
         elif kind == "Output":
             self._show(job, update["stream"], update["data"])
+        elif kind == "Log" and update["logger"] == profiling.LOGGER:
+            profiling.take_mark(job, update["message"])
         elif kind == "Log":
             output.log(job.id, update)
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from typing import Any, Callable, Union
 
-from . import functions, paths, serialize
+from . import decorated, functions, paths, serialize
 from .errors import NotSerializable
 from .functions import Serialized
 from .job import Job
@@ -50,14 +50,12 @@ class Prepared:
 
 
 def function_reference(function: Function, options: Options) -> str:
-    """The name of a function that the nodes know: `module:qualified.name`. `_rpc_name` says the module where the name
-    does not."""
+    """The name of a function that the nodes know: `module:qualified.name`, or `rpc:name` of a registered one.
+    `_rpc_name` says the first half where the name does not."""
     name = str(function)
-    if ":" not in name and options.rpc_name:
-        name = f"{options.rpc_name}:{name}"
-    if ":" not in name:
-        raise TypeError(f"{name!r} names no function: write 'module:function', or give the module as _rpc_name")
-    return name
+    if not name.strip(":"):
+        raise TypeError(f"{name!r} names no function: write 'module:function', or the name of a registered one")
+    return name if ":" in name else f"{options.rpc_name or 'default'}:{name}"
 
 
 class Maker:
@@ -85,6 +83,8 @@ class Maker:
         """A call, ready. Errors: NotSerializable."""
         reference, serialized = self.function(function, options)
         name = serialized.name if serialized else next(iter(reference.values()))
+        if function is decorated.run:
+            name = serialize.name_of(args[0])
         found = paths.find((*args, *kwargs.values()) if kwargs else args, self._mountpoint)
         buffers = self._encode(name, args, kwargs, found.plain)
         job = Job(self._session, os.urandom(16).hex(), name, self._format)
@@ -100,9 +100,8 @@ class Maker:
         return Prepared(job, call, serialized, buffers)
 
     def _encode(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], plain: bool) -> list[Buffer]:
-        value: Any = {"args": args, "kwargs": kwargs} if self._format == "json" else (args, kwargs)
         try:
-            return serialize.encode(value, self._format, plain)
+            return serialize.encode_call(args, kwargs, self._format, plain)
         except Exception as error:
             raise NotSerializable(serialize.argument_culprit(name, args, kwargs, self._format, error)) from error
 

@@ -18,7 +18,6 @@ import argparse
 import collections
 import contextlib
 import faulthandler
-import importlib
 import logging
 import os
 import signal
@@ -28,8 +27,8 @@ import traceback
 from types import FrameType, TracebackType
 from typing import Any, Callable, NamedTuple
 
-from . import __about__, _native, own_modules, paths, serialize
-from .errors import KitchenSinkError, NotSerializable
+from . import __about__, _native, own_modules, paths, rpc, serialization, serialize
+from .errors import KitchenSinkError, NotRegistered, NotSerializable
 from .outcome import CAUSES_MAX
 from .protocol import Buffer, pack, place_payload, unpack, variant
 
@@ -60,15 +59,19 @@ class Run(NamedTuple):
 class Functions:
     """The functions that this worker has, by the hash of their code; the least used go first."""
 
-    def __init__(self, kept_max: int = FUNCTIONS_MAX) -> None:
+    def __init__(self, kept_max: int = FUNCTIONS_MAX, registered_only: bool = False) -> None:
+        self._registered_only = registered_only
         self._kept: collections.OrderedDict[bytes, Callable[..., Any]] = collections.OrderedDict()
         self._kept_max = kept_max
 
     def get(self, reference: Any, code: Any, frame: list[bytearray]) -> Callable[..., Any]:
-        """The function of a `FunctionRef`. Errors: FunctionMissing, NotSerializable, and what its import raises."""
+        """The function of a `FunctionRef`. Errors: FunctionMissing, NotRegistered, NotSerializable, and what its import
+        raises."""
         kind, body = variant(reference)
         if kind == "Name":
-            return named_function(body)
+            return rpc.resolve(body, self._registered_only)
+        if self._registered_only:
+            raise NotRegistered("this node runs registered functions only")
         function = self._kept.get(body)
         if function is None:
             if code is None:
@@ -80,20 +83,6 @@ class Functions:
         else:
             self._kept.move_to_end(body)
         return function
-
-
-def named_function(name: str) -> Callable[..., Any]:
-    """The function of a name, `module:qualified.name`."""
-    module, colon, qualified = name.partition(":")
-    if not colon or not module or not qualified:
-        raise KitchenSinkError(f"{name!r} names no function: it should read module:function")
-    found: Any = importlib.import_module(module)
-    for part in qualified.split("."):
-        found = getattr(found, part)
-    if not callable(found):
-        raise KitchenSinkError(f"{name!r} is no function")
-    function: Callable[..., Any] = found
-    return function
 
 
 class LogHandler(logging.Handler):
@@ -128,7 +117,7 @@ class Worker:
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.current: Run | None = None
-        self._functions = Functions()
+        self._functions = Functions(registered_only=bool(os.environ.get("KS_REGISTERED_ONLY")))
         self._interruptible = False
         self._interrupted = False
         self._stdout, self._stderr = sys.stdout, sys.stderr
@@ -194,18 +183,19 @@ class Worker:
             self._interruptible = False
 
     def _arguments(self, run: Run, frame: list[bytearray]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not serialization.known(run.format):
+            rpc.load_modules()  # one of them may register it
         try:
-            value = serialize.decode(serialize.open_payload(run.args, frame), run.format)
+            args, kwargs = serialize.decode_call(serialize.open_payload(run.args, frame), run.format)
         except (KeyboardInterrupt, KitchenSinkError):
             raise
         except Exception as error:
             reason = f"the arguments of {run.name} cannot be loaded by Python {sys.version.split()[0]} of this worker"
             raise NotSerializable(f"{reason}: {serialize.describe(error)}") from error
-        args, kwargs = (value["args"], value["kwargs"]) if run.format == "json" else value
         if run.mountpoint_from is not None and run.mountpoint_from != run.mountpoint_to:
             args = tuple(paths.rewrite(list(args), run.mountpoint_from, run.mountpoint_to))
-            kwargs = paths.rewrite(dict(kwargs), run.mountpoint_from, run.mountpoint_to)
-        return tuple(args), kwargs
+            kwargs = paths.rewrite(kwargs, run.mountpoint_from, run.mountpoint_to)
+        return args, kwargs
 
     def _returned(self, run: Run, value: Any) -> tuple[Any, list[Buffer]]:
         if self._interrupted:

@@ -1,0 +1,67 @@
+"""Where the time of calls went, from what their nodes reported, and `timethis` marks.
+
+Internal; users have `Client.profile`, `br(profile=...)` and `kitchensink.admin`. A mark travels from its worker to the
+caller as a record of the logger `LOGGER`, so calls with `_intermediate_results=False` have none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from .job import Job
+
+LOGGER = "kitchensink.profile"
+"""Its records are marks, and are not shown."""
+
+
+def take_mark(job: Job, message: str) -> None:
+    """Keeps a mark that came for a job."""
+    try:
+        name, seconds = json.loads(message)
+        job.marks[str(name)] = job.marks.get(str(name), 0.0) + float(seconds)
+    except (ValueError, TypeError):
+        return
+
+
+def summary(jobs: Iterable[Job]) -> dict[str, Any]:
+    """The times of ended jobs, in seconds, and the bytes they read: of each (`calls`) and of all together. Jobs that go
+    on are left out."""
+    calls = [_of_one(job) for job in jobs]
+    known = [call for call in calls if call is not None]
+    total: dict[str, Any] = {"calls": known, "count": len(known), "nodes": {}, "marks": {}}
+    for key in ("queued", "run", "cpu", "bytes_local", "bytes_fetched"):
+        total[key] = sum(call[key] for call in known)
+    for call in known:
+        total["nodes"][call["node"]] = total["nodes"].get(call["node"], 0) + 1
+        for name, seconds in call["marks"].items():
+            total["marks"][name] = total["marks"].get(name, 0.0) + seconds
+    return total
+
+
+def _of_one(job: Job) -> dict[str, Any] | None:
+    placement = job.placement
+    if placement is None:
+        return None
+    return {
+        "job": job.id,
+        "name": job.name,
+        "node": placement.node,
+        "queued": placement.queued_us / 1e6,
+        "run": placement.run_us / 1e6,
+        "cpu": placement.cpu_us / 1e6,
+        "bytes_local": placement.bytes_local,
+        "bytes_fetched": placement.bytes_fetched,
+        "marks": dict(job.marks),
+    }
+
+
+def show(name: str, seconds: float, jobs: Iterable[Job]) -> None:
+    """Prints the summary of jobs that took `seconds` together."""
+    total = summary(jobs)
+    print(f"{name} took {seconds:.3f} s: {total['count']} calls on {len(total['nodes'])} nodes")
+    print(f"  waiting {total['queued']:.3f} s, running {total['run']:.3f} s, processor {total['cpu']:.3f} s")
+    print(f"  bytes read where they were {total['bytes_local']:,}, fetched {total['bytes_fetched']:,}")
+    for mark, spent in sorted(total["marks"].items(), key=lambda item: -item[1]):
+        print(f"  {mark} : {spent:.3f} s")

@@ -1,0 +1,1 @@
+"""The seeds' way to start a node: `python -m kitchensink.scripts.start`."""
