@@ -285,6 +285,36 @@ async fn what_is_written_through_a_mapping_after_close_is_published() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn holes_are_told_and_made_on_both() {
+    on_two(true, |a, b| {
+        use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+        fs::write(a.path("f"), vec![7; 1_048_576]).unwrap();
+        for (node, hole) in [(a, 65_536), (b, 262_144)] {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(node.path("f"));
+            let file = file.unwrap();
+            let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            fallocate(&file, punch, hole, 65_536).unwrap();
+            assert_eq!(seek(&file, SeekFrom::Data(hole)).unwrap(), hole + 65_536);
+            assert_eq!(seek(&file, SeekFrom::Hole(hole - 10)).unwrap(), hole);
+            let end = seek(&file, SeekFrom::Data(2_000_000));
+            assert_eq!(end, Err(rustix::io::Errno::NXIO));
+        }
+        let mut expected = vec![7; 1_048_576];
+        expected[65_536..131_072].fill(0);
+        expected[262_144..327_680].fill(0);
+        assert_eq!(fs::read(a.path("f")).unwrap(), expected);
+        assert_eq!(fs::read(b.path("f")).unwrap(), expected);
+        let file = OpenOptions::new().write(true).open(b.path("f")).unwrap();
+        fallocate(&file, FallocateFlags::empty(), 1_048_576, 1000).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 1_049_576);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn names_change_on_both() {
     on_two(true, |a, b| {
         fs::create_dir(a.path("d")).unwrap();

@@ -147,7 +147,11 @@ impl FileSystem {
         if !open.inode.stale.swap(false, Ordering::AcqRel) {
             return;
         }
-        let (_, version) = open.inode.content();
+        let (content, version) = open.inode.content();
+        // Read at the home, as it is there: always the newest.
+        if let Content::Live(_) = content {
+            return;
+        }
         let found = match self.find(open.ino, Want::READ).await {
             Ok(found) => found,
             Err(error) => {

@@ -4,8 +4,10 @@ use crate::{error::FsError, record::*};
 
 /// The prefix of what is kept.
 const USER_PREFIX: &[u8] = b"user.";
-/// The prefix of what belongs to the program.
-const OWN_PREFIX: &[u8] = b"user.ks";
+/// The prefix of what belongs to the program, with the name that plain files carry.
+const OWN_PREFIX: &[u8] = b"user.ks.";
+/// See `OWN_PREFIX`.
+const OWN: &[u8] = b"user.ks";
 /// BLAKE3 of the current version, hexadecimal.
 const BLAKE3: &[u8] = b"user.ks.blake3";
 /// The current version's number.
@@ -87,7 +89,7 @@ impl FileSystem {
         if !name.starts_with(USER_PREFIX) {
             return Err(FsError::Unsupported);
         }
-        if name.starts_with(OWN_PREFIX) {
+        if name == OWN || name.starts_with(OWN_PREFIX) {
             return Err(FsError::NotPermitted(
                 "attributes that begin with user.ks belong to the program",
             ));

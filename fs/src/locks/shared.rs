@@ -142,6 +142,8 @@ impl Locks {
         if session == self.session {
             return Ok(false);
         }
+        // Of this very node: its daemon before this one, which is gone for sure.
+        let lease = (blocker.node != self.catalog.me()).then_some(session);
         let mut expected = self.remembered(ino);
         for _ in 0..ATTEMPTS_MAX {
             let changed = table::end_session(&table_of(&expected)?, session);
@@ -150,7 +152,7 @@ impl Locks {
                 ino,
                 expected: &expected,
                 new: &new,
-                ended: Some(session),
+                ended: lease,
                 tell: &changed.tell,
             };
             match self.swap(&swap).await? {
