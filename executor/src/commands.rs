@@ -35,8 +35,11 @@ pub async fn connect(path: Option<&Path>) -> anyhow::Result<Control> {
     Control::connect(&find_tree(path)?.socket).await
 }
 
-/// Prints rows under headings; columns are as wide as they must be.
+/// Prints rows under headings; columns are as wide as they must be. Control characters (of file names) are shown escaped.
 pub fn print_table(headings: &[&str], rows: Vec<Vec<String>>) {
+    let rows = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| printable(cell)));
     let mut table = comfy_table::Table::new();
     table
         .load_style(comfy_table::presets::NOTHING)
@@ -45,6 +48,15 @@ pub fn print_table(headings: &[&str], rows: Vec<Vec<String>>) {
     for line in table.to_string().lines() {
         println!("{}", line.trim_end());
     }
+}
+
+/// The text with control characters as Rust writes them: a file's name cannot move the cursor or break a line.
+fn printable(text: &str) -> String {
+    let escaped = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
 }
 
 /// Prints JSON for people and programs alike.
@@ -86,7 +98,12 @@ pub fn number(value: &Value, field: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::human_bytes;
+    use super::{human_bytes, printable};
+
+    #[test]
+    fn names_cannot_steer_the_terminal() {
+        assert_eq!(printable("a\nb\u{1b}[31mc é"), "a\\nb\\u{1b}[31mc é");
+    }
 
     #[test]
     fn sizes_for_people() {

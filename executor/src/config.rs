@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 /// The port nodes listen on when none is given.
 pub const DEFAULT_PORT: u16 = 6323;
 
+/// No disk and no memory is larger, bytes: 8 EiB.
+const SIZE_BYTES_MAX: f64 = 9.223_372_036_854_775_8e18;
+
 /// A size as people write it: `200M`, `1.5G`, `4096`, or a share of the disk, `5%`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Size {
@@ -39,6 +42,7 @@ impl std::str::FromStr for Size {
         let unit = text[digits.len()..].to_ascii_lowercase();
         let factor: f64 = match unit.trim_end_matches("ib").trim_end_matches('b') {
             "%" if number <= 100.0 => return Ok(Size::Percent(number)),
+            "%" => return Err(format!("'{text}' is more than the whole")),
             "" => 1.0,
             "k" => 1024.0,
             "m" => 1024.0 * 1024.0,
@@ -46,6 +50,9 @@ impl std::str::FromStr for Size {
             "t" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
             _ => return Err(wrong()),
         };
+        if number * factor > SIZE_BYTES_MAX {
+            return Err(format!("'{text}' is more than there is anywhere"));
+        }
         Ok(Size::Bytes((number * factor) as u64))
     }
 }
@@ -74,6 +81,11 @@ impl std::str::FromStr for NamedPython {
     }
 }
 
+/// The command was used wrongly: exit status 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WrongUse(pub String);
+
 /// `ks mount`.
 #[derive(Args, Clone, Debug)]
 pub struct MountArgs {
@@ -83,30 +95,37 @@ pub struct MountArgs {
     #[arg(long, value_name = "DIR", env = "KS_DATADIR")]
     pub datadir: PathBuf,
     /// Use this Redis: redis://, rediss://, redis+sentinel://, unix:// or tcp://host:port?db=9 [default: start a private one]
-    #[arg(long, value_name = "URL", env = "KS_REDIS", conflicts_with = "join")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "KS_REDIS",
+        conflicts_with = "join",
+        value_parser = parse_redis
+    )]
     pub redis: Option<String>,
     /// Never start a Redis; fail if none is given
     #[arg(long, env = "KS_NO_REDIS")]
     pub no_redis: bool,
     /// Take the cluster's Redis from that node, through its QUIC connection
-    #[arg(long, value_name = "HOST[:PORT]", env = "KS_JOIN")]
+    #[arg(long, value_name = "HOST[:PORT]", env = "KS_JOIN", value_parser = parse_host)]
     pub join: Option<String>,
     /// UDP address for QUIC (always mutual TLS)
     #[arg(long, value_name = "ADDR:PORT", env = "KS_LISTEN", default_value = "[::]:6323", value_parser = parse_listen)]
     pub listen: SocketAddr,
     /// How others reach this node [default: the listen address]
-    #[arg(long, value_name = "HOST:PORT", env = "KS_ADVERTISE")]
+    #[arg(long, value_name = "HOST:PORT", env = "KS_ADVERTISE", value_parser = parse_host)]
     pub advertise: Option<String>,
     /// The same as a URL, e.g. http://host1:6323/
     #[arg(
         long,
         value_name = "URL",
         env = "KS_NODE_URL",
-        conflicts_with = "advertise"
+        conflicts_with = "advertise",
+        value_parser = parse_node_url
     )]
     pub node_url: Option<String>,
     /// This node's name [default: the host's name]
-    #[arg(long, value_name = "NAME", env = "KS_NODE_NAME")]
+    #[arg(long, value_name = "NAME", env = "KS_NODE_NAME", value_parser = parse_node_name)]
     pub node_name: Option<String>,
     /// Python worker processes [default: number of cores]
     #[arg(long, value_name = "N", env = "KS_NUM_WORKERS", value_parser = clap::value_parser!(u32).range(0..=4096))]
@@ -116,7 +135,8 @@ pub struct MountArgs {
         long = "queue",
         value_name = "NAME",
         env = "KS_QUEUE",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = parse_queue
     )]
     pub queues: Vec<String>,
     /// A further interpreter that calls can ask for (repeat for several)
@@ -200,6 +220,45 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
+/// A host, with or without a port.
+fn parse_host(text: &str) -> Result<String, String> {
+    let good =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']' | '%');
+    let host = text.rsplit_once(':').map_or(text, |(host, _)| host);
+    if host.is_empty() || !text.chars().all(good) {
+        return Err(format!(
+            "'{text}': write HOST or HOST:PORT, for example host1:{DEFAULT_PORT}"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+fn parse_node_url(text: &str) -> Result<String, String> {
+    let wrong = || format!("'{text}': write a URL, for example http://host1:{DEFAULT_PORT}/");
+    let (_, rest) = text.split_once("://").ok_or_else(wrong)?;
+    parse_host(rest.trim_end_matches('/')).map_err(|_| wrong())?;
+    Ok(text.to_owned())
+}
+
+fn parse_node_name(text: &str) -> Result<String, String> {
+    check_name(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
+fn parse_redis(text: &str) -> Result<String, String> {
+    ks_fs::redis_client::check_url(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
+fn parse_queue(text: &str) -> Result<String, String> {
+    if !crate::queue::name_is_valid(text) {
+        return Err(format!(
+            "'{text}': a queue's name is up to 64 letters, digits, '_', '-' and '.'"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
 /// `HOST`, `HOST:PORT`, `[V6]:PORT` or a bare IPv6 address, as `host:port`.
 pub fn with_port(host: &str) -> String {
     if host.parse::<std::net::Ipv6Addr>().is_ok() {
@@ -213,7 +272,12 @@ pub fn with_port(host: &str) -> String {
 
 impl MountArgs {
     /// What contradicts itself, said before anything is started.
-    pub fn check(&self) -> anyhow::Result<()> {
+    pub fn check(&self) -> Result<(), WrongUse> {
+        self.contradiction()
+            .map_err(|error| WrongUse(error.to_string()))
+    }
+
+    fn contradiction(&self) -> anyhow::Result<()> {
         if self.no_redis && self.redis.is_none() && self.join.is_none() {
             bail!("--no-redis: no Redis is given; add --redis URL or --join HOST");
         }
@@ -226,8 +290,14 @@ impl MountArgs {
         {
             bail!("--memory-limit: at least 16M is needed");
         }
-        if let Some(name) = &self.node_name {
-            check_name(name)?;
+        for python in &self.pythons {
+            if python.path.components().count() > 1 && !python.path.is_file() {
+                bail!(
+                    "--python {}: {} is not there",
+                    python.name,
+                    python.path.display()
+                );
+            }
         }
         if self.datadir.starts_with(&self.mountpoint) || self.mountpoint.starts_with(&self.datadir)
         {
@@ -457,6 +527,38 @@ mod tests {
     }
 
     #[test]
+    fn nonsense_is_refused_as_it_is_read() {
+        let refused = |args: &[&str]| {
+            let all = ["ks", "mount", "/ks", "--datadir", "/data"]
+                .iter()
+                .chain(args);
+            Cli::try_parse_from(all).is_err()
+        };
+        for wrong in [
+            ["--redis", ""],
+            ["--redis", "foo://x"],
+            ["--join", ""],
+            ["--advertise", "x y"],
+            ["--node-url", "foo"],
+            ["--queue", "a b"],
+            ["--node-name", ""],
+            ["--node-name", "a/b"],
+            ["--memory-limit", "99999999999999999999G"],
+        ] {
+            assert!(refused(&wrong), "{wrong:?}");
+        }
+        for right in [
+            ["--redis", "redis://host1"],
+            ["--join", "host1:7"],
+            ["--join", "[fe80::1]:7"],
+            ["--advertise", "10.0.0.1"],
+            ["--node-url", "http://host1:6323/"],
+        ] {
+            assert!(!refused(&right), "{right:?}");
+        }
+    }
+
+    #[test]
     fn contradictions_are_told() {
         assert!(
             parse(&["/ks", "--datadir", "/data", "--no-redis"])
@@ -465,15 +567,18 @@ mod tests {
         );
         assert!(parse(&["/ks", "--datadir", "/ks/data"]).check().is_err());
         assert!(
-            parse(&["/ks", "--datadir", "/data", "--node-name", "a/b"])
-                .check()
-                .is_err()
-        );
-        assert!(
             parse(&["/ks", "--datadir", "/data", "--memory-limit", "1M"])
                 .check()
                 .is_err()
         );
+        let absent = [
+            "/ks",
+            "--datadir",
+            "/data",
+            "--python",
+            "old=/no/such/python",
+        ];
+        assert!(parse(&absent).check().is_err());
         parse(&["/ks", "--datadir", "/data"]).check().unwrap();
     }
 

@@ -70,12 +70,26 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
+    if !matches!(cli.command, Command::Mount(_)) {
+        end_quietly_when_nobody_reads();
+    }
     match cli.command.run() {
         Ok(status) => status,
         Err(error) => {
             eprintln!("ks: {}", daemon::described(&error));
-            ExitCode::FAILURE
+            match error.is::<config::WrongUse>() {
+                true => ExitCode::from(2),
+                false => ExitCode::FAILURE,
+            }
         }
+    }
+}
+
+/// `ks nodes | head -1` is no error: as other programs, it ends by SIGPIPE (which Rust ignores).
+fn end_quietly_when_nobody_reads() {
+    // SAFETY: a plain system call before any thread is started; SIG_DFL is a valid disposition.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
 }
 

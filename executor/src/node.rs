@@ -333,19 +333,21 @@ fn spawn_heartbeat(catalog: Catalog, store: Arc<Store>) -> tokio::task::JoinHand
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(HEARTBEAT);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        let mut well = true;
+        let mut trouble = String::new();
         loop {
             tick.tick().await;
             let (free, total) = store
                 .space()
                 .map_or((0, 0), |space| (space.free, space.total));
             match catalog.heartbeat(free, total).await {
-                Ok(()) => well = true,
-                Err(error) if well => {
-                    well = false;
-                    tracing::warn!("the heart-beat fails: {error}");
+                Ok(()) => trouble.clear(),
+                Err(error) => {
+                    let error = error.to_string();
+                    if error != trouble {
+                        tracing::warn!("the heart-beat fails: {error}");
+                    }
+                    trouble = error;
                 }
-                Err(_) => {}
             }
         }
     })

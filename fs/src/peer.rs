@@ -16,13 +16,15 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 1024 * 1024 + 4096;
 pub(crate) const DATA_BYTES_MAX: usize = 1024 * 1024;
 /// How long the home may take for one request.
 pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a holder may take to hash a version (large ones are hashed before anybody asks, as a rule).
-pub(crate) const HASH_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a holder lets a question wait for a hash that it is computing; then it says so.
+pub(crate) const HASH_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a holder may take to say whether it has a version's hash.
+pub(crate) const HASH_DEADLINE: Duration = Duration::from_secs(4);
 
 /// One question per stream for the stateless ones; a forwarded open keeps its stream for its life (its end closes the handle).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum FileRequest {
-    /// To a holder: the hash of this version, computed now if need be.
+    /// To a holder: the hash of this version; it is computed now if need be.
     Hash {
         /// Which file.
         ino: Ino,
@@ -95,6 +97,8 @@ pub enum FileRequest {
 pub enum FileReply {
     /// To `Hash`.
     Hash(Hash),
+    /// To `Hash`: it is being computed, and takes longer.
+    Hashing,
     /// To `Open`.
     Opened {
         /// Bytes.

@@ -66,6 +66,11 @@ pub enum RedisTarget {
     },
 }
 
+/// Whether a URL can be understood; nothing is connected.
+pub fn check_url(url: &str) -> Result<(), RedisError> {
+    target::Endpoint::new(RedisTarget::Url(url.to_owned())).map(drop)
+}
+
 /// Why a command was not answered.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RedisError {

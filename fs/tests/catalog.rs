@@ -534,6 +534,21 @@ async fn nodes_register_beat_and_leave() {
 }
 
 #[tokio::test]
+async fn beats_whose_answers_are_lost_do_not_end_the_beating() {
+    let redis = TestRedis::start().await;
+    let (a, _) = open(&redis, 1).await;
+    a.register(info("a", "h1:1", 1)).await.unwrap();
+    for round in 0..100u64 {
+        let beat = a.heartbeat(round, 1000);
+        let _ = tokio::time::timeout(Duration::from_micros(round * 10), beat).await;
+    }
+    a.heartbeat(500, 1000).await.unwrap();
+    let nodes = a.nodes().await.unwrap();
+    assert!(nodes[0].alive);
+    assert_eq!(nodes[0].info.free_bytes, 500);
+}
+
+#[tokio::test]
 async fn a_name_and_a_data_directory_are_one_live_nodes() {
     let redis = TestRedis::start().await;
     let (a, _) = open(&redis, 1).await;

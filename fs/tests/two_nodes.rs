@@ -195,6 +195,10 @@ async fn a_reader_never_gets_a_mix_of_versions() {
     on_two(true, |a, b| {
         let size = 3_000_000;
         fs::write(a.path("f"), vec![1; size]).unwrap();
+        eventually("it is hashed", || {
+            let mut hash = [0; 64];
+            rustix::fs::getxattr(b.path("f"), "user.ks.blake3", &mut hash).is_ok()
+        });
         let old = File::open(b.path("f")).unwrap();
         let mut buffer = [0; 4096];
         assert_eq!(old.read_at(&mut buffer, 0).unwrap(), 4096);

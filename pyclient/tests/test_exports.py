@@ -11,14 +11,17 @@ from kitchensink import errors
 def test_exported_names():
     assert kitchensink.__all__ == sorted(kitchensink.__all__)
     assert kitchensink.__all__ == [
+        "AsyncClient",
         "CatalogUnavailable",
         "Client",
         "ConnectionFailed",
         "ConnectionLost",
+        "Executor",
         "Job",
         "JobCancelled",
         "JobTimeout",
         "JobUnknown",
+        "KeyLost",
         "KitchenSinkError",
         "NodeLost",
         "NotAuthorized",
@@ -27,6 +30,7 @@ def test_exported_names():
         "NotSerializable",
         "PayloadError",
         "Placement",
+        "Pool",
         "ProtocolError",
         "RPC",
         "RemoteData",

@@ -8,7 +8,15 @@ import os
 import pytest
 from fake_node import FakeNode
 
-from kitchensink import Client, NotRegistered, NotSerializable, register_serialization, rpc, serialization
+from kitchensink import (
+    Client,
+    KitchenSinkError,
+    NotRegistered,
+    NotSerializable,
+    register_serialization,
+    rpc,
+    serialization,
+)
 
 MODULE = """
 import os
@@ -168,3 +176,11 @@ def test_dill(node):
 def test_registering():
     with pytest.raises(TypeError, match="a function is registered, not 5"):
         rpc.RPC("nowhere").register_function(5)
+
+
+def test_a_module_that_cannot_be_imported():
+    with FakeNode(environment={"KS_MODULES": "no_such_module"}) as node:
+        with pytest.raises(KitchenSinkError, match="no_such_module, which fake serves, cannot be imported"):
+            by_name(node.socket, "test:dummy_add", 1, 2)
+        with Client(node.socket) as c:
+            assert c.call(abs, -1, _async=False) == 1

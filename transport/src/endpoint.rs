@@ -68,7 +68,7 @@ pub struct Endpoint {
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The address cannot be had (in use, not ours).
-    #[error("{address}: {source}; stop what uses that port, or choose another with --listen")]
+    #[error("{address}: {source}; {}", bind_cure(source))]
     Bind {
         /// The address wanted.
         address: SocketAddr,
@@ -78,6 +78,16 @@ pub enum BindError {
     /// The identity cannot be used.
     #[error("{0}")]
     Tls(String),
+}
+
+fn bind_cure(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "stop what uses that port, or choose another with --listen"
+        }
+        std::io::ErrorKind::AddrNotAvailable => "give --listen an address of this machine",
+        _ => "choose another address or port with --listen",
+    }
 }
 
 /// Why a connection could not be made or ended: keeps who and why.

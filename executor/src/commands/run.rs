@@ -7,7 +7,7 @@ use ks_executor::protocol::{Ask, Call, FunctionRef, Outcome, Part, Payload, Tell
 use serde_bytes::ByteBuf;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Shown below the flags.
@@ -37,6 +37,10 @@ impl RunArgs {
     /// Returns the command's own exit status.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         let mut control = connect(self.near.first().map(PathBuf::as_path)).await?;
+        for path in &self.near {
+            path.symlink_metadata()
+                .with_context(|| format!("--near {}", path.display()))?;
+        }
         let call = self.call(&control)?;
         let job = call.job.clone();
         let sent = control
@@ -71,18 +75,27 @@ impl RunArgs {
     }
 
     fn call(&self, control: &Control) -> anyhow::Result<Call> {
-        let arguments = serde_json::json!({"args": [self.command], "kwargs": {}});
+        let tree = &control.hello.mountpoint;
+        let here = std::env::current_dir().ok();
+        let here = here.filter(|directory| directory.starts_with(tree));
+        let here_text = here.as_ref().map(|directory| directory.to_string_lossy());
+        let arguments = serde_json::json!({"args": [self.command], "kwargs": {"cwd": here_text}});
         let near: Vec<PathBuf> = self
             .near
             .iter()
             .map(|path| absolute(path))
             .collect::<Result<_, _>>()?;
         let bytes = |path: &PathBuf| ByteBuf::from(path.as_os_str().as_bytes());
+        // Relative names mean files only where the command is given in the tree, and are there.
         let named = self
             .command
             .iter()
-            .map(PathBuf::from)
-            .filter(|path| path.starts_with(&control.hello.mountpoint));
+            .filter_map(|word| match (Path::new(word).is_absolute(), &here) {
+                (true, _) => Some(PathBuf::from(word)),
+                (false, Some(here)) => Some(here.join(word)).filter(|path| path.exists()),
+                (false, None) => None,
+            })
+            .filter(|path| path.starts_with(tree));
         let paths = if near.is_empty() {
             named.map(|path| bytes(&path)).collect()
         } else {

@@ -49,7 +49,16 @@ impl UmountArgs {
                     .rfind(|tree| tree.mountpoint == wanted)
                     .with_context(|| format!("{}: no tree is mounted there", wanted.display()))
             }
-            None if trees.len() > 1 => bail!("several trees are mounted here; say which"),
+            None if trees.len() > 1 => {
+                let names: Vec<_> = trees
+                    .iter()
+                    .map(|tree| tree.mountpoint.display().to_string())
+                    .collect();
+                bail!(
+                    "several trees are mounted here: say which of {}",
+                    names.join(", ")
+                )
+            }
             None => trees
                 .into_iter()
                 .next()

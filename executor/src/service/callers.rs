@@ -71,23 +71,26 @@ impl Audience {
         if dropped == 0 {
             return;
         }
-        let node = match next {
-            Update::Output { node, .. } | Update::Log { node, .. } => node.clone(),
-            Update::Ended { report, .. } => report.node.clone(),
-            Update::Started { node, .. } => node.clone(),
-        };
-        let note = format!(
-            "[kitchensink: {dropped} bytes of output were dropped, as they were not read]\n"
-        );
-        let update = Update::Output {
-            node,
-            stream: 2,
-            data: note.into_bytes().into(),
-        };
         self.tell(&Tell::Update {
             job: job.to_owned(),
-            update,
+            update: dropped_note(dropped, next),
         });
+    }
+}
+
+/// What a caller is told of output that it will not see, before `next` of the same job.
+pub(super) fn dropped_note(bytes: u64, next: &Update) -> Update {
+    let node = match next {
+        Update::Output { node, .. } | Update::Log { node, .. } => node.clone(),
+        Update::Ended { report, .. } => report.node.clone(),
+        Update::Started { node, .. } => node.clone(),
+    };
+    let note =
+        format!("[kitchensink: {bytes} bytes of output were dropped, as they were not read]\n");
+    Update::Output {
+        node,
+        stream: 2,
+        data: note.into_bytes().into(),
     }
 }
 

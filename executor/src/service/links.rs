@@ -3,6 +3,7 @@
 //! What always holds: nobody who tells waits. What cannot be told here is made up for: an end through the job's record
 //! (`Told::No`, or a message through Redis when the stream breaks), output with a note of how much was dropped.
 use super::Executor;
+use super::callers::dropped_note;
 use crate::protocol::Update;
 use ks_fs::record::NodeId;
 use ks_transport::BoxFuture;
@@ -11,12 +12,15 @@ use ks_transport::frame::Stream;
 use ks_transport::identity::PeerIdentity;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Updates that wait for one peer.
 const QUEUE_UPDATES_MAX: usize = 4_096;
+/// Bytes of output that wait for one peer; what is written beyond that is dropped.
+const QUEUE_OUTPUT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Updates in one message.
 const BATCH_UPDATES_MAX: usize = 256;
 /// Bytes of one message, as read. Updates are at most `INLINE_BYTES` for each part; few are large.
@@ -39,7 +43,49 @@ struct Updates {
 /// The streams to all peers.
 #[derive(Default)]
 pub struct Links {
-    links: Mutex<HashMap<NodeId, mpsc::Sender<(String, Update)>>>,
+    links: Mutex<HashMap<NodeId, Link>>,
+}
+
+/// One stream's queue.
+struct Link {
+    send: mpsc::Sender<(String, Update)>,
+    /// Of output, in the queue.
+    output_bytes: Arc<AtomicUsize>,
+    /// Of output, dropped and not spoken of yet, by job.
+    dropped_bytes: HashMap<String, u64>,
+}
+
+impl Link {
+    fn tell(&mut self, job: &str, update: Update) -> bool {
+        let len = output_len(&update);
+        if len > 0 && self.output_bytes.load(Ordering::Relaxed) + len > QUEUE_OUTPUT_BYTES_MAX {
+            *self.dropped_bytes.entry(job.to_owned()).or_default() += len as u64;
+            return true;
+        }
+        if let Some(dropped) = self.dropped_bytes.remove(job)
+            && !self.push(job, dropped_note(dropped, &update))
+        {
+            self.dropped_bytes.insert(job.to_owned(), dropped);
+        }
+        self.push(job, update)
+    }
+
+    fn push(&self, job: &str, update: Update) -> bool {
+        let len = output_len(&update);
+        self.output_bytes.fetch_add(len, Ordering::Relaxed);
+        let sent = self.send.try_send((job.to_owned(), update)).is_ok();
+        if !sent {
+            self.output_bytes.fetch_sub(len, Ordering::Relaxed);
+        }
+        sent
+    }
+}
+
+fn output_len(update: &Update) -> usize {
+    match update {
+        Update::Output { data, .. } => data.len(),
+        _ => 0,
+    }
 }
 
 impl Executor {
@@ -52,10 +98,16 @@ impl Executor {
         let mut links = self.links.links.lock().unwrap();
         let link = links.entry(origin).or_insert_with(|| {
             let (send, receive) = mpsc::channel(QUEUE_UPDATES_MAX);
-            tokio::spawn(carry(Arc::downgrade(self), origin, receive));
-            send
+            let output_bytes = Arc::<AtomicUsize>::default();
+            let queue = Queue(receive, output_bytes.clone());
+            tokio::spawn(carry(Arc::downgrade(self), origin, queue));
+            Link {
+                send,
+                output_bytes,
+                dropped_bytes: HashMap::new(),
+            }
         });
-        link.try_send((job.to_owned(), update)).is_ok()
+        link.tell(job, update)
     }
 
     async fn open_link(&self, peer: NodeId) -> Result<Stream, String> {
@@ -90,15 +142,30 @@ impl Executor {
     }
 }
 
+/// The taking end of a link's queue.
+struct Queue(mpsc::Receiver<(String, Update)>, Arc<AtomicUsize>);
+
+impl Queue {
+    async fn next(&mut self) -> Option<(String, Update)> {
+        let next = self.0.recv().await;
+        next.inspect(|next| self.taken(next))
+    }
+
+    fn next_now(&mut self) -> Option<(String, Update)> {
+        let next = self.0.try_recv().ok();
+        next.inspect(|next| self.taken(next))
+    }
+
+    fn taken(&self, next: &(String, Update)) {
+        self.1.fetch_sub(output_len(&next.1), Ordering::Relaxed);
+    }
+}
+
 /// Carries updates to one peer for as long as this node runs.
-async fn carry(
-    executor: Weak<Executor>,
-    peer: NodeId,
-    mut updates: mpsc::Receiver<(String, Update)>,
-) {
+async fn carry(executor: Weak<Executor>, peer: NodeId, mut updates: Queue) {
     let mut stream: Option<Stream> = None;
     loop {
-        let first = match tokio::time::timeout(IDLE, updates.recv()).await {
+        let first = match tokio::time::timeout(IDLE, updates.next()).await {
             Ok(Some(first)) => first,
             Ok(None) => break,
             Err(_) => {
@@ -125,19 +192,16 @@ fn close(stream: Option<Stream>) {
     }
 }
 
-fn gather(
-    first: (String, Update),
-    updates: &mut mpsc::Receiver<(String, Update)>,
-) -> Vec<(String, Update)> {
+fn gather(first: (String, Update), updates: &mut Queue) -> Vec<(String, Update)> {
     let mut bytes = size(&first.1);
     let mut batch = vec![first];
     while batch.len() < BATCH_UPDATES_MAX && bytes < BATCH_BYTES {
-        match updates.try_recv() {
-            Ok(next) => {
+        match updates.next_now() {
+            Some(next) => {
                 bytes += size(&next.1);
                 batch.push(next);
             }
-            Err(_) => break,
+            None => break,
         }
     }
     batch

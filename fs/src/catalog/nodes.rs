@@ -208,20 +208,43 @@ impl Catalog {
         next.info.free_bytes = free_bytes;
         next.info.total_bytes = total_bytes;
         let field = self.me().to_string().into_bytes();
-        let as_before = Check::FieldEquals(Place::Nodes, field.clone(), encode(&before.info));
-        // The record is as we left it; or as a beat left it whose answer was lost; or Redis has lost it: then it is made again.
-        let as_next = Check::FieldEquals(Place::Nodes, field.clone(), encode(&next.info));
-        let absent = Check::NoField(Place::Nodes, field);
-        for check in [as_before, as_next, absent] {
-            let mut change = Transaction::default();
-            change.conditions.push((check, Otherwise::Stale));
-            enter(&mut change, self.me(), &next.info, next.beats);
-            if let Ended::Done { .. } = self.commit(&change).await? {
-                self.shared.nodes.0.lock().unwrap().mine = Some(next);
-                return Ok(());
-            }
+        let as_left = Check::FieldEquals(Place::Nodes, field, encode(&before.info));
+        if self.beat(as_left, &next).await? {
+            return Ok(());
         }
-        Err(CatalogError::Posix(libc::ESTALE))
+        // A beat whose answer was lost may have changed the record; or Redis has lost it: then it is made again.
+        let as_found = self.own_record(&before.info).await?;
+        match self.beat(as_found, &next).await? {
+            true => Ok(()),
+            false => Err(CatalogError::Posix(libc::ESTALE)),
+        }
+    }
+
+    /// False: the condition does not hold.
+    async fn beat(&self, condition: Check, next: &Mine) -> Result<bool, CatalogError> {
+        let mut change = Transaction::default();
+        change.conditions.push((condition, Otherwise::Stale));
+        enter(&mut change, self.me(), &next.info, next.beats);
+        let Ended::Done { .. } = self.commit(&change).await? else {
+            return Ok(false);
+        };
+        self.shared.nodes.0.lock().unwrap().mine = Some(next.clone());
+        Ok(true)
+    }
+
+    /// That this node's record stands as it does now. ESTALE: it is another daemon's.
+    async fn own_record(&self, mine: &NodeInfo) -> Result<Check, CatalogError> {
+        let field = self.me().to_string().into_bytes();
+        let mut command = redis::cmd("HGET");
+        command.arg(Place::Nodes.key()).arg(&field);
+        let Some(found) = bytes(self.redis().run(&command).await?) else {
+            return Ok(Check::NoField(Place::Nodes, field));
+        };
+        let info: NodeInfo = decode(&found)?;
+        match info.incarnation == mine.incarnation {
+            true => Ok(Check::FieldEquals(Place::Nodes, field, found)),
+            false => Err(CatalogError::Posix(libc::ESTALE)),
+        }
     }
 
     /// This node leaves in order: it is gone for the others at once. Its record stays, so that it is still known by name.

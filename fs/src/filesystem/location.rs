@@ -2,6 +2,7 @@
 use super::{
     FileSystem,
     handles::{Content, Served},
+    open_plan::Source,
     opening::Want,
 };
 use crate::{catalog::Located, error::FsError, fetch::Progress, path::TreePath, record::*};
@@ -80,7 +81,8 @@ impl FileSystem {
         Ok(copies)
     }
 
-    /// Brings a whole file here; `progress(have, size)` in bytes.
+    /// Brings a whole file here; `progress(have, size)` in bytes. A hash that a holder is still computing is waited for, however
+    /// long that takes: whoever asks can give up.
     pub async fn fetch_whole(
         self: &Arc<Self>,
         path: &TreePath,
@@ -92,7 +94,16 @@ impl FileSystem {
             return Err(FsError::IsADirectory);
         }
         let found = self.find(node.ino, Want::READ).await?;
-        let size = found.located.node.inode.size;
+        let inode = &found.located.node.inode;
+        let size = inode.size;
+        if let (Source::Remote { holders }, None) = (&found.source, inode.blake3) {
+            while let Err(unhashed) = self.ask_holders(&found.located.node, holders).await {
+                if !unhashed.is_computing {
+                    break;
+                }
+                progress(0, size);
+            }
+        }
         match self.serve(&found, Want::READ).await? {
             Served::Own(Content::Remote(remote)) => {
                 let told = |at: Progress| progress(at.have_bytes, at.size);

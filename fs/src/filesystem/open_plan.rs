@@ -38,12 +38,10 @@ pub enum Source {
     Recreate,
     /// Nothing to read, nobody to ask.
     Empty,
-    /// From peers, checked; `holders` in the order to try. `ask_hash`: the version's hash must be had from one of them first.
+    /// From peers, checked (where the catalog does not have the version's hash yet, by what one of them says it is).
     Remote {
         /// Who is asked, the best first; never this node.
         holders: Vec<NodeId>,
-        /// The catalog does not have the hash yet.
-        ask_hash: bool,
     },
     /// Every read and write goes to the home.
     Forward(NodeId),
@@ -89,10 +87,7 @@ fn for_reading(situation: &Situation, home_here: bool) -> Source {
     let holders = candidates(situation);
     match holders.is_empty() {
         true => Source::Lost,
-        false => Source::Remote {
-            holders,
-            ask_hash: situation.inode.blake3.is_none(),
-        },
+        false => Source::Remote { holders },
     }
 }
 
@@ -208,10 +203,9 @@ mod tests {
                 Source::Local => prop_assert!(copy == CopyState::Current || (home_here && copy != CopyState::Absent)),
                 Source::Recreate => prop_assert!(write && home_here && (truncate || size == 0)),
                 Source::Empty => prop_assert!(!write && size == 0),
-                Source::Remote { holders: asked, ask_hash } => {
+                Source::Remote { holders: asked } => {
                     prop_assert!(!write && size > 0 && !asked.is_empty());
                     prop_assert!(!asked.contains(&ME));
-                    prop_assert_eq!(*ask_hash, !hashed);
                     for node in asked {
                         let whole = holders.iter().any(|(n, h)| n == node && h.version == version && h.bytes == size);
                         prop_assert!(whole || *node == inode.home);
@@ -293,8 +287,7 @@ mod tests {
         assert_eq!(
             source(&situation),
             Source::Remote {
-                holders: vec![NodeId(3), NodeId(4)],
-                ask_hash: false
+                holders: vec![NodeId(3), NodeId(4)]
             }
         );
     }

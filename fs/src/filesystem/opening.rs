@@ -16,8 +16,11 @@ use crate::{
 use std::{
     fs::File,
     sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
+/// How long an open waits for a hash without which nothing can be read.
+const HASH_WAIT: Duration = Duration::from_secs(20);
 /// Set-user-id and set-group-id.
 pub(super) const PRIVILEGE_BITS: u32 = 0o6000;
 
@@ -48,6 +51,14 @@ impl Want {
             maps: flags & libc::O_ACCMODE == libc::O_RDWR,
         }
     }
+}
+
+/// No holder could tell a version's hash (yet).
+pub(super) struct Unhashed {
+    /// What each said, for people.
+    pub(super) tried: String,
+    /// One of them is computing it.
+    pub(super) is_computing: bool,
 }
 
 /// A file as it was found, and what serves it.
@@ -248,9 +259,7 @@ impl FileSystem {
                     .map(Served::Writing)
             }
             Source::Empty => Ok(Served::Own(Content::Empty)),
-            Source::Remote { holders, ask_hash } => {
-                self.serve_remote(found, holders, *ask_hash).await
-            }
+            Source::Remote { holders } => self.serve_remote(found, holders).await,
             Source::Forward(home) => {
                 let forwarded = self.forward(found, *home, true, want.truncate).await?;
                 Ok(Served::Forwarded(Arc::new(forwarded)))
@@ -300,21 +309,34 @@ impl FileSystem {
         Ok(self.store.open_file(&path, ino, how)?)
     }
 
-    async fn serve_remote(
+    /// Checked by the version's hash. While a holder is still computing that, the file is read at its home; where the home
+    /// cannot be had, the hash is waited for.
+    async fn serve_remote(&self, found: &Found, holders: &[NodeId]) -> Result<Served, FsError> {
+        let node = found.node();
+        if let Some(hash) = node.inode.blake3 {
+            return self.serve_checked(found, holders, hash);
+        }
+        let deadline = Instant::now() + HASH_WAIT;
+        loop {
+            let unhashed = match self.ask_holders(node, holders).await {
+                Ok(hash) => return self.serve_checked(found, holders, hash),
+                Err(unhashed) => unhashed,
+            };
+            match self.serve_live(found, unhashed.tried).await {
+                // Each question waits a while at the holder.
+                Err(_) if unhashed.is_computing && Instant::now() < deadline => {}
+                served => return served,
+            }
+        }
+    }
+
+    fn serve_checked(
         &self,
         found: &Found,
         holders: &[NodeId],
-        ask_hash: bool,
+        hash: Hash,
     ) -> Result<Served, FsError> {
         let node = found.node();
-        let hash = match (node.inode.blake3, ask_hash) {
-            (Some(hash), _) => Ok(hash),
-            (None, _) => self.ask_holders(node, holders).await,
-        };
-        let hash = match hash {
-            Ok(hash) => hash,
-            Err(tried) => return self.serve_live(found, tried).await,
-        };
         let key = ContentKey {
             ino: node.ino,
             version: node.inode.version,
@@ -330,9 +352,14 @@ impl FileSystem {
         Ok(Served::Own(Content::Remote(remote)))
     }
 
-    /// The version's hash from the first holder that has it; else what each said.
-    async fn ask_holders(&self, node: &Node_, holders: &[NodeId]) -> Result<Hash, String> {
+    /// The version's hash from the first holder that has it.
+    pub(super) async fn ask_holders(
+        &self,
+        node: &Node_,
+        holders: &[NodeId],
+    ) -> Result<Hash, Unhashed> {
         let mut tried = Vec::new();
+        let mut is_computing = false;
         for holder in holders {
             let name = self.node_name(*holder).await;
             let answer = match self.catalog.address_of(*holder).await {
@@ -340,15 +367,22 @@ impl FileSystem {
                     let peer = self.pool.peer(&address);
                     forward::ask_hash(&peer, node.ino, node.inode.version).await
                 }
-                Ok(None) => Err("not alive".into()),
+                Ok(None) => Err("not alive".to_owned()),
                 Err(error) => Err(error.to_string()),
             };
             match answer {
-                Ok(hash) => return Ok(hash),
+                Ok(Some(hash)) => return Ok(hash),
+                Ok(None) => {
+                    is_computing = true;
+                    tried.push(format!("{name}: it is hashing it"));
+                }
                 Err(why) => tried.push(format!("{name}: {why}")),
             }
         }
-        Err(tried.join("; "))
+        Err(Unhashed {
+            tried: tried.join("; "),
+            is_computing,
+        })
     }
 
     /// No version can be had whole and checked (it is being written): what is at the home now is read there.

@@ -72,9 +72,13 @@ pub(super) fn mounted_at(mountpoint: &Path) -> std::io::Result<Option<MountLine>
     Ok(on_top)
 }
 
-/// The path as the mount table has it, without looking at the mount point itself.
+/// The path as the mount table has it, without looking at the mount point itself (a symlink is followed).
 pub(super) fn resolved(mountpoint: &Path) -> std::io::Result<PathBuf> {
-    let absolute = std::path::absolute(mountpoint)?;
+    let mut absolute = std::path::absolute(mountpoint)?;
+    if std::fs::symlink_metadata(&absolute).is_ok_and(|found| found.is_symlink()) {
+        let target = std::fs::read_link(&absolute)?;
+        absolute = std::path::absolute(absolute.with_file_name(target))?;
+    }
     match (absolute.parent(), absolute.file_name()) {
         (Some(parent), Some(name)) if parent.exists() => Ok(parent.canonicalize()?.join(name)),
         _ => Ok(absolute),

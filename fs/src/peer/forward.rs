@@ -200,8 +200,8 @@ fn unreachable(path: &TreePath, home: &str, why: String) -> FsError {
     }
 }
 
-/// Asks a holder for the hash of a version; the error is a reason for people.
-pub(crate) async fn ask_hash(peer: &Peer, ino: Ino, version: u64) -> Result<Hash, String> {
+/// Asks a holder for the hash of a version; `None`: it is computing it. The error is a reason for people.
+pub(crate) async fn ask_hash(peer: &Peer, ino: Ino, version: u64) -> Result<Option<Hash>, String> {
     let question = FileRequest::Hash { ino, version };
     let answer = peer
         .request(
@@ -212,7 +212,8 @@ pub(crate) async fn ask_hash(peer: &Peer, ino: Ino, version: u64) -> Result<Hash
         )
         .await;
     match answer {
-        Ok(FileReply::Hash(hash)) => Ok(hash),
+        Ok(FileReply::Hash(hash)) => Ok(Some(hash)),
+        Ok(FileReply::Hashing) => Ok(None),
         Ok(FileReply::Failed { message, .. }) => Err(message),
         Ok(_) => Err("it does not speak our protocol".into()),
         Err(error) => Err(error.to_string()),

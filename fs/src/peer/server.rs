@@ -1,7 +1,7 @@
 //! Serves `StreamKind::FILES`: the home's side of forwarded handles, and hashes on demand.
 //!
 //! A handle lives as long as its stream. However the stream ends, what was written through it is published.
-use super::{DATA_BYTES_MAX, FileReply, FileRequest, MESSAGE_BYTES_MAX};
+use super::{DATA_BYTES_MAX, FileReply, FileRequest, HASH_PATIENCE, MESSAGE_BYTES_MAX};
 use crate::{
     error::FsError,
     filesystem::{FileSystem, Remote},
@@ -61,9 +61,11 @@ impl Handler for FileServer {
 }
 
 async fn hash(file_system: &FileSystem, ino: Ino, version: u64) -> FileReply {
-    match file_system.hash_for_peer(ino, version).await {
-        Ok(hash) => FileReply::Hash(hash),
-        Err(error) => failed(&error),
+    // The computing goes on when nobody waits any more.
+    match tokio::time::timeout(HASH_PATIENCE, file_system.hash_for_peer(ino, version)).await {
+        Ok(Ok(hash)) => FileReply::Hash(hash),
+        Ok(Err(error)) => failed(&error),
+        Err(_) => FileReply::Hashing,
     }
 }
 

@@ -238,13 +238,14 @@ class Client(BulkMethods, MapMethods, DataMethods):
         >>> c.result(c.call(sum, [1, 2]))
         3
         """
-        return self._job(job).result(timeout)
+        return self.job(job).result(timeout)
 
     def async_result(self, job: JobOrId, timeout: float | None = None) -> Any:
         """The seeds' name for `result(job)`."""
         return self.result(job, timeout)
 
-    def _job(self, job: JobOrId) -> Job:
+    def job(self, job: JobOrId) -> Job:
+        """The job of this id, whoever sent it: `client.job(id).result()`."""
         if isinstance(job, Job):
             return job
         session = self._connected()
@@ -274,7 +275,7 @@ class Client(BulkMethods, MapMethods, DataMethods):
         """Where the time of jobs that have ended went, in seconds (`queued`, `run`, `cpu`), their bytes (`bytes_local`,
         `bytes_fetched`), how many ran on each of the `nodes`, and what `timethis` marked (`marks`): all together, and
         in `calls` each for itself."""
-        return profiling.summary([self._job(one) for one in jobs])
+        return profiling.summary([self.job(one) for one in jobs])
 
     # Forks
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import signal
-import stat
 import subprocess
 import sys
 import uuid
@@ -14,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import KitchenSinkError
-from .tree import FORMAT_ATTRIBUTE, data_url, format_of, fresh_file, search, worker_mountpoint
+from .tree import FORMAT_ATTRIBUTE, data_url, format_of, fresh_file, listing, search, status, worker_mountpoint
 
 __all__ = [
     "begin_file",
@@ -125,23 +124,12 @@ def file_format(url: str) -> str | None:
 
 def file_status(url: str) -> dict[str, Any]:
     """What `stat` says of a path: `size`, `type` (`file` or `directory`), `mtime`."""
-    path = data_path(url)
-    found = os.stat(path)
-    kind = "directory" if stat.S_ISDIR(found.st_mode) else "file"
-    return {"size": found.st_size, "type": kind, "mtime": found.st_mtime}
+    return status(data_path(url))
 
 
-def list_directory(url: str) -> list[dict[str, Any]]:
-    """What is in a directory: `name` (a data url), and as `file_status` says it."""
-    base = data_path(url)
-    entries = []
-    with os.scandir(base) as listing:
-        for entry in listing:
-            name = f"{url.strip('/')}/{entry.name}".lstrip("/")
-            found = entry.stat(follow_symlinks=True) if not entry.is_symlink() else os.lstat(entry.path)
-            kind = "directory" if entry.is_dir() else "file"
-            entries.append({"name": name, "size": found.st_size, "type": kind, "mtime": found.st_mtime})
-    return sorted(entries, key=lambda entry: str(entry["name"]))
+def list_directory(url: str) -> dict[str, dict[str, Any]]:
+    """What is in a directory: name -> `size`, `type`, `mtime`."""
+    return listing(data_path(url))
 
 
 def data_path(url: str) -> str:

@@ -51,7 +51,7 @@ class BulkMethods:
         def _arranged(
             self, f: Function, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Options
         ) -> tuple[Function, tuple[Any, ...], dict[str, Any]]: ...
-        def _job(self, job: JobOrId) -> Job: ...
+        def job(self, job: JobOrId) -> Job: ...
         def cancel(self, jobs: JobOrId | Iterable[JobOrId]) -> list[str]: ...
 
     def _forget_bulk(self) -> None:
@@ -145,7 +145,7 @@ class BulkMethods:
         """The results of these jobs, in this order; waits for all of them. The first failure (in order) cancels the
         others and is raised. TimeoutError: `timeout` seconds have passed."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        jobs = [self._job(one) for one in job_ids]
+        jobs = [self.job(one) for one in job_ids]
         with cancelled_by_interrupt(jobs):
             for one in jobs:
                 error = one.exception(None if deadline is None else max(0.0, deadline - time.monotonic()))

@@ -191,6 +191,14 @@ class DataMethods:
         for url in urls:
             where.delete(self._url(url))
 
+    def remove_directory(self, url: str) -> None:
+        """Removes an empty directory of the tree."""
+        where = self.tree()
+        if where.mounted:
+            os.rmdir(where.path(self._url(url)))
+        else:
+            self._on_node("delete_directory", self._url(url))
+
     def reducetree(self, pattern: str) -> list[str]:
         """Removes the files that match, all of their copies, and returns their data urls.
 

@@ -16,6 +16,7 @@ __all__ = [
     "JobCancelled",
     "JobTimeout",
     "JobUnknown",
+    "KeyLost",
     "KitchenSinkError",
     "NodeLost",
     "NotAuthorized",
@@ -129,6 +130,13 @@ class JobUnknown(KitchenSinkError, LookupError):
     """No job has this id, or it ended so long ago that its result is not kept any more."""
 
 
+class KeyLost(KitchenSinkError, KeyError):
+    """No node has the value of a key of a `Pool` any more."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
 class NodeLost(KitchenSinkError):
     """The node that ran the call is gone; the call may or may not have done its work."""
 
@@ -175,6 +183,7 @@ _BY_KIND: dict[str, type[Exception]] = {
         JobCancelled,
         JobTimeout,
         JobUnknown,
+        KeyLost,
         KitchenSinkError,
         NodeLost,
         NotAuthorized,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import contextlib
 import html
@@ -227,6 +226,8 @@ class Job(Future):  # type: ignore[type-arg]
         return self._in_loop().__await__()
 
     async def _in_loop(self) -> Any:
+        import asyncio
+
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
 

@@ -80,11 +80,7 @@ class MapMethods:
         >>> for size in c.imap(os.path.getsize, paths, ordered=False, progress=True):
         ...     total += size
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        jobs: list[Job] = []
-        with cancelled_by_interrupt(jobs):
-            self._submit(f, iterables, kwargs, jobs)
-        return _results(jobs, ordered, progress, deadline)
+        return results(self.submit_many(f, *iterables, **kwargs), ordered, progress, timeout)
 
     def submit_many(self, f: Function, *iterables: Iterable[Any], **kwargs: Any) -> list[Job]:
         """As `map`, but returns the jobs at once."""
@@ -119,6 +115,12 @@ def _wait_in_order(jobs: list[Job], deadline: float | None) -> None:
         error = job.exception(_left(deadline))
         if error is not None:
             raise error
+
+
+def results(jobs: list[Job], ordered: bool, progress: bool | None, timeout: float | None) -> Iterator[Any]:
+    """The results of jobs, each as soon as it is there. The time runs from here. Whoever leaves the loop, by an error
+    or otherwise, cancels what still goes on."""
+    return _results(jobs, ordered, progress, None if timeout is None else time.monotonic() + timeout)
 
 
 def _results(jobs: list[Job], ordered: bool, progress: bool | None, deadline: float | None) -> Iterator[Any]:

@@ -57,10 +57,15 @@ def register_rpc(rpc: RPC, name: str) -> None:
 
 
 def load_modules() -> None:
-    """Imports the modules that this worker's node serves, each once. Errors: what their import raises."""
+    """Imports the modules that this worker's node serves, each once. Errors: KitchenSinkError, if one cannot be."""
     for name in filter(None, os.environ.get("KS_MODULES", "").split(",")):
         if name not in _loaded:
-            importlib.import_module(name)
+            try:
+                importlib.import_module(name)
+            except Exception as error:
+                node = os.environ.get("KS_NODE_NAME", "this node")
+                reason = f"{type(error).__name__}: {error}"
+                raise KitchenSinkError(f"{name}, which {node} serves, cannot be imported there: {reason}") from error
             _loaded.add(name)
 
 
@@ -70,12 +75,12 @@ def resolve(reference: str, registered_only: bool = False) -> Function:
     space, colon, name = reference.partition(":")
     if not colon or not space or not name:
         raise KitchenSinkError(f"{reference!r} names no function: it should read module:function")
+    if space == builtins.__name__:
+        return _built_in(name, registered_only)
     load_modules()
     for rpc in _spaces.get(space, ()):
         if name in rpc.functions:
             return rpc.functions[name]
-    if space == builtins.__name__:
-        return _built_in(name, registered_only)
     if registered_only:
         return _served(space, name)
     if space in _spaces or space == "default":

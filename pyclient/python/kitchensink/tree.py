@@ -11,6 +11,7 @@ import contextlib
 import fnmatch
 import os
 import posixpath
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -68,6 +69,22 @@ def _files(mountpoint: str, base: str) -> Iterator[str]:
             yield name if below == "." else f"{below}/{name}"
 
 
+def status(path: str) -> dict[str, Any]:
+    """What `stat` says of a path: `size`, `type` (`file` or `directory`), `mtime`. Errors: FileNotFoundError."""
+    found = os.stat(path)
+    kind = "directory" if stat.S_ISDIR(found.st_mode) else "file"
+    return {"size": 0 if kind == "directory" else found.st_size, "type": kind, "mtime": found.st_mtime}
+
+
+def listing(path: str) -> dict[str, dict[str, Any]]:
+    """What is in a directory: name -> `status`. Errors: FileNotFoundError, NotADirectoryError."""
+    entries = {}
+    for name in sorted(os.listdir(path)):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile, or a link to nowhere
+            entries[name] = status(os.path.join(path, name))
+    return entries
+
+
 @contextlib.contextmanager
 def fresh_file(path: str, format: str | None = None) -> Iterator[IO[bytes]]:
     """A file to be written, which takes the place of `path` when it is whole. It is read-only for nobody and seen by
@@ -114,7 +131,7 @@ class Tree:
             raise KitchenSinkError(f"{url}: the tree is not mounted here")
         return os.path.join(self.mountpoint, url)
 
-    def _there(self, function: str, *args: Any, **keywords: Any) -> Any:
+    def there(self, function: str, *args: Any, **keywords: Any) -> Any:
         """A built-in function, run on a node that has its file."""
         if self._client is None:
             raise KitchenSinkError(f"{function}: there is no client and no mount")
@@ -129,13 +146,13 @@ class Tree:
         """Bytes of a file. Errors: FileNotFoundError."""
         if self.mounted:
             return os.stat(self.path(url)).st_size
-        return int(self._there("file_size", url, **self._near(url)))
+        return int(self.there("file_size", url, **self._near(url)))
 
     def format(self, url: str) -> str | None:
         """How the object in a file was serialized; None: it is not known to be one."""
         if self.mounted:
             return format_of(self.path(url))
-        found = self._there("file_format", url, **self._near(url))
+        found = self.there("file_format", url, **self._near(url))
         return None if found is None else str(found)
 
     def read(self, url: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -145,7 +162,7 @@ class Tree:
                 file.seek(offset)
                 return file.read() if length is None else file.read(length)
         if length is not None and length <= PIECE_BYTES:
-            return bytes(self._there("read_file", url, offset, length, **self._near(url)))
+            return bytes(self.there("read_file", url, offset, length, **self._near(url)))
         return b"".join(self.pieces(url, offset, length))
 
     def pieces(self, url: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
@@ -204,20 +221,20 @@ class Tree:
         first = source.read(PIECE_BYTES)
         rest = source.read(PIECE_BYTES)
         if not rest:
-            self._there("store_file", url, first, format, **where)
+            self.there("store_file", url, first, format, **where)
             return
-        part = self._there("begin_file", url, first, **where)
+        part = self.there("begin_file", url, first, **where)
         where = {"_node": part["node"]}
         offset = len(first)
         try:
             while rest:
-                self._there("write_file", part["path"], offset, rest, **where)
+                self.there("write_file", part["path"], offset, rest, **where)
                 offset += len(rest)
                 rest = source.read(PIECE_BYTES)
-            self._there("end_file", part["path"], url, format, **where)
+            self.there("end_file", part["path"], url, format, **where)
         except BaseException:
             with contextlib.suppress(Exception):
-                self._there("delete_file", part["path"], **where)
+                self.there("delete_file", part["path"], **where)
             raise
 
     def delete(self, url: str) -> None:
@@ -225,7 +242,7 @@ class Tree:
         if self.mounted:
             os.unlink(self.path(url))
         else:
-            self._there("delete_file", url)
+            self.there("delete_file", url)
 
 
 def _default_client() -> Client:

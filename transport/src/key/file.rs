@@ -21,11 +21,12 @@ pub(super) fn read_private(path: &Path, limit: u64) -> Result<String, KeyError> 
     };
     let file = File::open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
+    // First whether it can be a key at all: nobody is told to change the mode of something else.
+    if !metadata.is_file() || metadata.len() > limit {
+        return Err(KeyError::Malformed(path.to_owned()));
+    }
     if metadata.permissions().mode() & 0o077 != 0 {
         return Err(KeyError::TooOpen(path.to_owned()));
-    }
-    if metadata.len() > limit {
-        return Err(KeyError::Malformed(path.to_owned()));
     }
     let mut bytes = Vec::new();
     file.take(limit).read_to_end(&mut bytes).map_err(io)?;
