@@ -2,8 +2,8 @@
 pub mod copies;
 pub mod doctor;
 pub mod fetch;
-pub mod key;
 pub mod jobs;
+pub mod key;
 pub mod mount;
 pub mod nodes;
 pub mod run;

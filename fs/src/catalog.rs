@@ -3,6 +3,7 @@
 //! Keys (all begin with `ks:`): `ks:meta` (hash: format, cluster, next_ino) · `ks:i:<ino>` (encoded Inode) · `ks:d:<ino>` (hash: name -> Entry;
 //! the illegal names `/t` and `/n` keep the directory's change time and its number of subdirectories) · `ks:l:<ino>` (set of parent+name: further hard links) ·
 //! `ks:h:<ino>` (hash: NodeId -> encoded Holding) · `ks:nodes` (hash: NodeId -> encoded NodeInfo) · `ks:alive:<node>` (expires with the heart-beat) · `ks:events` (stream of encoded Events).
+//! Locks have keys of their own (`crate::locks`).
 //!
 //! Who takes part: `namespace` decides what a change is (pure), `transaction` is the change as a value (pure),
 //! `commit.lua` carries it out and tells it, `feed` is what was told, `cache` remembers what was read (pure), `reads`, `changes`, `adopt`, `events` and
@@ -39,8 +40,8 @@ use crate::{
 use memory::Memory;
 use namespace::{ParentTime, attributes, rename};
 use redis::Value;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use transaction::{Check, Operation, Place, Transaction};
 
 /// The format of what is in Redis; another one is refused.
@@ -132,6 +133,10 @@ pub struct Committed<T> {
 /// Told which inodes' records or directories others changed; `None`: all of them. Must not block.
 pub type OnChange = Arc<dyn Fn(Option<Ino>) + Send + Sync>;
 
+/// Told of messages on the channels that users of the catalog's connection subscribed to (the channel's name), and
+/// (`None`) when the connection was made anew. Must not block.
+pub type OnNews = Arc<dyn Fn(Option<&[u8]>) + Send + Sync>;
+
 /// Handle; cheap to clone.
 #[derive(Clone)]
 pub struct Catalog {
@@ -143,6 +148,7 @@ struct Shared {
     me: NodeId,
     memory: Arc<Memory>,
     on_change: OnChange,
+    on_news: Arc<OnceLock<OnNews>>,
     numbers: numbers::Numbers,
     nonce: AtomicU64,
     feed: Arc<feed::Feed>,
@@ -233,6 +239,7 @@ struct Listener {
     nodes: nodes::NodesMemory,
     feed: Arc<feed::Feed>,
     on_change: OnChange,
+    on_news: Arc<OnceLock<OnNews>>,
     own: Own,
 }
 
@@ -253,8 +260,17 @@ impl Listener {
                 self.nodes.forget();
                 self.feed.reset();
                 (self.on_change)(None);
+                self.news(None);
             }
-            Push::Message { .. } | Push::Invalidated(_) => {}
+            Push::Message { channel, .. } => self.news(Some(&channel)),
+            Push::Invalidated(_) => {}
+        }
+    }
+
+    /// Tells who listens to messages of other parts.
+    fn news(&self, channel: Option<&[u8]>) {
+        if let Some(on_news) = self.on_news.get() {
+            on_news(channel);
         }
     }
 
@@ -285,6 +301,7 @@ impl Catalog {
         let memory = Arc::new(Memory::default());
         let nodes = nodes::NodesMemory::default();
         let feed = Arc::new(feed::Feed::default());
+        let on_news: Arc<OnceLock<OnNews>> = Arc::default();
         let mut seed = [0u8; 8];
         let hash = blake3::hash(format!("{me} {} {}", std::process::id(), now()).as_bytes());
         seed.copy_from_slice(&hash.as_bytes()[..8]);
@@ -296,6 +313,7 @@ impl Catalog {
             nodes: nodes.clone(),
             feed: feed.clone(),
             on_change: on_change.clone(),
+            on_news: on_news.clone(),
             own,
         };
         let redis = Redis::connect(
@@ -312,6 +330,7 @@ impl Catalog {
                 me,
                 memory,
                 on_change,
+                on_news,
                 numbers: numbers::Numbers::default(),
                 nonce: AtomicU64::new(own.first_nonce),
                 feed,
@@ -324,6 +343,11 @@ impl Catalog {
     /// The connection, for others' keys.
     pub fn redis(&self) -> &Redis {
         &self.shared.redis
+    }
+
+    /// Who is told of messages on the connection; the first one is.
+    pub fn on_news(&self, on_news: OnNews) {
+        let _ = self.shared.on_news.set(on_news);
     }
 
     /// Whose handle this is.

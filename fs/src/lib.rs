@@ -6,6 +6,7 @@ pub mod copies;
 pub mod error;
 pub mod fetch;
 pub mod filesystem;
+pub mod locks;
 pub mod mount;
 pub mod path;
 pub mod peer;

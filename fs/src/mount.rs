@@ -48,6 +48,9 @@ pub enum MountError {
     /// A file, a symlink or the like.
     #[error("{0}: not a directory")]
     NotADirectory(PathBuf),
+    /// Only root mounts without a helper.
+    #[error("{0}: mounting as an ordinary user needs fusermount3; run: apt-get install fuse3")]
+    NoHelper(PathBuf),
     /// There is something that the mount would hide.
     #[error("{0}: not an empty directory")]
     NotEmpty(PathBuf),
@@ -107,7 +110,12 @@ impl Mount {
             Ok(session) => session,
             Err(error) => {
                 requests.end();
-                return Err(io(error));
+                let no_helper = error.kind() == std::io::ErrorKind::NotFound
+                    && !rustix::process::geteuid().is_root();
+                return Err(match no_helper {
+                    true => MountError::NoHelper(mountpoint.clone()),
+                    false => io(error),
+                });
             }
         };
         let notifier = Notifier::new(known);

@@ -7,7 +7,7 @@
 use super::{
     Caller, FileSystem, Handle, Opened,
     handles::{Content, NewHandle, Served},
-    open_plan::{self, Situation, Source},
+    open_plan::{self, Mode, Situation, Source},
     writing::{Stamp, Writing},
 };
 use crate::{
@@ -35,6 +35,8 @@ pub(super) struct Want {
     pub(super) write: bool,
     pub(super) truncate: bool,
     pub(super) append: bool,
+    /// Open for reading and writing: it can be mapped for writing.
+    pub(super) maps: bool,
 }
 
 impl Want {
@@ -42,6 +44,7 @@ impl Want {
         write: false,
         truncate: false,
         append: false,
+        maps: false,
     };
 
     pub(super) fn of(flags: i32) -> Self {
@@ -50,6 +53,7 @@ impl Want {
             write: flags & libc::O_ACCMODE != libc::O_RDONLY || truncate,
             truncate,
             append: flags & libc::O_APPEND != 0,
+            maps: flags & libc::O_ACCMODE == libc::O_RDWR,
         }
     }
 }
@@ -95,12 +99,15 @@ impl FileSystem {
             self.clear_privileges(ino).await?;
         }
         let group = self.note_open(&found, &served, who);
+        let fixed = !want.write && found.node().inode.home != self.me();
         let opened = self.register(NewHandle {
+            fixed,
             node: found.located.node,
             source: found.source,
             served: served.clone(),
             passthrough_allowed: !(want.write && privileged),
             append: want.append,
+            maps: want.maps,
             group,
         });
         if opened.is_err() {
@@ -157,11 +164,13 @@ impl FileSystem {
         let writing = self.start_writing(&node, file, false)?;
         let group = self.usage.group_of(who.pid);
         let opened = self.register(NewHandle {
+            fixed: false,
             node,
             source: Source::Local,
             served: Served::Writing(writing.clone()),
             passthrough_allowed: true,
             append: want.append,
+            maps: want.maps,
             group,
         });
         if opened.is_err() {
@@ -274,7 +283,7 @@ impl FileSystem {
         match &found.source {
             Source::Local if want.write => self.join_local(found, want).await.map(Served::Writing),
             Source::Local => {
-let file = match &found.file {
+                let file = match &found.file {
                     Some(file) => file.clone(),
                     None => Arc::new(self.open_plain(found, false, false).await?.0),
                 };
@@ -285,9 +294,9 @@ let file = match &found.file {
             }
             Source::Recreate => {
                 let node = found.node();
-                let file = self
-                    .store
-                    .create_for_writing(&found.path, node.ino, &node.inode)?;
+                let make =
+                    |path: &TreePath| self.store.create_for_writing(path, node.ino, &node.inode);
+                let file = self.applier.at_path(node.ino, make).await?;
                 let truncated = node.inode.size > 0;
                 self.start_writing(node, file, truncated)
                     .map(Served::Writing)
@@ -491,11 +500,19 @@ let file = match &found.file {
     }
 
     /// Forgets a handle; the last writer publishes what is not published.
-    pub async fn release(&self, handle: Handle) {
+    pub async fn release(self: &Arc<Self>, handle: Handle) {
         let Some(gone) = self.table.remove(handle) else {
             return;
         };
         self.unserve(gone.ino, &gone.served).await;
+        self.locks.released(gone.ino, handle).await;
+        let may_be_mapped = gone.maps && gone.mode == Mode::Passthrough;
+        let ino = gone.ino;
+        // Our own descriptor would count as a writer.
+        drop(gone);
+        if may_be_mapped && self.table.inode(ino).is_none() {
+            self.watch_mapping(ino).await;
+        }
     }
 
     pub(super) async fn release_writer(&self, ino: Ino, writing: &Writing) {

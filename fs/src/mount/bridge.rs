@@ -36,6 +36,7 @@ pub(super) struct Asked {
     pub(super) operation: &'static str,
     pub(super) ino: Ino,
     pub(super) pid: u32,
+    pub(super) patient: bool,
 }
 
 impl Asked {
@@ -44,6 +45,7 @@ impl Asked {
             operation,
             ino: ino.0,
             pid: request.pid(),
+            patient: false,
         }
     }
 
@@ -53,6 +55,11 @@ impl Asked {
             self.operation,
             "open" | "create" | "close" | "unlink" | "rename" | "mkdir"
         )
+    }
+
+    /// It may take as long as its caller waits.
+    pub(super) fn patient(self, patient: bool) -> Self {
+        Self { patient, ..self }
     }
 }
 
@@ -121,6 +128,7 @@ impl Bridge {
             ino: asked.ino,
             pid: asked.pid,
             since: Instant::now(),
+            patient: asked.patient,
             cancel: Box::new(move |error| {
                 let finish = slot.lock().unwrap().take();
                 if let Some(finish) = finish {

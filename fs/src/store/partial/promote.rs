@@ -42,6 +42,7 @@ impl Partial {
                 had_bytes: key.size,
             }),
             map: Mutex::new(map),
+            grown: tokio::sync::Notify::new(),
             is_closed: Mutex::new(true),
         })
     }
