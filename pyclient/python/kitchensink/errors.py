@@ -30,6 +30,7 @@ __all__ = [
     "RemoteTraceback",
     "TooManyJobs",
     "WorkerCrashed",
+    "WorkerMemoryExceeded",
 ]
 
 
@@ -126,6 +127,10 @@ class WorkerCrashed(KitchenSinkError):
         return f"{self.message}\n{self.stack}" if self.stack else self.message
 
 
+class WorkerMemoryExceeded(WorkerCrashed):
+    """The worker grew beyond the node's `--worker-memory-limit` and was ended; the message has both sizes."""
+
+
 class JobTimeout(KitchenSinkError, TimeoutError):
     """The call ran longer than its `_timeout` and was ended. (A `timeout` of `result` that passes is a plain
     TimeoutError.)"""
@@ -215,7 +220,8 @@ _BY_KIND: dict[str, type[Exception]] = {
 def from_failure(failure: dict[str, Any]) -> Exception:
     """The exception for a node's `Failed` (of a job or of a request): `kind` is its class's name."""
     kind, message = failure["kind"], failure["message"]
-    if kind == "WorkerCrashed":
-        return WorkerCrashed(message, failure.get("signal"), failure.get("exit_code"), failure.get("stack"))
+    if kind in ("WorkerCrashed", "WorkerMemoryExceeded"):
+        crash = WorkerCrashed if kind == "WorkerCrashed" else WorkerMemoryExceeded
+        return crash(message, failure.get("signal"), failure.get("exit_code"), failure.get("stack"))
     known = _BY_KIND.get(kind)
     return known(message) if known else KitchenSinkError(f"{kind}: {message}")
