@@ -2,7 +2,7 @@
 //!
 //! Who takes part: the catalog (names, attributes, versions), the store and its applier (plain files), the fetcher (contents
 //! from peers), other nodes' file systems (`crate::peer`). The parts: `open_plan` decides how an open is served, `handles` keeps
-//! what is open, `opening` opens, `data` reads and writes, `writing` publishes, `names` and `attributes` change the tree,
+//! what is open, `opening` opens (`ahead`: small remote files), `data` reads and writes, `writing` publishes, `names` and `attributes` change the tree,
 //! `remote` serves other nodes' handles, `locking` locks, `location` answers who holds what, `changes` hears of what others changed.
 //!
 //! What always holds: a file is written at its home and nowhere else; what `flush` acknowledged is in the catalog; every
@@ -32,9 +32,13 @@ use std::{
 
 use tokio::sync::Semaphore;
 
+mod ahead;
 mod attributes;
 mod changes;
+mod checking;
+pub(crate) mod copies;
 mod data;
+mod eviction;
 pub(crate) mod handles;
 mod location;
 mod locking;
@@ -42,15 +46,19 @@ mod mapped;
 mod names;
 mod open_plan;
 mod opening;
+mod pushing;
 mod remote;
+mod replicas;
 mod writing;
 mod xattrs;
 
 pub use changes::{Change, Watcher};
+pub use checking::{CheckedCopy, Verified};
 pub use data::WriteManner;
 pub use location::{Copy_, Where};
 pub use locking::Locking;
 pub use names::NAME_BYTES_MAX;
+pub use pushing::{PushProgress, Pushed};
 pub(crate) use remote::Remote;
 pub(crate) use writing::Stamp;
 
@@ -103,6 +111,24 @@ impl Opened {
     }
 }
 
+/// What is kept here of other nodes' files, and of this node's on others.
+#[derive(Clone, Copy, Debug)]
+pub struct Keeping {
+    /// How much fetched data is kept.
+    pub cache_limit: crate::copies::eviction::CacheLimit,
+    /// A node that has not been heard of for so long: copies it had are made again elsewhere.
+    pub repair_after: std::time::Duration,
+}
+
+impl Default for Keeping {
+    fn default() -> Self {
+        Self {
+            cache_limit: Default::default(),
+            repair_after: std::time::Duration::from_secs(600),
+        }
+    }
+}
+
 /// What a node is started with (the file system's part).
 pub struct FileSystemOptions {
     /// The data directory.
@@ -117,6 +143,8 @@ pub struct FileSystemOptions {
     pub read_only: bool,
     /// Whether whole local files may be handed to the kernel.
     pub passthrough: bool,
+    /// How much is kept.
+    pub keeping: Keeping,
 }
 
 /// The whole file system of a node.
@@ -193,6 +221,7 @@ impl FileSystem {
         pool: PeerPool,
     ) -> Result<Arc<Self>, FsError> {
         let events = changes::Events::default();
+        store.set_node_name(&options.node_name);
         let applier = Applier::start(store.clone(), catalog.clone(), events.on_event()).await?;
         let hasher = Hasher::start(store.clone(), catalog.clone());
         let report =
@@ -207,6 +236,7 @@ impl FileSystem {
         let fetcher = Fetcher::new(
             store.clone(),
             catalog.clone(),
+            applier.clone(),
             pool.clone(),
             options.memory_limit_bytes,
             options.read_only,
@@ -237,15 +267,19 @@ impl FileSystem {
             counts: Counts::default(),
         });
         events.attach(&file_system);
+        eviction::spawn(&file_system);
+        replicas::spawn(&file_system);
         Ok(file_system)
     }
 
     /// The peers' side: handlers for the endpoint (BLOCKS, FILES).
     pub fn handlers(self: &Arc<Self>) -> Vec<(StreamKind, Arc<dyn Handler>)> {
         let files = crate::peer::server::FileServer::new(self);
+        let copies = crate::copies::server::CopyServer::new(self);
         vec![
             (StreamKind::BLOCKS, self.blocks.clone()),
             (StreamKind::FILES, Arc::new(files)),
+            (crate::copies::COPIES, Arc::new(copies)),
         ]
     }
 

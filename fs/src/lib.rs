@@ -2,6 +2,7 @@
 //! and the thin FUSE face (mount). Knows no Python and no jobs.
 
 pub mod catalog;
+pub mod copies;
 pub mod error;
 pub mod fetch;
 pub mod filesystem;

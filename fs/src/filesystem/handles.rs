@@ -402,6 +402,12 @@ impl Table {
         state.writing.clone()
     }
 
+    /// Whether it is open for writing here, by whomever.
+    pub(crate) fn is_written(&self, ino: Ino) -> bool {
+        let inode = self.inode(ino);
+        inode.is_some_and(|inode| inode.state.lock().unwrap().writers > 0)
+    }
+
     /// Whether this is the last writer; it publishes before it goes.
     pub(crate) fn is_last_writer(&self, ino: Ino) -> bool {
         let inode = self.inode(ino);

@@ -77,7 +77,7 @@ impl FileSystem {
         who: Caller,
     ) -> Result<Node_, FsError> {
         if kind == Kind::File {
-            return Ok(self.create_file(parent, name, mode, who).await?.0);
+            return Ok(self.create_file(parent, name, mode, who, false).await?.0);
         }
         if target.len() > TARGET_BYTES_MAX {
             return Err(FsError::NameTooLong);
@@ -109,13 +109,14 @@ impl FileSystem {
         }
     }
 
-    /// Enters a new file and makes its plain file; its home is this node.
+    /// Enters a new file and makes its plain file; its home is this node. `is_written`: by the one who asks, from now on.
     pub(super) async fn create_file(
         &self,
         parent: Ino,
         name: &[u8],
         mode: u32,
         who: Caller,
+        is_written: bool,
     ) -> Result<(Node_, File), FsError> {
         if self.options.read_only {
             return Err(FsError::ReadOnly(
@@ -125,7 +126,10 @@ impl FileSystem {
         let inode = self.new_inode(parent, name, Kind::File, mode, who).await?;
         let committed = self.enter(parent, name, inode).await?;
         let node = committed.value;
-        let create = |path: &TreePath| self.store.create(path, node.ino, &node.inode);
+        let create = |path: &TreePath| match is_written {
+            true => self.store.create_for_writing(path, node.ino, &node.inode),
+            false => self.store.create(path, node.ino, &node.inode),
+        };
         let made = self
             .applier
             .at_new_path(committed.event, (parent, name), node.ino, create)

@@ -1,4 +1,9 @@
 //! Opening and creating: from a number to a handle.
+//!
+//! Every open asks the catalog, so that close-to-open holds, with one exception: while Redis is known to be away (no connection,
+//! and nothing heard of it for `redis_client::AWAY_AFTER`) a file is opened for reading as it is remembered, where its whole
+//! current copy is here by both the remembered record and its own `user.ks`. Versions can still be published then by nodes
+//! that reach Redis while this one does not: what is read may be older than those, and is never a mix. Writing waits or fails.
 use super::{
     Caller, FileSystem, Handle, Opened,
     handles::{Content, NewHandle, Served},
@@ -66,6 +71,8 @@ pub(super) struct Found {
     pub(super) located: Located,
     pub(super) path: TreePath,
     pub(super) source: Source,
+    /// The plain file that was looked at, open for reading.
+    pub(super) file: Option<Arc<File>>,
 }
 
 impl Found {
@@ -83,8 +90,10 @@ impl FileSystem {
         who: Caller,
     ) -> Result<Opened, FsError> {
         let want = Want::of(flags);
+        let ahead = self.fetch_ahead(ino, want, who.pid);
         let found = self.find(ino, want).await?;
         let served = self.serve(&found, want).await?;
+        drop(ahead);
         let privileged = found.node().inode.mode & PRIVILEGE_BITS != 0 && who.uid != 0;
         if want.truncate && privileged {
             self.clear_privileges(ino).await?;
@@ -129,7 +138,7 @@ impl FileSystem {
         who: Caller,
     ) -> Result<(Node_, Opened), FsError> {
         let want = Want::of(flags);
-        match self.create_file(parent, name, mode, who).await {
+        match self.create_file(parent, name, mode, who, true).await {
             Ok((node, file)) => {
                 let opened = self.open_created(node.clone(), file, want, who).await?;
                 Ok((node, opened))
@@ -170,7 +179,7 @@ impl FileSystem {
         opened
     }
 
-    /// The plain file of a file that has no content yet, for writing.
+    /// The plain file of a file that has no content yet, made by `create_for_writing`.
     fn start_writing(
         &self,
         node: &Node_,
@@ -188,7 +197,7 @@ impl FileSystem {
             mtime: stamp.mtime,
             blake3: None,
         };
-        let fresh = Writing::start(&self.store, file, meta, truncated)?;
+        let fresh = Writing::marked(file, meta, truncated);
         let joined = self.table.join_writing(node, Some(Arc::new(fresh)));
         Ok(joined.expect("a fresh one was given"))
     }
@@ -219,13 +228,39 @@ impl FileSystem {
     }
 
     async fn find_once(&self, ino: Ino, want: Want) -> Result<Found, FsError> {
-        let located = self.catalog.located(ino).await?.ok_or(FsError::Stale)?;
+        if let Some(found) = self.find_while_away(ino, want).await {
+            return Ok(found);
+        }
+        match self.catalog.located(ino).await {
+            Ok(located) => self.find_at(located.ok_or(FsError::Stale)?, want).await,
+            // It was not known before that Redis is away.
+            Err(error) => match self.find_while_away(ino, want).await {
+                Some(found) => Ok(found),
+                None => Err(error.into()),
+            },
+        }
+    }
+
+    /// What needs nobody's word while Redis is away: a whole current copy here (see the module).
+    async fn find_while_away(&self, ino: Ino, want: Want) -> Option<Found> {
+        if want.write {
+            return None;
+        }
+        let node = self.catalog.remembered_while_away(ino)?;
+        let holders = Vec::new();
+        let found = self.find_at(Located { node, holders }, want).await.ok()?;
+        matches!(found.source, Source::Local | Source::Empty).then_some(found)
+    }
+
+    async fn find_at(&self, located: Located, want: Want) -> Result<Found, FsError> {
         let inode = &located.node.inode;
+        let ino = located.node.ino;
         let path = self.catalog.path_of(ino).await?.ok_or(FsError::Stale)?;
         let held = |(node, _): &(NodeId, Holding)| *node == self.me();
-        let copy = match inode.home == self.me() || located.holders.iter().any(held) {
-            true => self.store.copy_state(&path, ino, inode),
-            false => CopyState::Absent,
+        let may_be_here = located.holders.is_empty() || located.holders.iter().any(held);
+        let (copy, file) = match inode.home == self.me() || may_be_here {
+            true => self.store.copy_and_file(&path, ino, inode),
+            false => (CopyState::Absent, None),
         };
         let source = open_plan::source(&Situation {
             inode,
@@ -239,6 +274,7 @@ impl FileSystem {
             path,
             source,
             located,
+            file: file.map(Arc::new),
         })
     }
 
@@ -247,12 +283,19 @@ impl FileSystem {
         match &found.source {
             Source::Local if want.write => self.join_local(found, want).await.map(Served::Writing),
             Source::Local => {
-                let (file, _) = self.open_plain(found, false, false).await?;
-                Ok(Served::Own(Content::Local(Arc::new(file))))
+                let file = match &found.file {
+                    Some(file) => file.clone(),
+                    None => Arc::new(self.open_plain(found, false, false).await?.0),
+                };
+                if found.node().inode.home != self.me() {
+                    super::on_disk(|| self.store.note_used(&file));
+                }
+                Ok(Served::Own(Content::Local(file)))
             }
             Source::Recreate => {
                 let node = found.node();
-                let make = |path: &TreePath| self.store.create(path, node.ino, &node.inode);
+                let make =
+                    |path: &TreePath| self.store.create_for_writing(path, node.ino, &node.inode);
                 let file = self.applier.at_path(node.ino, make).await?;
                 let truncated = node.inode.size > 0;
                 self.start_writing(node, file, truncated)
@@ -260,6 +303,17 @@ impl FileSystem {
             }
             Source::Empty => Ok(Served::Own(Content::Empty)),
             Source::Remote { holders } => self.serve_remote(found, holders).await,
+            Source::Forward(_) if self.find_new_home(&found.located).await? => {
+                let found = self.find(found.node().ino, want).await?;
+                match &found.source {
+                    // It died, too, while we looked: the next open tries again.
+                    Source::Forward(home) => {
+                        let forwarded = self.forward(&found, *home, true, want.truncate).await?;
+                        Ok(Served::Forwarded(Arc::new(forwarded)))
+                    }
+                    _ => Box::pin(self.serve(&found, want)).await,
+                }
+            }
             Source::Forward(home) => {
                 let forwarded = self.forward(found, *home, true, want.truncate).await?;
                 Ok(Served::Forwarded(Arc::new(forwarded)))

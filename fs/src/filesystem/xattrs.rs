@@ -75,7 +75,11 @@ impl FileSystem {
     /// The names of an inode's attributes (the program's are not listed: copying tools would try to set them).
     pub async fn list_xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>, FsError> {
         let inode = self.catalog.node(ino).await?.ok_or(FsError::Stale)?.inode;
-        Ok(inode.xattrs.keys().cloned().collect())
+        let names = inode.xattrs.keys();
+        Ok(names
+            .filter(|name| name.starts_with(USER_PREFIX))
+            .cloned()
+            .collect())
     }
 
     /// Sets (`Some`) or removes an attribute; `flags` as setxattr has them.

@@ -49,6 +49,14 @@ impl Asked {
         }
     }
 
+    /// Whether it asks the catalog in any case: then it is begun where it will wait, and wakes one thread instead of two.
+    fn always_waits(&self) -> bool {
+        matches!(
+            self.operation,
+            "open" | "create" | "close" | "unlink" | "rename" | "mkdir"
+        )
+    }
+
     /// It may take as long as its caller waits.
     pub(super) fn patient(self, patient: bool) -> Self {
         Self { patient, ..self }
@@ -88,9 +96,11 @@ impl Bridge {
     {
         let mut work = Box::pin(work);
         let _runtime = self.runtime.enter();
-        let mut context = Context::from_waker(Waker::noop());
-        if let Poll::Ready(result) = work.as_mut().poll(&mut context) {
-            return finish(self, result);
+        if !asked.always_waits() {
+            let mut context = Context::from_waker(Waker::noop());
+            if let Poll::Ready(result) = work.as_mut().poll(&mut context) {
+                return finish(self, result);
+            }
         }
         let slot = Arc::new(Mutex::new(Some(finish)));
         let number = self.requests.hold(self.held(asked, slot.clone()));

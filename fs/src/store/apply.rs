@@ -30,7 +30,7 @@ use position::PositionFile;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, watch};
 
 /// How long an own change that comes by in the stream waits for its maker to apply it.
 const MAKER_WAIT: Duration = Duration::from_millis(50);
@@ -42,8 +42,6 @@ pub const CATCH_UP_WAIT: Duration = Duration::from_secs(2);
 const BATCH_MAX: usize = 500;
 /// How often an event that the disk does not take is tried.
 const ATTEMPTS_MAX: usize = 3;
-/// After events, before more are asked for: what comes in bursts is taken together. Whoever waits cuts it short.
-const BREATH: Duration = Duration::from_millis(2);
 /// Between attempts, and when the catalog does not answer; doubled up to the longest.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(50);
 /// See `PAUSE_SHORTEST`.
@@ -69,8 +67,6 @@ struct Shared {
     /// have deadlines; whoever waits for the lock has one of its own.
     order: Mutex<PositionFile>,
     position: watch::Sender<EventId>,
-    /// Somebody waits for events.
-    hurry: Notify,
     /// Caught up: from now on there are makers of own changes.
     has_started: AtomicBool,
 }
@@ -105,7 +101,6 @@ impl Applier {
             on_event,
             order: Mutex::new(file),
             position: watch::Sender::new(position),
-            hurry: Notify::new(),
             has_started: AtomicBool::new(false),
         });
         reconcile::place_parked(&shared.local(), position).await?;
@@ -137,7 +132,7 @@ impl Applier {
         let mut wanted = EventId::default();
         let wait = async {
             wanted = self.shared.catalog.last_event().await?;
-            self.shared.hurry.notify_one();
+            self.shared.catalog.wake_events();
             // The sender lives as long as we do.
             let _ = position.wait_for(|position| *position >= wanted).await;
             Ok(())
@@ -207,9 +202,23 @@ impl Applier {
     }
 }
 
+/// Whether an event may change the data directory of `me`.
+fn has_effect(event: &Event, me: NodeId) -> bool {
+    match event {
+        Event::Linked { .. } => false,
+        Event::Published { home, .. } => *home != me,
+        _ => true,
+    }
+}
+
 impl Drop for Applier {
     fn drop(&mut self) {
         self.follower.abort();
+        if let Ok(mut file) = self.shared.order.try_lock()
+            && let Err(error) = file.finish()
+        {
+            tracing::debug!(%error, "events without an effect are looked at again at the next start");
+        }
     }
 }
 
@@ -253,11 +262,11 @@ impl Shared {
                     let me = self.store.node_id();
                     return self.advance(&mut order, event_id, Some((me, event)));
                 }
-            } else {
-                self.hurry.notify_one();
-                if position.changed().await.is_err() {
-                    return Err(self.behind(event_id, OWN_WAIT));
-                }
+                continue;
+            }
+            self.catalog.wake_events();
+            if position.changed().await.is_err() {
+                return Err(self.behind(event_id, OWN_WAIT));
             }
         }
     }
@@ -267,10 +276,7 @@ impl Shared {
         let mut pause = PAUSE_SHORTEST;
         loop {
             match self.follow_once().await {
-                Ok(()) => {
-                    pause = PAUSE_SHORTEST;
-                    let _ = tokio::time::timeout(BREATH, self.hurry.notified()).await;
-                }
+                Ok(()) => pause = PAUSE_SHORTEST,
                 Err(error) => {
                     tracing::warn!(%error, "events cannot be applied now; trying again");
                     tokio::time::sleep(pause).await;
@@ -282,13 +288,9 @@ impl Shared {
 
     /// Waits for events and applies them.
     async fn follow_once(&self) -> Result<(), StoreError> {
-        match self.catalog.events(self.position(), BATCH_MAX).await? {
+        let read = self.catalog.events_after(|| self.position(), BATCH_MAX);
+        match read.await? {
             Ok(events) => {
-                if !events.is_empty() {
-                    // The events came on a connection of their own. Redis pushes what they changed before it answers on
-                    // the catalog's: after this, what the catalog remembers is not older than they are.
-                    self.catalog.last_event().await?;
-                }
                 for (id, origin, event) in events {
                     self.apply_next(id, origin, &event).await?;
                 }
@@ -332,8 +334,7 @@ impl Shared {
     /// This node's own change, seen in the stream before its maker has come to apply it: what the catalog remembers may be of
     /// before the change until then. One that nobody comes for (the scan's) is applied a little later.
     async fn leave_to_its_maker(&self, id: EventId, event: &Event) {
-        let has_effect = !matches!(event, Event::Linked { .. } | Event::Published { .. });
-        if !has_effect || !self.has_started.load(Ordering::Acquire) {
+        if !has_effect(event, self.store.node_id()) || !self.has_started.load(Ordering::Acquire) {
             return;
         }
         let mut position = self.position.subscribe();
@@ -359,7 +360,11 @@ impl Shared {
         position: EventId,
         told: Option<(NodeId, &Event)>,
     ) -> Result<(), StoreError> {
-        file.write(position)?;
+        let me = self.store.node_id();
+        match told {
+            Some((_, event)) if !has_effect(event, me) => file.note(position)?,
+            _ => file.write(position)?,
+        }
         self.store.stamp_position(position);
         if let Some((origin, event)) = told {
             (self.on_event)(origin, event);
