@@ -44,6 +44,19 @@ def wait_for_hash(cluster, path):
     wait_for(lambda: cluster[3].ks_json("where", f"/ks/{path}")[0]["blake3"], 60, f"the hash of {path}")
 
 
+def test_a_file_that_is_being_hashed_is_read_at_once(make_cluster):
+    cluster = make_cluster(2)
+    sparse = cluster[2].datadir / "sparse"
+    with open(sparse, "wb") as file:
+        file.truncate(60 * GIB)
+        file.seek(50 * GIB)
+        file.write(b"here it is")
+    cluster.start()
+    read = cluster[1].exec(["dd", "if=/ks/sparse", "bs=1M", f"skip={50 * 1024}", "count=1", "status=none"])
+    assert read.stdout[:10] == b"here it is" and len(read.stdout) == MIB
+    assert read.seconds < 8, "the hash of all of it takes longer"
+
+
 def test_a_remote_gib_is_the_same_and_then_it_is_here(cluster):
     original = cluster[3].datadir / "gib"
     node = cluster[1]

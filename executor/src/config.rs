@@ -4,6 +4,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Command};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The port nodes listen on when none is given.
 pub const DEFAULT_PORT: u16 = 6323;
@@ -54,6 +55,28 @@ impl std::str::FromStr for Size {
             return Err(format!("'{text}' is more than there is anywhere"));
         }
         Ok(Size::Bytes((number * factor) as u64))
+    }
+}
+
+/// A time as people write it: `90`, `90s`, `10m`, `2h`, `7d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub std::time::Duration);
+
+impl std::str::FromStr for Span {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("'{text}' is not a time: write 90s, 10m, 2h or 7d");
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let number: u64 = digits.parse().map_err(|_| wrong())?;
+        let factor = match &text[digits.len()..] {
+            "" | "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => 86_400,
+            _ => return Err(wrong()),
+        };
+        let seconds = number.checked_mul(factor).ok_or_else(wrong)?;
+        Ok(Self(std::time::Duration::from_secs(seconds)))
     }
 }
 
@@ -161,6 +184,24 @@ pub struct MountArgs {
     /// Store nothing new on this node
     #[arg(long, env = "KS_READ_ONLY")]
     pub read_only: bool,
+    /// How much fetched data to keep; a share is of the disk's free space
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "KS_CACHE_LIMIT",
+        default_value = "50%",
+        id = "cache-limit"
+    )]
+    pub cache_limit: Size,
+    /// A node that stays away for so long: copies that it had are made again elsewhere (90s, 10m, 2h)
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "KS_REPAIR_AFTER",
+        default_value = "10m",
+        id = "repair-after"
+    )]
+    pub repair_after: Span,
     /// How much of the disk to leave free
     #[arg(
         long,
@@ -188,6 +229,17 @@ pub struct MountArgs {
         id = "data-threshold"
     )]
     pub data_threshold: Size,
+    /// A worker that grows beyond this is ended, and the call that it ran fails with the reason [default: no limit]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "KS_WORKER_MEMORY_LIMIT",
+        id = "worker-memory-limit"
+    )]
+    pub worker_memory_limit: Option<Size>,
+    /// How long results are kept for who asks for them later, in s, m, h or d
+    #[arg(long, value_name = "TIME", env = "KS_RESULT_TTL", default_value = "24h", value_parser = parse_time)]
+    pub result_ttl: Duration,
     /// The cluster's secret; made at the first start [default: ~/.config/ks/cluster.key]
     #[arg(long, value_name = "FILE", env = "KS_CLUSTER_KEY")]
     pub cluster_key: Option<PathBuf>,
@@ -217,6 +269,26 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
             port.parse().map_err(|_| wrong())?,
         ))),
         None => Err(wrong()),
+    }
+}
+
+/// `90`, `90s`, `15m`, `24h` or `7d`.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}': write a number of s, m, h or d, for example 24h");
+    let unit_seconds = match text.as_bytes().last() {
+        Some(b'm') => 60,
+        Some(b'h') => 3600,
+        Some(b'd') => 24 * 3600,
+        _ => 1,
+    };
+    let number = text.trim_end_matches(['s', 'm', 'h', 'd']);
+    if text.len() - number.len() > 1 {
+        return Err(wrong());
+    }
+    let count: u64 = number.parse().map_err(|_| wrong())?;
+    match count.checked_mul(unit_seconds) {
+        Some(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
+        _ => Err(wrong()),
     }
 }
 

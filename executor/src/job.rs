@@ -38,6 +38,8 @@ pub enum StopReason {
     Cancelled,
     /// It ran longer than `_timeout`.
     TimedOut,
+    /// Its worker grew beyond the limit.
+    OverMemory,
     /// The claim went to another node (this one was thought dead).
     Withdrawn,
 }
@@ -64,6 +66,8 @@ pub enum Event {
     WorkerDied,
     /// Somebody cancels it.
     CancelAsked,
+    /// Its worker takes more memory than it may.
+    OverMemory,
     /// It is not this node's any more.
     Withdrawn,
     /// Time has passed.
@@ -92,6 +96,8 @@ pub enum Ending {
     Cancelled,
     /// Stopped by its time limit.
     TimedOut,
+    /// Stopped as its worker grew beyond the limit.
+    OverMemory,
     /// Not ours to end: nothing is told, nothing recorded.
     Withdrawn,
 }
@@ -101,6 +107,7 @@ impl From<StopReason> for Ending {
         match reason {
             StopReason::Cancelled => Ending::Cancelled,
             StopReason::TimedOut => Ending::TimedOut,
+            StopReason::OverMemory => Ending::OverMemory,
             StopReason::Withdrawn => Ending::Withdrawn,
         }
     }
@@ -139,6 +146,9 @@ impl Life {
             (State::Running { .. }, Event::WorkerDied) => self.end(Ending::Crashed),
             (State::Running { .. }, Event::CancelAsked) => {
                 self.stop(StopReason::Cancelled, StopSignal::Interrupt, now_ms)
+            }
+            (State::Running { .. }, Event::OverMemory) => {
+                self.stop(StopReason::OverMemory, StopSignal::Kill, now_ms)
             }
             (State::Running { .. } | State::Stopping { .. }, Event::Withdrawn) => {
                 self.stop(StopReason::Withdrawn, StopSignal::Kill, now_ms)
@@ -214,6 +224,7 @@ mod tests {
             Just(Event::Answered),
             Just(Event::WorkerDied),
             Just(Event::CancelAsked),
+            Just(Event::OverMemory),
             Just(Event::Withdrawn),
             Just(Event::Tick),
         ]

@@ -1,11 +1,12 @@
 //! A whole node: store, catalog, file system, executor, mount, peers, put together and taken apart in order.
 //! Nothing is decided here but the order: what was started is ended when a later step fails.
-use crate::config::{MountArgs, with_port};
+use crate::config::{MountArgs, Size, with_port};
 use crate::service::{Executor, ExecutorOptions};
 use crate::session::{ControlSocket, NodeFacts};
 use anyhow::{Context, bail};
 use ks_fs::catalog::{Catalog, nodes::HEARTBEAT};
-use ks_fs::filesystem::{FileSystem, FileSystemOptions};
+use ks_fs::copies::eviction::CacheLimit;
+use ks_fs::filesystem::{FileSystem, FileSystemOptions, Keeping};
 use ks_fs::mount::{self, Mount};
 use ks_fs::record::NodeInfo;
 use ks_fs::redis_client::RedisTarget;
@@ -21,9 +22,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
+mod calls_thread;
 mod entrance;
 mod facts;
 
+use calls_thread::CallsThread;
 use entrance::Access;
 
 /// How long running calls may go on when the node ends in order.
@@ -57,6 +60,7 @@ pub struct Node {
     catalog: Catalog,
     fs: Arc<FileSystem>,
     executor: Arc<Executor>,
+    calls: CallsThread,
     mount: Mutex<Option<Mount>>,
     control: Mutex<Option<ControlSocket>>,
     heartbeat: tokio::task::JoinHandle<()>,
@@ -132,6 +136,13 @@ impl Node {
             memory_limit_bytes: options.memory_limit.of(u64::MAX) as usize,
             read_only: options.read_only,
             passthrough: !options.no_passthrough,
+            keeping: Keeping {
+                cache_limit: match options.cache_limit {
+                    Size::Bytes(bytes) => CacheLimit::Bytes(bytes),
+                    Size::Percent(percent) => CacheLimit::PercentOfFree(percent),
+                },
+                repair_after: options.repair_after.0,
+            },
         };
         let num_workers = options.num_workers.map_or_else(
             || std::thread::available_parallelism().map_or(1, usize::from),
@@ -148,10 +159,13 @@ impl Node {
             modules: options.modules.clone(),
             registered_only: options.registered_only,
             data_threshold: options.data_threshold.of(space.total),
+            result_ttl: options.result_ttl,
+            worker_memory_limit: options.worker_memory_limit.map(|limit| limit.of(u64::MAX)),
         };
         let info = foundation.info(&options, &executor_options, space)?;
         foundation.catalog.register(info).await?;
         let heartbeat = spawn_heartbeat(foundation.catalog.clone(), store.clone());
+        let calls = CallsThread::start().context("a thread for calls")?;
         let parts = async {
             let fs = FileSystem::start(
                 fs_options,
@@ -161,13 +175,13 @@ impl Node {
             )
             .await?;
             let _ = foundation.changes.set(fs.clone());
-            let executor = Executor::start(
+            let starting = Executor::start(
                 executor_options,
                 fs.clone(),
                 foundation.pool.clone(),
                 foundation.access.target.clone(),
-            )
-            .await?;
+            );
+            let executor = calls.run(starting).await??;
             anyhow::Ok((fs, executor))
         };
         let (fs, executor) = match parts.await {
@@ -191,6 +205,7 @@ impl Node {
             catalog: foundation.catalog.clone(),
             fs,
             executor,
+            calls,
             mount: Mutex::default(),
             control: Mutex::default(),
             heartbeat,
@@ -202,8 +217,11 @@ impl Node {
     async fn open_doors(self: &Arc<Self>) -> anyhow::Result<()> {
         let socket = control_socket(&self.fs.store().state_dir());
         let facts: Arc<dyn NodeFacts> = Arc::new(facts::Facts(Arc::downgrade(self)));
-        let control = ControlSocket::bind(&socket, self.executor.clone(), facts)
-            .with_context(|| format!("the control socket {}", socket.display()))?;
+        let bound = {
+            let _there = self.calls.handle().enter();
+            ControlSocket::bind(&socket, self.executor.clone(), facts)
+        };
+        let control = bound.with_context(|| format!("the control socket {}", socket.display()))?;
         *self.control.lock().expect("not poisoned") = Some(control);
         let (fs, mountpoint) = (self.fs.clone(), self.options.mountpoint.clone());
         let runtime = tokio::runtime::Handle::current();
@@ -353,19 +371,29 @@ fn spawn_heartbeat(catalog: Catalog, store: Arc<Store>) -> tokio::task::JoinHand
     })
 }
 
+/// The cluster's key; the first node makes it.
+fn cluster_key(options: &MountArgs) -> anyhow::Result<ClusterKey> {
+    let file = options.key_file()?;
+    if let (Some(host), false) = (&options.join, file.exists()) {
+        bail!(
+            "{}: there is no cluster key on this machine; copy it from the node to join: scp {}:.config/ks/cluster.key {}",
+            file.display(),
+            host.split(':').next().unwrap_or(host),
+            file.display()
+        );
+    }
+    let (key, new) = ClusterKey::load_or_create(&file)?;
+    if new {
+        tracing::info!("new cluster key {}", file.display());
+    }
+    Ok(key)
+}
+
 impl Foundation {
     /// Everything below the file system. What fails here leaves nothing behind.
     async fn lay(options: &MountArgs) -> anyhow::Result<Self> {
         let name = options.name()?;
-        let (key, new) = ClusterKey::load_or_create(&options.key_file()?)?;
-        if new {
-            tracing::info!("new cluster key {}", options.key_file()?.display());
-            if options.join.is_some() {
-                tracing::warn!(
-                    "a new key joins nobody: copy the key file of the node it shall join"
-                );
-            }
-        }
+        let key = cluster_key(options)?;
         let datadir = options.datadir.clone();
         let keep_free = options.keep_free;
         let store = tokio::task::spawn_blocking(move || open_store(&datadir, keep_free)).await??;
@@ -374,7 +402,7 @@ impl Foundation {
             .with_context(|| format!("--listen {}", options.listen))?;
         let pool = PeerPool::new(endpoint.clone());
         let address = options.advertised(endpoint.local_addr())?;
-        let (redis, access) = Access::find(options, &store, &pool).await?;
+        let (redis, access) = Access::find(options, &store, &pool, &key).await?;
         let changes = Arc::new(OnceLock::<Arc<FileSystem>>::new());
         let listener = changes.clone();
         let on_change = Arc::new(move |ino| {

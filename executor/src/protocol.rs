@@ -152,6 +152,16 @@ pub enum Ask {
         /// Every job of the cluster.
         all: bool,
     },
+    /// Answered by `Jobs`: those that have not ended.
+    Jobs {
+        /// At most so many, the oldest first.
+        limit: u32,
+    },
+    /// Answered by `Logs`.
+    Logs {
+        /// Which job.
+        job: JobId,
+    },
     /// Answered by `Nodes`: a map each, with name, id, address, alive, workers, queues, mountpoint, datadir, free_bytes, total_bytes, version, read_only.
     Nodes,
     /// Answered by `Status`.
@@ -164,6 +174,37 @@ pub enum Ask {
     /// Brings files to this node; `Progress` updates, then `Done`.
     Fetch {
         /// As in `Where`; a directory stands for the files below it.
+        paths: Vec<ByteBuf>,
+    },
+    /// Gives up this node's copies, never the last; answered by `Report`.
+    Drop {
+        /// As in `Fetch`.
+        paths: Vec<ByteBuf>,
+    },
+    /// Keeps this node's copies whatever else must go, or lets them go again; answered by `Report`.
+    Pin {
+        /// As in `Fetch`.
+        paths: Vec<ByteBuf>,
+        /// `false`: unpins.
+        pinned: bool,
+    },
+    /// Brings files to other nodes; `Progress` updates, then `Report`.
+    Push {
+        /// As in `Fetch`.
+        paths: Vec<ByteBuf>,
+        /// Node names; none: all nodes that keep files.
+        to: Vec<String>,
+    },
+    /// Keeps so many copies of files, or of the files below directories, from now on, and makes those that lack; answered by `Report`.
+    Replicate {
+        /// As in `Fetch`.
+        paths: Vec<ByteBuf>,
+        /// How many.
+        count: usize,
+    },
+    /// Re-reads every copy and mends damaged ones; answered by `Report`.
+    Verify {
+        /// As in `Fetch`.
         paths: Vec<ByteBuf>,
     },
     /// Answered by `Pong`.
@@ -219,6 +260,9 @@ pub enum Answer {
         datadir: ByteBuf,
         /// For people: program and version.
         program: String,
+        /// Addresses (`host:port`) of the other nodes that live: where a client goes on when this one dies.
+        #[serde(default)]
+        peers: Vec<String>,
     },
     /// Every job is recorded, or has ended with the reason why not.
     Accepted,
@@ -227,12 +271,30 @@ pub enum Answer {
         /// Their names.
         jobs: Vec<JobId>,
     },
+    /// Jobs that have not ended.
+    Jobs {
+        /// How many there are.
+        total: u64,
+        /// A map each, with job, function, state, queue, node, priority, retries_left, age_ms, why, costs.
+        jobs: Vec<serde_json::Value>,
+    },
+    /// What a job wrote to its standard output and error: the end of it, as far as it is kept.
+    Logs {
+        /// How it ended, for people.
+        ended: String,
+        /// Descriptor (1 or 2) and bytes, in order.
+        pieces: Vec<(u8, ByteBuf)>,
+        /// Bytes before them that are not kept.
+        omitted_bytes: u64,
+    },
     /// The nodes.
     Nodes(Vec<serde_json::Value>),
     /// What runs.
     Status(serde_json::Value),
     /// Who holds each of the paths (`ks_fs::filesystem::Where`).
     Where(Vec<serde_json::Value>),
+    /// A map for each file (and node): path, ok, error, and what the question was about.
+    Report(Vec<serde_json::Value>),
     /// It is done.
     Done,
     /// The node is there.

@@ -10,7 +10,10 @@ use ks_fs::redis_client::{Redis, RedisError, Script};
 use redis::Value;
 use std::time::Duration;
 
+mod answer;
 pub mod record;
+
+use answer::{bytes, fields, integer, list, parse_claims, parse_listed, parse_submitted, text};
 
 /// An executor that has not renewed its lease for so long is dead: its claims go to others.
 pub const LEASE: Duration = Duration::from_secs(6);
@@ -18,6 +21,10 @@ pub const LEASE: Duration = Duration::from_secs(6);
 pub const RENEWAL: Duration = Duration::from_secs(2);
 /// How long the record of a job that ended is kept.
 pub const RECORD_KEEP: Duration = Duration::from_secs(24 * 3600);
+/// Records of jobs whose callers have heard of the end; the oldest beyond this go before their time.
+pub const TOLD_RECORDS_MAX: usize = 50_000;
+/// Records of ended jobs whose callers may not have heard of it.
+pub const UNTOLD_RECORDS_MAX: usize = 1_000_000;
 /// How long a function's code is kept after it was last sent.
 pub const FUNCTION_KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Jobs in one script call: bounds how long Redis is busy with it.
@@ -95,6 +102,27 @@ pub struct Claimed {
     pub accepted_ms: u64,
     /// Who is told.
     pub origin: NodeId,
+}
+
+/// A job that has not ended, as it is listed for people.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Which.
+    pub job: String,
+    /// `q` queued, `c` claimed.
+    pub state: String,
+    /// The encoded `StoredCall`.
+    pub body: Vec<u8>,
+    /// As `queue_key` makes it.
+    pub queue: String,
+    /// Higher first.
+    pub priority: i32,
+    /// How often it may still be run again.
+    pub retries: u32,
+    /// Who has claimed it: `node:incarnation`; empty: nobody.
+    pub token: String,
+    /// When it was accepted, by Redis's clock.
+    pub accepted_ms: u64,
 }
 
 /// When there is more to claim.
@@ -247,6 +275,7 @@ pub struct Queue {
     node: String,
     incarnation: String,
     scripts: Scripts,
+    result_ttl: Duration,
 }
 
 impl Queue {
@@ -258,7 +287,18 @@ impl Queue {
             node: me.node.to_string(),
             incarnation: format!("{:016x}", me.incarnation),
             scripts: Scripts::new(),
+            result_ttl: RECORD_KEEP,
         }
+    }
+
+    /// With records kept for so long after the end, in place of `RECORD_KEEP`.
+    pub fn with_result_ttl(self, result_ttl: Duration) -> Self {
+        Self { result_ttl, ..self }
+    }
+
+    /// How long the record of a job that ended is kept.
+    pub fn result_ttl(&self) -> Duration {
+        self.result_ttl
     }
 
     /// As whom this claims.
@@ -318,7 +358,8 @@ impl Queue {
     /// Closes records, in this order.
     pub async fn finish(&self, ends: &[Finish]) -> Result<Vec<Finished>, QueueError> {
         let mut args = Arguments::of(self);
-        args.number(RECORD_KEEP.as_millis());
+        args.number(self.result_ttl.as_millis().max(1));
+        args.number(TOLD_RECORDS_MAX).number(UNTOLD_RECORDS_MAX);
         for end in ends {
             args.bytes(end.job.as_bytes())
                 .bytes(end.kind.as_bytes())
@@ -449,6 +490,29 @@ impl Queue {
         standings.ok_or(QueueError::Answer("standing"))
     }
 
+    /// Jobs that have not ended: how many, and the oldest `limit` of them.
+    pub async fn list(&self, limit: usize) -> Result<(u64, Vec<Listed>), QueueError> {
+        let mut count = redis::cmd("ZCARD");
+        count.arg("ks:jobs");
+        let total = integer(&self.redis.run(&count).await?).ok_or(QueueError::Answer("list"))?;
+        let jobs = self.going(limit).await?;
+        let mut listed = Vec::with_capacity(jobs.len());
+        for batch in jobs.chunks(BATCH_JOBS_MAX) {
+            let mut pipeline = redis::pipe();
+            for job in batch {
+                pipeline.cmd("HMGET").arg(format!("ks:j:{job}"));
+                pipeline.arg(&["s", "b", "q", "p", "r", "t", "a"]);
+            }
+            let answers = self.redis.pipe(&pipeline).await?;
+            let parsed = batch
+                .iter()
+                .zip(answers)
+                .filter_map(|(job, answer)| parse_listed(job, answer));
+            listed.extend(parsed);
+        }
+        Ok((total, listed))
+    }
+
     /// Jobs that have not ended, oldest first, at most `limit`.
     pub async fn going(&self, limit: usize) -> Result<Vec<String>, QueueError> {
         let mut command = redis::cmd("ZRANGE");
@@ -566,70 +630,5 @@ impl Arguments {
     async fn run(&self, queue: &Queue, script: &Script) -> Result<Value, QueueError> {
         let args: Vec<&[u8]> = self.0.iter().map(Vec::as_slice).collect();
         Ok(queue.redis.script(script, &[], &args).await?)
-    }
-}
-
-fn parse_submitted(answer: Value) -> Option<Submitted> {
-    let [now, claimed, known] = fields(answer)?;
-    Some(Submitted {
-        now_ms: integer(&now)?,
-        claimed: list(claimed)?
-            .into_iter()
-            .map(text)
-            .collect::<Option<_>>()?,
-        known: list(known)?.into_iter().map(text).collect::<Option<_>>()?,
-    })
-}
-
-fn parse_claims(answer: Value) -> Option<Claims> {
-    let [now, next, taken] = fields(answer)?;
-    let now_ms = integer(&now)?;
-    let next = match next {
-        Value::Int(-1) => Next::Nothing,
-        Value::Int(0) => Next::Now,
-        Value::Int(at) => Next::In((at as u64).saturating_sub(now_ms)),
-        _ => return None,
-    };
-    let parse = |value: Value| {
-        let [job, body, retries, accepted, origin] = fields(value)?;
-        Some(Claimed {
-            job: text(job)?,
-            body: bytes(body)?,
-            retries: text(retries)?.parse().ok()?,
-            accepted_ms: text(accepted)?.parse().ok()?,
-            origin: text(origin)?.parse().ok()?,
-        })
-    };
-    let jobs = list(taken)?.into_iter().map(parse).collect::<Option<_>>()?;
-    Some(Claims { now_ms, next, jobs })
-}
-
-fn list(value: Value) -> Option<Vec<Value>> {
-    match value {
-        Value::Array(values) | Value::Set(values) => Some(values),
-        _ => None,
-    }
-}
-
-fn fields<const N: usize>(value: Value) -> Option<[Value; N]> {
-    list(value)?.try_into().ok()
-}
-
-fn bytes(value: Value) -> Option<Vec<u8>> {
-    match value {
-        Value::BulkString(bytes) => Some(bytes),
-        Value::SimpleString(text) => Some(text.into_bytes()),
-        _ => None,
-    }
-}
-
-fn text(value: Value) -> Option<String> {
-    String::from_utf8(bytes(value)?).ok()
-}
-
-fn integer(value: &Value) -> Option<u64> {
-    match value {
-        Value::Int(number) => u64::try_from(*number).ok(),
-        _ => None,
     }
 }

@@ -8,7 +8,7 @@
 //! Not for files: which nodes hold what is asked of ks-fs.
 use crate::placement;
 use crate::queue::{self, Claimant, Queue};
-use crate::worker::{Exit, Worker, process::Launch};
+use crate::worker::Worker;
 use ks_fs::filesystem::FileSystem;
 use ks_fs::redis_client::{Redis, RedisTarget};
 use ks_transport::{
@@ -27,10 +27,16 @@ mod accept;
 mod board;
 pub mod callers;
 mod functions;
+mod learned;
 mod links;
+mod listing;
+mod memory;
+mod output;
 pub mod payload;
+mod recover;
 mod run;
 mod tend;
+mod workers;
 
 pub use accept::SubmitError;
 
@@ -62,6 +68,10 @@ pub struct ExecutorOptions {
     pub registered_only: bool,
     /// Bytes; a node that would have to fetch more may not run the call.
     pub data_threshold: u64,
+    /// How long the record of a job that ended is kept.
+    pub result_ttl: Duration,
+    /// Bytes; a worker that grows beyond this is ended.
+    pub worker_memory_limit: Option<u64>,
 }
 
 impl ExecutorOptions {
@@ -140,11 +150,15 @@ pub struct Executor {
     pub(crate) callers: callers::Callers,
     pool: PeerPool,
     queue: Queue,
+    /// Where workers are watched.
+    runtime: tokio::runtime::Handle,
     /// The queues' names in Redis.
     queues: Vec<String>,
     mountpoint: Vec<u8>,
     board: Mutex<board::Board>,
     functions: functions::Functions,
+    learned: learned::Learned,
+    nodes: placement::resolve::Nodes,
     links: links::Links,
     closing: Arc<tend::Closings>,
     claim_soon: Arc<Notify>,
@@ -154,6 +168,8 @@ pub struct Executor {
     /// An answer of Redis was lost: what is claimed in our name may not be what we know.
     unsure: AtomicBool,
     stopping: AtomicBool,
+    /// There may be calls to claim.
+    more: AtomicBool,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
 
@@ -183,11 +199,14 @@ impl Executor {
         let executor = Arc::new(Self {
             callers: callers::Callers::default(),
             facts: OnceLock::new(),
-            queue: Queue::new(redis, me),
+            queue: Queue::new(redis, me).with_result_ttl(options.result_ttl),
+            runtime: tokio::runtime::Handle::current(),
             queues: options.queue_keys(),
             mountpoint: options.mountpoint.as_os_str().as_bytes().to_vec(),
             board: Mutex::new(board::Board::new(options.num_workers, &options.pythons)),
             functions: functions::Functions::default(),
+            learned: learned::Learned::default(),
+            nodes: placement::resolve::Nodes::default(),
             links: links::Links::default(),
             closing: Arc::default(),
             claim_soon: Arc::default(),
@@ -196,6 +215,7 @@ impl Executor {
             renewed_ms: AtomicU64::new(0),
             unsure: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            more: AtomicBool::new(true),
             tasks: Mutex::default(),
             options,
             fs,
@@ -210,8 +230,9 @@ impl Executor {
             tokio::spawn(tend::claim(weak())),
             tokio::spawn(tend::close(weak())),
             tokio::spawn(tend::renew(weak())),
+            tokio::spawn(memory::weigh(weak())),
         ];
-        executor.claim_soon.notify_one();
+        executor.expect_more();
         Ok(executor)
     }
 
@@ -320,181 +341,6 @@ impl Executor {
         let board = self.board.lock().unwrap();
         let pool = board.pools.get("default")?;
         Some(pool.restarts.hopeless()?.to_owned())
-    }
-
-    /// Starts workers that are lacking: of the default interpreter always, of others as calls wait for them.
-    fn raise_workers(self: &Arc<Self>) {
-        if self.stopping.load(Ordering::Relaxed) {
-            return;
-        }
-        let now_ms = self.now_ms();
-        let mut starts = Vec::new();
-        {
-            let mut board = self.board.lock().unwrap();
-            let slots = board.slots;
-            for (name, pool) in &mut board.pools {
-                let wanted = match name.as_str() {
-                    "default" => slots,
-                    _ => pool
-                        .waiting
-                        .len()
-                        .saturating_sub(pool.idle.len())
-                        .min(slots),
-                };
-                let busy = pool.workers.len() - pool.idle.len();
-                let wanted = if name == "default" {
-                    wanted
-                } else {
-                    (busy + wanted).min(slots)
-                };
-                let has = pool.workers.len() + pool.starting;
-                // One at a time while it fails.
-                let failing = pool.restarts.wait_ms(now_ms) > 0 || pool.restarts.is_failing();
-                let lacking = if failing {
-                    usize::from(has == 0)
-                } else {
-                    wanted.saturating_sub(has)
-                };
-                for _ in 0..lacking {
-                    pool.starting += 1;
-                    starts.push((
-                        name.clone(),
-                        pool.python.clone(),
-                        pool.restarts.wait_ms(now_ms),
-                    ));
-                }
-            }
-        }
-        for (name, python, wait_ms) in starts {
-            tokio::spawn(self.clone().raise_one(name, python, wait_ms));
-        }
-    }
-
-    async fn raise_one(self: Arc<Self>, name: String, python: PathBuf, wait_ms: u64) {
-        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-        let launch = Launch {
-            python: python.clone(),
-            environment: self.worker_environment(),
-        };
-        let overseer = Arc::new(run::Overseer(Arc::downgrade(&self)));
-        match Worker::start(name.clone(), launch, overseer).await {
-            Ok(worker) => {
-                let mut board = self.board.lock().unwrap();
-                if let Some(pool) = board.pools.get_mut(&name) {
-                    pool.starting -= 1;
-                    if worker.state() != crate::worker::state::State::Gone {
-                        pool.workers.insert(worker.pid, worker.clone());
-                    }
-                }
-                drop(board);
-                if self.stopping.load(Ordering::Relaxed) {
-                    worker.kill();
-                }
-            }
-            Err(error) => {
-                let reason = format!("{}: {error}", python.display());
-                tracing::error!(python = %python.display(), %error, "a worker cannot be started");
-                let now_ms = self.now_ms();
-                if let Some(pool) = self.board.lock().unwrap().pools.get_mut(&name) {
-                    pool.starting -= 1;
-                    pool.restarts.failed(reason, now_ms);
-                }
-                self.after_failed_start(&name);
-            }
-        }
-    }
-
-    /// What a worker finds in its environment (`kitchensink.settings`).
-    fn worker_environment(&self) -> Vec<(String, String)> {
-        let options = &self.options;
-        let mut environment = vec![
-            ("KS_WORKER".to_owned(), "1".to_owned()),
-            ("KS_NODE_NAME".to_owned(), options.node_name.clone()),
-            ("KS_NODE_URL".to_owned(), options.node_url.clone()),
-            (
-                "KS_MOUNTPOINT".to_owned(),
-                options.mountpoint.display().to_string(),
-            ),
-            (
-                "KS_DATADIR".to_owned(),
-                options.datadir.display().to_string(),
-            ),
-            ("KS_MODULES".to_owned(), options.modules.join(",")),
-        ];
-        if options.registered_only {
-            environment.push(("KS_REGISTERED_ONLY".to_owned(), "1".to_owned()));
-        }
-        environment
-    }
-
-    /// A worker is ready.
-    fn welcome_worker(&self, worker: &Arc<Worker>) {
-        let mut board = self.board.lock().unwrap();
-        if let Some(pool) = board.pools.get_mut(&worker.python) {
-            pool.restarts.started();
-            pool.workers.insert(worker.pid, worker.clone());
-        }
-        board.idle(worker);
-    }
-
-    /// A worker's process is gone.
-    fn bury_worker(self: &Arc<Self>, worker: &Arc<Worker>, exit: &Exit) {
-        let now_ms = self.now_ms();
-        {
-            let mut board = self.board.lock().unwrap();
-            let Some(pool) = board.pools.get_mut(&worker.python) else {
-                return;
-            };
-            pool.workers.remove(&worker.pid);
-            pool.idle.retain(|idle| !Arc::ptr_eq(idle, worker));
-            if !exit.failed_to_start {
-                return;
-            }
-            let reason =
-                exit.stack
-                    .clone()
-                    .unwrap_or_else(|| match (exit.signal, exit.exit_code) {
-                        (Some(signal), _) => {
-                            format!("its worker was killed by signal {signal} as it started")
-                        }
-                        (_, code) => format!(
-                            "its worker exited with status {} as it started",
-                            code.unwrap_or(-1)
-                        ),
-                    });
-            pool.restarts.failed(reason, now_ms);
-        }
-        if !self.stopping.load(Ordering::Relaxed) {
-            tracing::error!(
-                python = worker.python,
-                stack = exit.stack,
-                "a worker died as it started"
-            );
-            self.after_failed_start(&worker.python);
-        }
-    }
-
-    /// Calls that wait for an interpreter that fails again and again are failed; else another worker is tried.
-    fn after_failed_start(self: &Arc<Self>, python: &str) {
-        let (jobs, reason) = {
-            let mut board = self.board.lock().unwrap();
-            let Some(pool) = board.pools.get_mut(python) else {
-                return;
-            };
-            match pool.restarts.hopeless().map(str::to_owned) {
-                Some(reason) => (pool.waiting.drain(..).collect::<Vec<_>>(), reason),
-                None => (Vec::new(), String::new()),
-            }
-        };
-        for job in jobs {
-            let message = format!(
-                "node {} cannot run workers: {reason}",
-                self.options.node_name
-            );
-            self.fail_waiting(&job, "WorkerCrashed", message);
-        }
-        self.raise_workers();
-        self.claim_soon.notify_one();
     }
 }
 

@@ -21,9 +21,12 @@ use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
 mod answers;
+mod copies;
 
 /// Questions of one client that are worked on at once; it is not read from while there are more.
 const QUESTIONS_MAX: usize = 64;
+/// So few calls may have ended before their client would have read that they were accepted: the answer waits for the first end, for a moment.
+const FEW_CALLS: usize = 4;
 /// Connections to the control socket at once.
 const SESSIONS_MAX: usize = 4_096;
 /// A client has to introduce itself within this.
@@ -206,7 +209,7 @@ impl Session {
             self.fail(request, "ProtocolError", message);
             return false;
         }
-        self.reply(request, self.introduction());
+        self.reply(request, self.introduction().await);
         true
     }
 
@@ -223,11 +226,17 @@ impl Session {
         match body {
             // In order, and read on only when they are recorded: what a client sends faster than that waits at the client.
             Ask::Submit { functions, calls } => {
+                let count = calls.len();
                 let submitted = self
                     .executor
                     .submit(functions, calls, &frame, &self.audience)
                     .await;
                 match submitted {
+                    Ok(()) if count <= FEW_CALLS => {
+                        let answer = Answer::Accepted;
+                        self.executor
+                            .answer_soon(&self.audience, &Tell::Reply { request, answer });
+                    }
                     Ok(()) => self.reply(request, Answer::Accepted),
                     Err(error) => self.fail(request, error.kind(), error.to_string()),
                 }
@@ -238,7 +247,7 @@ impl Session {
                     node: self.executor.options.node_name.clone(),
                 },
             ),
-            Ask::Hello { .. } => self.reply(request, self.introduction()),
+            Ask::Hello { .. } => self.reply(request, self.introduction().await),
             body => {
                 let Ok(permit) = self.questions.clone().acquire_owned().await else {
                     return false;

@@ -29,7 +29,7 @@ pub const STACK_BYTES_MAX: usize = 64 * 1024;
 /// A process whose socket is closed and that does not end by itself is killed after this.
 const EXIT_WAIT: Duration = Duration::from_millis(30);
 /// How long what a dead worker sent is still read.
-const LAST_WORDS_WAIT: Duration = Duration::from_secs(1);
+const LAST_WORDS_WAIT: Duration = Duration::from_millis(100);
 
 /// A worker; shared by the service and the task that watches it.
 pub struct Worker {

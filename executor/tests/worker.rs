@@ -224,7 +224,12 @@ async fn a_child_that_holds_the_output_open_goes_with_its_worker() {
     bench.run("job", "child");
     let child: i32 = text(&bench.answer().await.outcome).parse().unwrap();
     let path = format!("/proc/{child}/cmdline");
-    assert!(std::fs::read(&path).is_ok_and(|cmdline| !cmdline.is_empty()));
+    // While it becomes another program, it has no command line for a moment.
+    let begun = Instant::now();
+    while !std::fs::read(&path).is_ok_and(|cmdline| !cmdline.is_empty()) {
+        assert!(begun.elapsed() < DEADLINE);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     bench.worker.retire();
     bench.exit().await;
     let begun = Instant::now();

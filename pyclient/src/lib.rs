@@ -1,5 +1,6 @@
-//! The native part of the Python package `kitchensink`: connections and their frames, and hashes. No policy: what is said on a
+//! The native part of the Python package `kitchensink`: connections and their frames, hashes, payload files. No policy: what is said on a
 //! connection is decided in Python. Waits release the GIL and end early for signals.
+mod blobs;
 mod borrowed;
 mod connection;
 mod frame_reader;
@@ -37,6 +38,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<connection::Connection>()?;
     module.add_function(wrap_pyfunction!(hash, module)?)?;
+    module.add_function(wrap_pyfunction!(blobs::put_blob, module)?)?;
     module.add_function(wrap_pyfunction!(flush_c_streams, module)?)?;
     module.add_function(wrap_pyfunction!(connection::connect_unix, module)?)?;
     module.add_function(wrap_pyfunction!(connection::connect_quic, module)?)?;

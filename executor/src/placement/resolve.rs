@@ -2,11 +2,12 @@
 //! What is no data is no error: a path outside the tree, one that is not there (yet), what is neither file nor directory.
 use super::{FileFact, NodeFact};
 use crate::protocol::Call;
+use ks_fs::catalog::nodes::NodeState;
 use ks_fs::catalog::{Catalog, CatalogError, Located};
 use ks_fs::path::TreePath;
 use ks_fs::record::Kind;
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio::task::JoinSet;
 
 /// Questions to the catalog under way at once.
@@ -107,17 +108,45 @@ fn fact(located: &Located) -> FileFact {
     }
 }
 
-/// The nodes, as placement sees them.
-pub async fn nodes(catalog: &Catalog) -> Result<Vec<NodeFact>, CatalogError> {
-    let nodes = catalog.nodes().await?;
-    let fact = |node: &ks_fs::catalog::nodes::NodeState| NodeFact {
+/// The nodes, as placement sees them; made anew only when the catalog has other news of them.
+#[derive(Default)]
+pub struct Nodes {
+    last: Mutex<Option<Known>>,
+}
+
+struct Known {
+    states: Arc<Vec<NodeState>>,
+    facts: Arc<Vec<NodeFact>>,
+}
+
+impl Nodes {
+    /// As they are known now.
+    pub async fn get(&self, catalog: &Catalog) -> Result<Arc<Vec<NodeFact>>, CatalogError> {
+        let states = catalog.nodes().await?;
+        let mut last = self.last.lock().unwrap();
+        if let Some(known) = last
+            .as_ref()
+            .filter(|known| Arc::ptr_eq(&known.states, &states))
+        {
+            return Ok(known.facts.clone());
+        }
+        let facts = Arc::new(states.iter().map(node_fact).collect::<Vec<_>>());
+        *last = Some(Known {
+            states,
+            facts: facts.clone(),
+        });
+        Ok(facts)
+    }
+}
+
+fn node_fact(node: &NodeState) -> NodeFact {
+    NodeFact {
         id: node.id,
         name: node.info.name.clone(),
         alive: node.alive,
         read_only: node.info.read_only,
         serves: node.info.queues.clone(),
-    };
-    Ok(nodes.iter().map(fact).collect())
+    }
 }
 
 #[cfg(test)]

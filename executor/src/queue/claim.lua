@@ -6,7 +6,7 @@ local want = tonumber(ARGV[4])
 local token = node .. ':' .. incarnation
 local now = clock_ms()
 local PROMOTED_MAX = 1000
-lease(node, incarnation, lease_ms)
+hold(node, incarnation, lease_ms)
 
 -- Those whose time has come are moved to where they are ranked.
 local ready, next_ms = {}, -1
@@ -29,7 +29,7 @@ for i = 5, #ARGV do
   end
 end
 
-local taken = {}
+local taken, mine = {}, {}
 while #taken < want do
   local candidates = {}
   for _, key in ipairs(ready) do
@@ -42,18 +42,27 @@ while #taken < want do
     break
   end
   table.sort(candidates, function(a, b) return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2]) end)
+  local gone = {}
   for c = 1, math.min(#candidates, want - #taken) do
     local id, key = candidates[c][2], candidates[c][3]
     local job = redis.call('HMGET', 'ks:j:' .. id, 's', 'b', 'q', 'l', 'r', 'a', 'o')
-    redis.call('ZREM', key, id)
+    gone[key] = gone[key] or {}
+    table.insert(gone[key], id)
     if job[1] == 'q' then
       if job[4] ~= '' then
         unqueue(id, job[3], job[4])
       end
-      claim(id, token)
+      redis.call('HSET', 'ks:j:' .. id, 's', 'c', 't', token)
+      mine[#mine + 1] = id
       taken[#taken + 1] = { id, job[2], job[5], job[6], job[7] }
     end
   end
+  for key, ids in pairs(gone) do
+    redis.call('ZREM', key, unpack(ids))
+  end
+end
+if #mine > 0 then
+  redis.call('SADD', 'ks:c:' .. token, unpack(mine))
 end
 
 for _, key in ipairs(ready) do

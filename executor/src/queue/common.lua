@@ -6,6 +6,7 @@
 -- ks:w:<queue>:<node>  zset of jobs that may run there later, by the time (ms, and `index` / 256)
 -- ks:nq:<node>  set of the queues that ever had jobs for that node alone
 -- ks:c:<token>  set of jobs claimed under it; ks:claimants  set of tokens; ks:lease:<node>  its incarnation, while it lives
+-- ks:ended, ks:ended:untold  lists of jobs whose records are kept although they have ended, the oldest first
 -- ks:jobs  zset of jobs that have not ended, by when they were accepted
 local EPOCH_MS = 1767225600000
 local PRIORITY_SPAN = 2 ^ 47
@@ -74,4 +75,23 @@ end
 local function lease(node, incarnation, lease_ms)
   redis.call('SET', 'ks:lease:' .. node, incarnation, 'PX', lease_ms)
   redis.call('SADD', 'ks:claimants', node .. ':' .. incarnation)
+end
+
+-- The same where its lease may run already: what is only read costs no write to the append-only file.
+local function hold(node, incarnation, lease_ms)
+  if redis.call('GET', 'ks:lease:' .. node) ~= incarnation then
+    lease(node, incarnation, lease_ms)
+  end
+end
+
+-- Notes that these jobs have ended; the oldest records beyond `most` go before their time.
+local function forget(list, ended, most)
+  local spare = redis.call('RPUSH', list, unpack(ended)) - most
+  if spare > 0 then
+    local oldest = redis.call('LPOP', list, math.min(spare, 2 * #ended + 16))
+    for i, id in ipairs(oldest) do
+      oldest[i] = 'ks:j:' .. id
+    end
+    redis.call('UNLINK', unpack(oldest))
+  end
 end

@@ -1,10 +1,12 @@
 -- Closes the records of jobs that this node has claimed; a job that is not (any more) its own is refused: so a job ends exactly once.
--- ARGV: node, incarnation, keep ms, then for each job: id, kind, the end (encoded), retry (1: run again while retries are left), notify (1: tell its origin)
+-- ARGV: node, incarnation, keep ms, most records kept of ends that were told, and of others,
+--       then for each job: id, kind, the end (encoded), retry (1: run again while retries are left), notify (1: tell its origin)
 -- Returns for each: 'ended', 'again' or 'refused'
 local token = ARGV[1] .. ':' .. ARGV[2]
 local now = clock_ms()
-local answers, mine, closed, wake, queues = {}, {}, {}, {}, {}
-for at = 4, #ARGV, 5 do
+local answers, mine, wake, queues = {}, {}, {}, {}
+local closed = { ['0'] = {}, ['1'] = {} }
+for at = 6, #ARGV, 5 do
   local id, kind, ended, retry, notify = unpack(ARGV, at, at + 4)
   local key = 'ks:j:' .. id
   local job = redis.call('HMGET', key, 's', 't', 'r', 'o')
@@ -12,17 +14,15 @@ for at = 4, #ARGV, 5 do
     answers[#answers + 1] = 'refused'
   elseif retry == '1' and tonumber(job[3]) > 0 then
     local more = redis.call('HMGET', key, 'q', 'p', 'l')
-    redis.call('HSET', key, 's', 'q', 'r', tonumber(job[3]) - 1)
-    redis.call('HDEL', key, 't')
+    redis.call('HSET', key, 's', 'q', 'r', tonumber(job[3]) - 1, 't', '')
     enqueue(id, more[1], more[2], more[3], now, 0, wake, queues)
     mine[#mine + 1] = id
     answers[#answers + 1] = 'again'
   else
-    redis.call('HSET', key, 's', 'e', 'k', kind, 'e', ended)
-    redis.call('HDEL', key, 'b', 't')
+    redis.call('HSET', key, 's', 'e', 'k', kind, 'e', ended, 'b', '', 't', '')
     redis.call('PEXPIRE', key, ARGV[3])
     mine[#mine + 1] = id
-    closed[#closed + 1] = id
+    table.insert(closed[notify], id)
     if notify == '1' then
       redis.call('PUBLISH', 'ks:wake:' .. job[4], 'e' .. id)
     end
@@ -32,8 +32,11 @@ end
 if #mine > 0 then
   redis.call('SREM', 'ks:c:' .. token, unpack(mine))
 end
-if #closed > 0 then
-  redis.call('ZREM', 'ks:jobs', unpack(closed))
+for notify, ids in pairs(closed) do
+  if #ids > 0 then
+    redis.call('ZREM', 'ks:jobs', unpack(ids))
+    forget(notify == '1' and 'ks:ended:untold' or 'ks:ended', ids, tonumber(notify == '1' and ARGV[5] or ARGV[4]))
+  end
 end
 announce(wake, queues)
 return answers

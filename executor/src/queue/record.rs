@@ -23,6 +23,18 @@ pub struct StoredEnd {
     pub update: Update,
     /// The node that keeps its blobs.
     pub keeper: NodeId,
+    /// The end of what it wrote, for who asks later.
+    #[serde(default)]
+    pub wrote: Wrote,
+}
+
+/// What a call wrote to its standard output and error, as far as it is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wrote {
+    /// Descriptor (1 or 2) and bytes, in order.
+    pub pieces: Vec<(u8, serde_bytes::ByteBuf)>,
+    /// Bytes before them that are not kept.
+    pub omitted_bytes: u64,
 }
 
 /// A function's code (`ks:f:<hash>`).

@@ -12,9 +12,9 @@ for _ = 1, tonumber(ARGV[6]) do
   at = at + 2
 end
 local count = (#ARGV - at + 1) / 7
-local claimed, known, wake, queues = {}, {}, {}, {}
+local claimed, known, going, wake, queues = {}, {}, {}, {}, {}
 if want > 0 then
-  lease(node, incarnation, lease_ms)
+  hold(node, incarnation, lease_ms)
 end
 for i = 0, count - 1 do
   local id, body, queue, priority, retries, places, here = unpack(ARGV, at, at + 6)
@@ -23,16 +23,22 @@ for i = 0, count - 1 do
   if redis.call('EXISTS', key) == 1 then
     known[#known + 1] = id
   else
-    local now_here = here == '1' and #claimed < want
-    redis.call('HSET', key, 's', 'q', 'b', body, 'q', queue, 'p', priority, 'r', retries, 'l', places, 'o', node, 'a', now)
-    redis.call('ZADD', 'ks:jobs', now, id)
-    if now_here then
-      claim(id, token)
+    going[#going + 1] = now
+    going[#going + 1] = id
+    if here == '1' and #claimed < want then
+      redis.call('HSET', key, 's', 'c', 't', token, 'b', body, 'q', queue, 'p', priority, 'r', retries, 'l', places, 'o', node, 'a', now)
       claimed[#claimed + 1] = id
     else
+      redis.call('HSET', key, 's', 'q', 'b', body, 'q', queue, 'p', priority, 'r', retries, 'l', places, 'o', node, 'a', now)
       enqueue(id, queue, priority, places, now, math.floor(i * 256 / count), wake, queues)
     end
   end
+end
+if #going > 0 then
+  redis.call('ZADD', 'ks:jobs', unpack(going))
+end
+if #claimed > 0 then
+  redis.call('SADD', 'ks:c:' .. token, unpack(claimed))
 end
 announce(wake, queues)
 return { now, claimed, known }

@@ -2,6 +2,8 @@
 use super::Executor;
 use super::board::{Entered, Run};
 use super::callers::Audience;
+use super::learned;
+use super::output::Output;
 use super::payload::{self, PayloadError, part_bytes};
 use crate::job::Life;
 use crate::placement::{self, FileFact, NodeFact, Wish, resolve};
@@ -11,7 +13,8 @@ use crate::queue::{self, BATCH_BYTES_MAX, BATCH_JOBS_MAX, QueueError, Submission
 use bytes::Bytes;
 use ks_fs::path::TreePath;
 use ks_fs::redis_client::RedisError;
-use std::collections::HashMap;
+use serde_bytes::ByteBuf;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,6 +57,16 @@ impl SubmitError {
 struct Accepted {
     stored: Arc<StoredCall>,
     submission: Submission,
+}
+
+impl Accepted {
+    /// It was placed by what earlier calls opened.
+    fn say_learned(&mut self) {
+        let mut stored = Arc::unwrap_or_clone(self.stored.clone());
+        stored.why += " (files that this call opened before)";
+        self.submission.body = encode(&stored);
+        self.stored = Arc::new(stored);
+    }
 }
 
 impl Executor {
@@ -117,7 +130,9 @@ impl Executor {
         calls: Vec<Call>,
         segments: &[Bytes],
     ) -> Result<Vec<Accepted>, SubmitError> {
-        let nodes = resolve::nodes(self.fs.catalog()).await?;
+        let mut calls = calls;
+        let learned = self.recall(&mut calls);
+        let nodes = self.nodes.get(self.fs.catalog()).await?;
         let routed = |call: &&Call| {
             let names_data = !call.paths.is_empty() || !call.locality.is_empty();
             names_data && !call.no_route_data
@@ -135,7 +150,12 @@ impl Executor {
         for mut call in calls {
             self.keep_payload(&mut call.args, segments).await?;
             match self.place_one(call, &nodes, &files) {
-                Ok(one) => accepted.push(one),
+                Ok(mut one) => {
+                    if learned.contains(&one.submission.job) {
+                        one.say_learned();
+                    }
+                    accepted.push(one);
+                }
                 Err((job, kind, reason)) => {
                     let ended = self.failure(kind, reason);
                     self.update_caller(&job, ended, self.me().node);
@@ -143,6 +163,31 @@ impl Executor {
             }
         }
         Ok(accepted)
+    }
+
+    /// Calls that name no file get those as hints that the same call opened before; which calls these are. What such calls
+    /// open now is noted when they end.
+    fn recall(&self, calls: &mut [Call]) -> HashSet<String> {
+        let mut recalled = HashSet::new();
+        for call in calls {
+            let Some(key) = learned::key(call) else {
+                continue;
+            };
+            self.callers.learn_from(&call.job, key);
+            let Some(files) = self.learned.files(&key) else {
+                continue;
+            };
+            let absolute = |file: &ByteBuf| {
+                let mut path = self.mountpoint.clone();
+                path.push(b'/');
+                path.extend_from_slice(file);
+                ByteBuf::from(path)
+            };
+            call.locality = files.iter().map(absolute).collect();
+            call.mountpoint = Some(self.mountpoint.clone().into());
+            recalled.insert(call.job.clone());
+        }
+        recalled
     }
 
     fn place_one(
@@ -297,6 +342,8 @@ impl Executor {
             }
             other => other?,
         };
+        self.callers
+            .recorded(submissions.iter().map(|submission| &submission.job));
         for job in submitted.claimed {
             let Some(stored) = calls.remove(&job) else {
                 continue;
@@ -310,6 +357,8 @@ impl Executor {
                 life: Life::new(stored.call.timeout_ms),
                 worker: None,
                 began: None,
+                grown_to_bytes: 0,
+                output: Output::default(),
                 stored,
             };
             let entered = self.board.lock().unwrap().enter(&job, run);
@@ -353,13 +402,15 @@ impl Executor {
     async fn attach_recorded(self: &Arc<Self>, jobs: &[String]) -> Result<(), QueueError> {
         for batch in jobs.chunks(BATCH_JOBS_MAX) {
             let standings = self.queue.attach(batch).await?;
+            self.callers.recorded(batch.iter());
             for (job, standing) in batch.iter().zip(standings) {
                 match standing {
                     queue::Standing::Ended(ended) => self.end_from_record(job, &ended),
                     queue::Standing::Going => {}
                     queue::Standing::Unknown => {
                         let message = format!(
-                            "there is no job {job} (the records of those that ended are kept for 24 hours)"
+                            "there is no job {job} (the records of those that ended are kept for {} s)",
+                            self.queue.result_ttl().as_secs()
                         );
                         let update = self.failure("JobUnknown", message);
                         self.update_caller(job, update, self.me().node);

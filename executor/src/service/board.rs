@@ -2,6 +2,7 @@
 //!
 //! No I/O: the service asks what may be started and does it. What always holds: no more calls run than there are slots; a
 //! call is on the board from its claim to its end; a worker is idle here or has a call, never both.
+use super::output::Output;
 use crate::job::{Life, State};
 use crate::queue::record::StoredCall;
 use crate::worker::{Worker, state::Restarts};
@@ -42,6 +43,10 @@ pub struct Run {
     pub worker: Option<Arc<Worker>>,
     /// When it began.
     pub began: Option<Instant>,
+    /// Bytes that its worker had when it was ended for that.
+    pub grown_to_bytes: u64,
+    /// What it wrote.
+    pub output: Output,
 }
 
 /// The workers of one interpreter.
@@ -60,6 +65,25 @@ pub struct Pool {
     pub restarts: Restarts,
 }
 
+impl Pool {
+    /// How many workers to start: of the default interpreter there is always one for each slot, of others as calls wait for
+    /// them; one at a time while they fail.
+    pub fn lacking(&self, is_default: bool, slots: usize) -> usize {
+        let has = self.workers.len() + self.starting;
+        if self.restarts.is_failing() {
+            return usize::from(has == 0 && slots > 0);
+        }
+        let wanted = match is_default {
+            true => slots,
+            false => {
+                let busy = self.workers.len().saturating_sub(self.idle.len());
+                (busy + self.waiting.len()).min(slots)
+            }
+        };
+        wanted.saturating_sub(has)
+    }
+}
+
 /// The state.
 pub struct Board {
     /// How many calls run at once.
@@ -73,6 +97,8 @@ pub struct Board {
     /// How long calls take, the later ones counting more.
     average_us: u64,
     early_cancels: VecDeque<String>,
+    /// Claiming ahead was in vain: not again until a call has ended.
+    is_stuck: bool,
     /// When a call was last given to a worker.
     pub last_start: Instant,
     /// How many ended here.
@@ -100,6 +126,7 @@ impl Board {
             running: 0,
             average_us: CALL_US_MAX,
             early_cancels: VecDeque::new(),
+            is_stuck: false,
             last_start: Instant::now(),
             ended: 0,
         }
@@ -107,17 +134,25 @@ impl Board {
 
     /// How many calls to claim.
     pub fn want(&self) -> usize {
-        (self.slots + ahead(self.slots, self.average_us)).saturating_sub(self.runs.len())
+        self.full().saturating_sub(self.runs.len())
     }
 
     /// Whether so little is left that it is time to claim again: not for each call that ends, where they are short.
     pub fn is_low(&self) -> bool {
-        let full = self.slots + ahead(self.slots, self.average_us);
-        self.runs.len() < self.slots || self.runs.len() * 2 <= full
+        self.runs.len() < self.slots || self.runs.len() * 2 <= self.full()
+    }
+
+    /// How many calls are claimed at most.
+    fn full(&self) -> usize {
+        match self.is_stuck {
+            true => self.slots,
+            false => self.slots + ahead(self.slots, self.average_us),
+        }
     }
 
     /// A call took so long.
     pub fn took(&mut self, run_us: u64) {
+        self.is_stuck = false;
         self.average_us = (self.average_us + run_us.clamp(CALL_US_MIN, CALL_US_MAX)) / 2;
     }
 
@@ -215,6 +250,7 @@ impl Board {
             .values_mut()
             .flat_map(|pool| pool.waiting.drain(..))
             .collect();
+        self.is_stuck = true;
         for job in &waiting {
             self.runs.remove(job);
         }

@@ -2,23 +2,31 @@
 //!
 //! What always holds: a caller hears of a job's end once; ends are never dropped, output is when a caller does not read
 //! (with a note of how much); `Started` is held back for a moment, and left out where the end follows at once.
+use super::learned::Key;
 use super::{Executor, payload};
 use crate::frames;
 use crate::outlet::Outlet;
 use crate::protocol::{Outcome, Part, Tell, Update};
 use crate::queue::record::StoredEnd;
+use bytes::Bytes;
 use ks_fs::record::NodeId;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 /// Jobs that callers of this node wait for; more are refused.
 pub const WATCHED_MAX: usize = 1_000_000;
 /// Bytes that wait for a caller who does not read; then its output is dropped.
 pub const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// How long `Started` is held back.
-const STARTED_HOLD: Duration = Duration::from_millis(3);
+/// Time between two looks whether a caller who did not read has room.
+const CATCH_UP: Duration = Duration::from_millis(20);
+/// Late ends that are told at a time.
+const LATE_JOBS: usize = 128;
+/// How long `Started`, and the answer to a submission of few calls, are held back: they go with what follows, or not at all.
+const HOLD: Duration = Duration::from_millis(3);
+/// Frames are joined into one write up to this size.
+const JOINED_BYTES_MAX: usize = 64 * 1024;
 
 /// A client's connection, as far as updates go.
 pub struct Audience {
@@ -30,6 +38,10 @@ pub struct Audience {
     pub is_local: bool,
     /// Bytes of output that were dropped and not spoken of yet.
     dropped_bytes: AtomicU64,
+    /// What goes with the next frame.
+    held: Mutex<Vec<Bytes>>,
+    /// Ends that are read from their records once there is room for them.
+    late: Mutex<Vec<String>>,
 }
 
 impl Audience {
@@ -41,12 +53,34 @@ impl Audience {
             outlet,
             is_local,
             dropped_bytes: AtomicU64::new(0),
+            held: Mutex::default(),
+            late: Mutex::default(),
         })
     }
 
     /// Says something, without payloads.
     pub fn tell(&self, tell: &Tell) -> bool {
-        self.outlet.send(frames::frame(tell, Vec::new()))
+        self.send(frames::frame(tell, Vec::new()))
+    }
+
+    /// Sends a frame, and before it what was held back.
+    fn send(&self, mut chunks: Vec<Bytes>) -> bool {
+        let mut held = self.held.lock().unwrap();
+        if !held.is_empty() {
+            held.append(&mut chunks);
+            chunks = std::mem::take(&mut *held);
+            if chunks.iter().map(Bytes::len).sum::<usize>() <= JOINED_BYTES_MAX {
+                chunks = vec![Bytes::from(chunks.concat())];
+            }
+        }
+        self.outlet.send(chunks)
+    }
+
+    /// Sends what was held back.
+    fn release(&self) {
+        if !self.held.lock().unwrap().is_empty() {
+            self.send(Vec::new());
+        }
     }
 
     /// Passes on output, unless the caller is too slow.
@@ -99,14 +133,26 @@ struct Watched {
     audience: Arc<Audience>,
     started: Option<Update>,
     since: Instant,
+    /// It has a record; before, there is nothing to look at.
+    is_recorded: bool,
+    /// What it opens is to be remembered under this.
+    learn: Option<Key>,
+}
+
+/// Something held back.
+enum Held {
+    /// A job's `Started`.
+    Started(String),
+    /// An answer.
+    Answer(Arc<Audience>),
 }
 
 /// All who wait.
 #[derive(Default)]
 pub struct Callers {
     watched: Mutex<HashMap<String, Watched>>,
-    /// Jobs whose `Started` is held back.
-    fresh: Mutex<Vec<String>>,
+    /// What is held back.
+    held: Mutex<Vec<Held>>,
     flushing: AtomicBool,
 }
 
@@ -126,10 +172,29 @@ impl Callers {
                 audience: audience.clone(),
                 started: None,
                 since: Instant::now(),
+                is_recorded: false,
+                learn: None,
             };
             watched.insert(job.clone(), entry);
         }
         true
+    }
+
+    /// What this job opens is to be remembered under `key`.
+    pub(super) fn learn_from(&self, job: &str, key: Key) {
+        if let Some(entry) = self.watched.lock().unwrap().get_mut(job) {
+            entry.learn = Some(key);
+        }
+    }
+
+    /// These jobs have records now.
+    pub fn recorded<'a>(&self, jobs: impl Iterator<Item = &'a String>) {
+        let mut watched = self.watched.lock().unwrap();
+        for job in jobs {
+            if let Some(entry) = watched.get_mut(job) {
+                entry.is_recorded = true;
+            }
+        }
     }
 
     /// These jobs were not accepted after all.
@@ -149,12 +214,12 @@ impl Callers {
         self.watched.lock().unwrap().len()
     }
 
-    /// Jobs that have been waited for longer than `age`, at most `limit`.
+    /// Jobs with a record that have been waited for longer than `age`, at most `limit`.
     pub fn older_than(&self, age: Duration, limit: usize) -> Vec<String> {
         let watched = self.watched.lock().unwrap();
         let old = watched
             .iter()
-            .filter(|(_, entry)| entry.since.elapsed() >= age);
+            .filter(|(_, entry)| entry.is_recorded && entry.since.elapsed() >= age);
         old.map(|(job, _)| job.clone()).take(limit).collect()
     }
 
@@ -169,8 +234,9 @@ impl Callers {
     }
 
     /// Takes the one who waits for the end.
-    fn take(&self, job: &str) -> Option<Arc<Audience>> {
-        Some(self.watched.lock().unwrap().remove(job)?.audience)
+    fn take(&self, job: &str) -> Option<(Arc<Audience>, Option<Key>)> {
+        let entry = self.watched.lock().unwrap().remove(job)?;
+        Some((entry.audience, entry.learn))
     }
 
     /// Who is to be told of something before the end, and the `Started` that was held back until now.
@@ -181,24 +247,33 @@ impl Callers {
     }
 
     /// Holds `Started` back. `true`: somebody has to `flush` soon.
-    fn hold(&self, job: &str, update: Update) -> bool {
+    fn hold_started(&self, job: &str, update: Update) -> bool {
         let mut watched = self.watched.lock().unwrap();
         let Some(entry) = watched.get_mut(job) else {
             return false;
         };
         entry.started = Some(update);
         drop(watched);
-        self.fresh.lock().unwrap().push(job.to_owned());
+        self.hold(Held::Started(job.to_owned()))
+    }
+
+    fn hold(&self, held: Held) -> bool {
+        self.held.lock().unwrap().push(held);
         !self.flushing.swap(true, Ordering::AcqRel)
     }
 
-    /// Tells what was held back of jobs that still go on.
+    /// Tells what was held back and has not gone with something else.
     fn flush(&self) {
         self.flushing.store(false, Ordering::Release);
-        let fresh = std::mem::take(&mut *self.fresh.lock().unwrap());
-        for job in fresh {
-            if let Some((audience, Some(update))) = self.find(&job) {
-                audience.tell(&Tell::Update { job, update });
+        let held = std::mem::take(&mut *self.held.lock().unwrap());
+        for held in held {
+            match held {
+                Held::Started(job) => {
+                    if let Some((audience, Some(update))) = self.find(&job) {
+                        audience.tell(&Tell::Update { job, update });
+                    }
+                }
+                Held::Answer(audience) => audience.release(),
             }
         }
     }
@@ -209,14 +284,8 @@ impl Executor {
     pub(super) fn update_caller(self: &Arc<Self>, job: &str, update: Update, keeper: NodeId) {
         match update {
             Update::Started { .. } => {
-                if self.callers.hold(job, update) {
-                    let this = Arc::downgrade(self);
-                    tokio::spawn(async move {
-                        tokio::time::sleep(STARTED_HOLD).await;
-                        if let Some(this) = this.upgrade() {
-                            this.callers.flush();
-                        }
-                    });
+                if self.callers.hold_started(job, update) {
+                    self.flush_soon();
                 }
             }
             Update::Output { .. } | Update::Log { .. } => {
@@ -231,11 +300,35 @@ impl Executor {
                 }
             }
             ended @ Update::Ended { .. } => {
-                if let Some(audience) = self.callers.take(job) {
+                if let Some((audience, learn)) = self.callers.take(job) {
+                    if let (Some(key), Update::Ended { report, .. }) = (learn, &ended)
+                        && !report.files.is_empty()
+                    {
+                        self.learned.note(key, &report.files);
+                    }
                     self.end_for(audience, job, ended, keeper);
                 }
             }
         }
+    }
+
+    /// Answers a moment later, together with what follows.
+    pub(crate) fn answer_soon(self: &Arc<Self>, audience: &Arc<Audience>, tell: &Tell) {
+        let mut frame = frames::frame(tell, Vec::new());
+        audience.held.lock().unwrap().append(&mut frame);
+        if self.callers.hold(Held::Answer(audience.clone())) {
+            self.flush_soon();
+        }
+    }
+
+    fn flush_soon(self: &Arc<Self>) {
+        let this = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(HOLD).await;
+            if let Some(this) = this.upgrade() {
+                this.callers.flush();
+            }
+        });
     }
 
     /// Tells a caller of the end, its payload brought to where the caller can have it.
@@ -246,6 +339,9 @@ impl Executor {
         mut ended: Update,
         keeper: NodeId,
     ) {
+        if audience.outlet.pending_bytes() > PENDING_BYTES_MAX {
+            return self.end_later(audience, job);
+        }
         audience.confess(job, &ended);
         let Update::Ended { outcome, .. } = &mut ended else {
             return;
@@ -275,11 +371,23 @@ impl Executor {
                     Vec::new()
                 }
             };
-            audience.outlet.send(frames::frame(
+            audience.send(frames::frame(
                 &Tell::Update { job, update: ended },
                 segments,
             ));
         });
+    }
+
+    /// The caller does not read now: its job's record keeps the end until there is room.
+    fn end_later(self: &Arc<Self>, audience: Arc<Audience>, job: &str) {
+        let is_first = {
+            let mut late = audience.late.lock().unwrap();
+            late.push(job.to_owned());
+            late.len() == 1
+        };
+        if is_first {
+            tokio::spawn(catch_up(Arc::downgrade(self), audience));
+        }
     }
 
     async fn end_payload(
@@ -336,6 +444,40 @@ impl Executor {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Tells late ends as the caller makes room, until there are none or the caller is gone.
+async fn catch_up(executor: Weak<Executor>, audience: Arc<Audience>) {
+    let mut started = 0;
+    loop {
+        tokio::time::sleep(CATCH_UP).await;
+        let Some(executor) = executor.upgrade() else {
+            return;
+        };
+        if audience.outlet.is_broken() {
+            return;
+        }
+        if audience.outlet.pending_bytes() > PENDING_BYTES_MAX / 2 {
+            continue;
+        }
+        let jobs: Vec<String> = {
+            let mut late = audience.late.lock().unwrap();
+            // Those told in the last round stay until now, so that nobody starts a second task meanwhile.
+            late.drain(..started);
+            if late.is_empty() {
+                return;
+            }
+            late.iter().take(LATE_JOBS).cloned().collect()
+        };
+        started = jobs.len();
+        if executor.callers.watch(jobs.iter(), &audience) {
+            executor.callers.recorded(jobs.iter());
+            // One whose record is not closed yet is found by a later look.
+            executor.look_after(&jobs).await;
+        } else {
+            started = 0;
         }
     }
 }

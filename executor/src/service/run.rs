@@ -1,26 +1,22 @@
 //! The executing node's part: from a claimed call to its end.
 use super::Executor;
 use super::board::Run;
+use super::output::{self, Output};
 use super::payload;
 use super::tend::Closing;
 use crate::frames;
 use crate::job::{Action, Ending, Event, Life, State};
 use crate::placement::why_here;
-use crate::protocol::{
-    FromWorker, FunctionRef, INLINE_BYTES, Outcome, Part, Payload, Report, Update,
-};
-use crate::queue::record::{self, StoredCall, StoredEnd, StoredFunction};
+use crate::protocol::{FunctionRef, INLINE_BYTES, Outcome, Part, Payload, Report, Update};
+use crate::queue::record::{self, StoredCall, StoredEnd, StoredFunction, Wrote};
 use crate::queue::{Claimed, Finish};
-use crate::worker::{Answered, Exit, Supervisor, Worker};
+use crate::worker::{Answered, Exit, Worker};
 use bytes::Bytes;
 use ks_fs::record::NodeId;
 use serde::Serialize;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-
-/// Output is passed on in pieces of at most this.
-const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 
 /// `protocol::ToWorker::Run`, borrowed: arguments are not copied on their way.
 #[derive(Serialize)]
@@ -76,6 +72,8 @@ impl Executor {
             life: Life::new(stored.call.timeout_ms),
             worker: None,
             began: None,
+            grown_to_bytes: 0,
+            output: Output::default(),
         };
         let entered = self.board.lock().unwrap().enter(&claimed.job, run);
         if is_here {
@@ -266,7 +264,7 @@ impl Executor {
         }
     }
 
-    fn happen(self: &Arc<Self>, job: &str, event: Event) {
+    pub(super) fn happen(self: &Arc<Self>, job: &str, event: Event) {
         let now_ms = self.now_ms();
         let actions = match self.board.lock().unwrap().runs.get_mut(job) {
             Some(run) => run.life.handle(event, now_ms),
@@ -368,7 +366,27 @@ impl Executor {
                     format!("{name} ran longer than its time limit of {seconds} s on node {node}");
                 Some(failed("JobTimeout", message))
             }
+            Ending::OverMemory => Some(self.grew(over, exit)),
             Ending::Withdrawn => None,
+        }
+    }
+
+    fn grew(&self, over: &Over, exit: Option<&Exit>) -> Outcome {
+        let limit = self.options.worker_memory_limit.unwrap_or(0);
+        let message = format!(
+            "{}: its worker (process {} on node {}) had grown to {} MiB; the limit is {} MiB (--worker-memory-limit)",
+            over.run.stored.call.name,
+            over.report.pid,
+            self.options.node_name,
+            over.run.grown_to_bytes >> 20,
+            limit >> 20,
+        );
+        Outcome::Failed {
+            kind: "WorkerMemoryExceeded".into(),
+            message,
+            signal: exit.and_then(|exit| exit.signal),
+            exit_code: None,
+            stack: None,
         }
     }
 
@@ -399,7 +417,12 @@ impl Executor {
     }
 
     /// Tells the end and closes the record.
-    fn finish(self: &Arc<Self>, over: Over, outcome: Outcome, may_retry: bool) {
+    fn finish(self: &Arc<Self>, mut over: Over, outcome: Outcome, may_retry: bool) {
+        let dropped_bytes = over.run.output.take_dropped();
+        if dropped_bytes > 0 && over.run.stored.call.intermediate_results {
+            let note = self.output(2, &output::note(dropped_bytes));
+            self.tell(over.run.origin, &over.job, note);
+        }
         let kind = kind_of(&outcome);
         let ended = Update::Ended {
             outcome,
@@ -409,16 +432,31 @@ impl Executor {
         // Told first, recorded behind; but not where the record decides whether this is the end at all.
         let told =
             !retry && self.lease_is_fresh() && self.tell(over.run.origin, &over.job, ended.clone());
-        self.close(&over.job, kind, ended, retry, !told);
-        if self.board.lock().unwrap().is_low() {
-            self.claim_soon.notify_one();
-        }
+        let wrote = over.run.output.into_kept();
+        self.closing
+            .add(self.closing_of(&over.job, kind, ended, wrote, retry, !told));
+        self.refill();
     }
 
     fn close(&self, job: &str, kind: &'static str, ended: Update, retry: bool, notify: bool) {
+        self.closing
+            .add(self.closing_of(job, kind, ended, Wrote::default(), retry, notify));
+    }
+
+    /// A record's end, to be written.
+    pub(super) fn closing_of(
+        &self,
+        job: &str,
+        kind: &'static str,
+        ended: Update,
+        wrote: Wrote,
+        retry: bool,
+        notify: bool,
+    ) -> Closing {
         let stored = StoredEnd {
             update: ended,
             keeper: self.me().node,
+            wrote,
         };
         let finish = Finish {
             job: job.to_owned(),
@@ -427,10 +465,10 @@ impl Executor {
             retry,
             notify,
         };
-        self.closing.add(Closing {
+        Closing {
             finish,
             was_told: !notify,
-        });
+        }
     }
 
     /// Ends a job that was taken from others: lost with its node, or cancelled while it waited.
@@ -456,14 +494,14 @@ impl Executor {
         }
     }
 
-    fn origin_of(&self, job: &str) -> Option<(NodeId, bool)> {
+    pub(super) fn origin_of(&self, job: &str) -> Option<(NodeId, bool)> {
         let board = self.board.lock().unwrap();
         let run = board.runs.get(job)?;
         Some((run.origin, run.stored.call.intermediate_results))
     }
 
     /// A worker's answer: what the life of its call makes of it.
-    fn take_answer(self: &Arc<Self>, worker: &Arc<Worker>, answer: Answered) {
+    pub(super) fn take_answer(self: &Arc<Self>, worker: &Arc<Worker>, answer: Answered) {
         let Answered {
             job,
             mut outcome,
@@ -510,7 +548,7 @@ impl Executor {
         });
     }
 
-    fn take_exit(self: &Arc<Self>, worker: &Arc<Worker>, exit: Exit) {
+    pub(super) fn take_exit(self: &Arc<Self>, worker: &Arc<Worker>, exit: Exit) {
         self.fs.usage().unwatch(worker.pid as i32);
         self.bury_worker(worker, &exit);
         let Some(job) = &exit.job else {
@@ -529,84 +567,6 @@ impl Executor {
             self.finish(over, outcome, ending == Ending::Crashed);
         }
         self.start_calls();
-    }
-}
-
-/// Workers tell the executor, while there is one.
-pub(super) struct Overseer(pub(super) Weak<Executor>);
-
-impl Supervisor for Overseer {
-    fn ready(&self, worker: &Arc<Worker>) {
-        if let Some(executor) = self.0.upgrade() {
-            executor.fs.usage().watch(worker.pid as i32);
-            executor.welcome_worker(worker);
-            executor.start_calls();
-            executor.claim_soon.notify_one();
-        }
-    }
-
-    fn wrote(&self, worker: &Arc<Worker>, job: Option<&str>, stream: u8, data: Vec<u8>) {
-        let Some(executor) = self.0.upgrade() else {
-            return;
-        };
-        let Some(job) = job else {
-            let text = String::from_utf8_lossy(&data);
-            return tracing::info!(
-                pid = worker.pid,
-                "a worker that runs nothing wrote: {}",
-                text.trim_end()
-            );
-        };
-        let Some((origin, true)) = executor.origin_of(job) else {
-            return;
-        };
-        for piece in data.chunks(OUTPUT_BYTES_MAX) {
-            let output = Update::Output {
-                node: executor.options.node_name.clone(),
-                stream,
-                data: piece.to_vec().into(),
-            };
-            executor.tell(origin, job, output);
-        }
-    }
-
-    fn logged(&self, _worker: &Arc<Worker>, record: FromWorker) {
-        let (
-            Some(executor),
-            FromWorker::Log {
-                job,
-                level,
-                logger,
-                message,
-                time,
-            },
-        ) = (self.0.upgrade(), record)
-        else {
-            return;
-        };
-        if let Some((origin, true)) = executor.origin_of(&job) {
-            let node = executor.options.node_name.clone();
-            let log = Update::Log {
-                node,
-                level,
-                logger,
-                message,
-                time,
-            };
-            executor.tell(origin, &job, log);
-        }
-    }
-
-    fn answered(&self, worker: &Arc<Worker>, answer: Answered) {
-        if let Some(executor) = self.0.upgrade() {
-            executor.take_answer(worker, answer);
-        }
-    }
-
-    fn exited(&self, worker: &Arc<Worker>, exit: Exit) {
-        if let Some(executor) = self.0.upgrade() {
-            executor.take_exit(worker, exit);
-        }
     }
 }
 

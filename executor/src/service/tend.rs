@@ -1,9 +1,7 @@
 //! What the executor does in the background: claims, closes records, renews its lease, takes over from the dead, hears what it is told.
 use super::{Executor, run};
-use crate::placement::{self, Wish, resolve};
-use crate::queue::{self, Finish, Finished, LEASE, Next, RENEWAL, Reaped, record};
+use crate::queue::{self, Finish, Finished, LEASE, Next, RENEWAL};
 use ks_fs::redis_client::Push;
-use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -15,6 +13,10 @@ pub const HEARD_MAX: usize = 16_384;
 const STUCK: Duration = Duration::from_millis(100);
 /// An interpreter that cannot start: others have this long to take the calls first.
 const HOPELESS_WAIT: Duration = Duration::from_secs(3);
+/// Records of calls whose callers have been told are closed a moment later, several at once: not between a caller's calls.
+const GATHER: Duration = Duration::from_millis(2);
+/// So many are closed without waiting for more.
+const GATHERED_MAX: usize = 128;
 /// After Redis did not answer.
 const RETRY_WAIT: Duration = Duration::from_millis(300);
 /// Ends that are looked for at each renewal, in case no message came of them.
@@ -36,13 +38,33 @@ pub struct Closings {
     waiting: Mutex<Vec<Closing>>,
     under_way: Mutex<usize>,
     some: Notify,
+    /// There is one that must not wait, or there are many.
+    urgent: Notify,
 }
 
 impl Closings {
     /// Adds one. There are never more than calls were claimed.
     pub fn add(&self, closing: Closing) {
-        self.waiting.lock().unwrap().push(closing);
-        self.some.notify_one();
+        let is_urgent = !closing.was_told;
+        let count = {
+            let mut waiting = self.waiting.lock().unwrap();
+            waiting.push(closing);
+            waiting.len()
+        };
+        if count == 1 {
+            self.some.notify_one();
+        }
+        if is_urgent || count >= GATHERED_MAX {
+            self.urgent.notify_one();
+        }
+    }
+
+    /// Waits until there are some to be closed, and for more to come with them.
+    async fn gather(&self) {
+        if self.waiting.lock().unwrap().is_empty() {
+            self.some.notified().await;
+        }
+        let _ = tokio::time::timeout(GATHER, self.urgent.notified()).await;
     }
 
     fn take(&self) -> Vec<Closing> {
@@ -99,7 +121,7 @@ pub(super) async fn hear(
             match push {
                 Push::Message { payload, .. } => executor.heed(&payload, &mut ended),
                 Push::Reset => {
-                    executor.claim_soon.notify_one();
+                    executor.expect_more();
                     executor.look_soon.notify_one();
                 }
                 Push::Invalidated(_) => {}
@@ -120,7 +142,7 @@ impl Executor {
         let Some(kind) = text.get(..1) else { return };
         let rest = &text[1..];
         match kind {
-            "q" => self.claim_soon.notify_one(),
+            "q" => self.expect_more(),
             "e" => ended.push(rest.to_owned()),
             "c" if !self.cancel_here(rest) => {
                 self.board.lock().unwrap().cancel_early(rest.to_owned());
@@ -133,6 +155,19 @@ impl Executor {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// There may be something to claim.
+    pub(super) fn expect_more(&self) {
+        self.more.store(true, Ordering::Relaxed);
+        self.claim_soon.notify_one();
+    }
+
+    /// A call ended: others are claimed, where there may be some, and not for each that ends where they are short.
+    pub(super) fn refill(&self) {
+        if self.more.load(Ordering::Relaxed) && self.board.lock().unwrap().is_low() {
+            self.claim_soon.notify_one();
         }
     }
 
@@ -178,8 +213,10 @@ impl Executor {
             let want = self.claimable();
             if want == 0 {
                 // Whoever ends a call wakes us.
+                self.more.store(true, Ordering::Relaxed);
                 return self.board.lock().unwrap().has_waiting().then_some(STUCK);
             }
+            self.more.store(false, Ordering::Relaxed);
             match self.queue.claim(&self.queues, want).await {
                 Ok(claims) => {
                     next = claims.next;
@@ -188,6 +225,7 @@ impl Executor {
                 Err(error) => {
                     tracing::debug!(%error, "calls cannot be claimed now");
                     self.unsure.store(true, Ordering::Relaxed);
+                    self.more.store(true, Ordering::Relaxed);
                     return Some(RETRY_WAIT);
                 }
             }
@@ -242,7 +280,7 @@ pub(super) async fn close(executor: Weak<Executor>) {
         if batch.is_empty() {
             let closing = this.closing.clone();
             drop(this);
-            closing.some.notified().await;
+            closing.gather().await;
             continue;
         }
         let ends: Vec<Finish> = batch.iter().map(|closing| closing.finish.clone()).collect();
@@ -333,118 +371,6 @@ impl Executor {
         }
     }
 
-    /// Compares what is claimed in our name with what we know: a lost answer may have claimed more, others may have taken some.
-    async fn reconcile(self: &Arc<Self>) {
-        let known: HashSet<String> = self.board.lock().unwrap().runs.keys().cloned().collect();
-        let claimed: HashSet<String> = match self.queue.claimed().await {
-            Ok(claimed) => claimed.into_iter().collect(),
-            Err(error) => {
-                tracing::debug!(%error, "what is claimed cannot be asked now");
-                return self.unsure.store(true, Ordering::Relaxed);
-            }
-        };
-        for job in known.difference(&claimed) {
-            self.withdraw(job);
-        }
-        // Entered, or ended and being closed, since the question was asked: still ours.
-        let board: HashSet<String> = self.board.lock().unwrap().runs.keys().cloned().collect();
-        let closing = self.closing.count() > 0;
-        let strays: Vec<_> = claimed
-            .difference(&known)
-            .filter(|job| !board.contains(*job))
-            .collect();
-        if strays.is_empty() {
-            return;
-        }
-        if closing {
-            return self.unsure.store(true, Ordering::Relaxed);
-        }
-        let jobs: Vec<_> = strays.into_iter().map(|job| (job.clone(), None)).collect();
-        tracing::info!(
-            count = jobs.len(),
-            "calls that were claimed without our hearing of it are given back"
-        );
-        if let Err(error) = self.queue.release(&jobs).await {
-            tracing::debug!(%error, "calls cannot be given back now");
-            self.unsure.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// Ends, or places again, what dead nodes held.
-    async fn take_from_the_dead(self: &Arc<Self>, reaped: Vec<Reaped>) {
-        let nodes = resolve::nodes(self.fs.catalog()).await.unwrap_or_default();
-        for job in reaped {
-            match job.lost_by {
-                Some(node) => {
-                    let name = nodes
-                        .iter()
-                        .find(|fact| fact.id == node)
-                        .map_or(node.to_string(), |fact| fact.name.clone());
-                    tracing::warn!(
-                        job = job.job,
-                        node = name,
-                        "a job is lost with the node that ran it"
-                    );
-                    let message = format!("node {name} died while it ran the call");
-                    let update = self.failure("NodeLost", message);
-                    self.close_taken(&job.job, "lost", update, true);
-                }
-                None => self.place_again(job, &nodes).await,
-            }
-        }
-    }
-
-    /// A job waited for a node that is gone: it gets other places, or its end.
-    async fn place_again(self: &Arc<Self>, job: Reaped, nodes: &[placement::NodeFact]) {
-        let placed = self.places_now(&job, nodes).await;
-        let released = match placed {
-            Ok(places) => self
-                .queue
-                .release(&[(job.job.clone(), Some(places))])
-                .await
-                .map(drop),
-            Err(Some(reason)) => {
-                let update = self.failure("NotPlaceable", reason);
-                self.close_taken(&job.job, "failed", update, false);
-                Ok(())
-            }
-            Err(None) => self
-                .queue
-                .release(&[(job.job.clone(), None)])
-                .await
-                .map(drop),
-        };
-        if let Err(error) = released {
-            tracing::debug!(%error, job = job.job, "a job cannot be placed again now");
-            self.unsure.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// `Err(None)`: it cannot be found out now.
-    async fn places_now(
-        &self,
-        job: &Reaped,
-        nodes: &[placement::NodeFact],
-    ) -> Result<String, Option<String>> {
-        let stored: record::StoredCall =
-            record::decode(&job.body).map_err(|error| Some(error.to_string()))?;
-        let call = &stored.call;
-        let files = resolve::files(self.fs.catalog(), resolve::tree_paths(call))
-            .await
-            .map_err(|_| None)?;
-        let wish = Wish {
-            files: files.values().flatten().map(|file| &**file).collect(),
-            queue: &call.queue,
-            python: call.python.as_deref(),
-            node: call.node.as_deref(),
-            threshold_bytes: call.data_threshold.or(Some(self.options.data_threshold)),
-        };
-        match placement::place(&wish, nodes) {
-            Ok(placement) => Ok(queue::places_text(&placement.places)),
-            Err(error) => Err(Some(format!("{}: {error}", call.name))),
-        }
-    }
-
     /// Cancels jobs, wherever they are; returns those that were still going.
     pub async fn cancel(
         self: &Arc<Self>,
@@ -453,23 +379,38 @@ impl Executor {
         let mut going = Vec::new();
         for batch in jobs.chunks(queue::BATCH_JOBS_MAX) {
             let answers = self.queue.cancel(batch).await?;
+            let mut taken = Vec::new();
             for (job, answer) in batch.iter().zip(answers) {
                 match answer {
-                    queue::CancelAnswer::Taken => {
-                        let update = self.failure(
-                            "JobCancelled",
-                            format!("job {job} was cancelled before it began"),
-                        );
-                        self.update_caller(job, update.clone(), self.me().node);
-                        self.close_taken(job, "cancelled", update, false);
-                        going.push(job.clone());
-                    }
-                    queue::CancelAnswer::Told => going.push(job.clone()),
-                    queue::CancelAnswer::Over | queue::CancelAnswer::Unknown => {}
+                    queue::CancelAnswer::Taken => taken.push(job.clone()),
+                    queue::CancelAnswer::Told => {}
+                    queue::CancelAnswer::Over | queue::CancelAnswer::Unknown => continue,
                 }
+                going.push(job.clone());
             }
+            self.end_cancelled(taken).await;
         }
         Ok(going)
+    }
+
+    /// Ends jobs that were cancelled before they began. Recorded before the answer: who asks again does not find them going.
+    async fn end_cancelled(self: &Arc<Self>, taken: Vec<String>) {
+        if taken.is_empty() {
+            return;
+        }
+        let mut closings = Vec::with_capacity(taken.len());
+        for job in &taken {
+            let reason = format!("job {job} was cancelled before it began");
+            let update = self.failure("JobCancelled", reason);
+            self.update_caller(job, update.clone(), self.me().node);
+            let wrote = queue::record::Wrote::default();
+            closings.push(self.closing_of(job, "cancelled", update, wrote, false, true));
+        }
+        let ends: Vec<Finish> = closings.iter().map(|one| one.finish.clone()).collect();
+        if let Err(error) = self.queue.finish(&ends).await {
+            tracing::debug!(%error, "cancelled jobs are closed later");
+            closings.into_iter().for_each(|one| self.closing.add(one));
+        }
     }
 
     /// Cancels all jobs of the cluster.

@@ -2,6 +2,7 @@
 use super::Session;
 use crate::placement::resolve::tree_path;
 use crate::protocol::{Answer, Ask, Tell, VERSION};
+use crate::queue::job_is_valid;
 use ks_fs::path::TreePath;
 use ks_fs::record::Kind;
 use serde_bytes::ByteBuf;
@@ -11,15 +12,20 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Time between two words on the progress of a fetch.
-const PROGRESS: Duration = Duration::from_millis(100);
+pub(super) const PROGRESS: Duration = Duration::from_millis(100);
 /// Files fetched for one request, below the directories it names.
 const FILES_MAX: usize = 1_000_000;
 
 /// A question that cannot be answered: the Python exception's name, and the text.
-type Refusal = (&'static str, String);
+pub(super) type Refusal = (&'static str, String);
 
 impl Session {
-    pub(super) fn introduction(&self) -> Answer {
+    pub(super) async fn introduction(&self) -> Answer {
+        let nodes = self.executor.fs.catalog().nodes().await;
+        let nodes = nodes.unwrap_or_default();
+        let peers = nodes
+            .iter()
+            .filter(|node| node.alive && node.id != self.executor.me().node);
         let options = &self.executor.options;
         Answer::Hello {
             version: VERSION,
@@ -28,6 +34,7 @@ impl Session {
             mountpoint: options.mountpoint.as_os_str().as_bytes().to_vec().into(),
             datadir: options.datadir.as_os_str().as_bytes().to_vec().into(),
             program: format!("ks {}", env!("CARGO_PKG_VERSION")),
+            peers: peers.map(|node| node.info.address.clone()).collect(),
         }
     }
 
@@ -40,10 +47,17 @@ impl Session {
                     .map_err(|e| (e.kind(), e.to_string()))
             }
             Ask::Cancel { jobs, all } => self.cancel(jobs, all).await,
+            Ask::Jobs { limit } => self.jobs(limit).await,
+            Ask::Logs { job } => self.logs(job).await,
             Ask::Nodes => self.nodes().await,
             Ask::Status => Ok(Answer::Status(self.status().await)),
             Ask::Where { paths } => self.locate(paths).await,
             Ask::Fetch { paths } => self.fetch(request, paths).await,
+            Ask::Drop { paths } => self.drop_copies(paths).await,
+            Ask::Pin { paths, pinned } => self.pin(paths, pinned).await,
+            Ask::Push { paths, to } => self.push(request, paths, to).await,
+            Ask::Replicate { paths, count } => self.replicate(paths, count).await,
+            Ask::Verify { paths } => self.verify(paths).await,
             Ask::Shutdown => self.shutdown(),
             Ask::Ping | Ask::Hello { .. } | Ask::Submit { .. } => return,
         };
@@ -60,6 +74,21 @@ impl Session {
         };
         let jobs = cancelled.map_err(|e| ("CatalogUnavailable", e.to_string()))?;
         Ok(Answer::Cancelled { jobs })
+    }
+
+    async fn jobs(&self, limit: u32) -> Result<Answer, Refusal> {
+        let listed = self.executor.list_jobs(limit).await;
+        let (total, jobs) = listed.map_err(|e| ("CatalogUnavailable", e.to_string()))?;
+        Ok(Answer::Jobs { total, jobs })
+    }
+
+    async fn logs(&self, job: String) -> Result<Answer, Refusal> {
+        if !job_is_valid(&job) {
+            return Err(("JobUnknown", format!("'{job}' is no job's id")));
+        }
+        let logs = self.executor.logs(&job).await;
+        let logs = logs.map_err(|e| ("CatalogUnavailable", e.to_string()))?;
+        logs.ok_or_else(|| ("JobUnknown", format!("there is no job {job}")))
     }
 
     async fn nodes(&self) -> Result<Answer, Refusal> {
@@ -98,7 +127,7 @@ impl Session {
     }
 
     /// The path in the tree: given as it is under this node's mount point, or relative to the tree's root.
-    fn in_tree(&self, path: &[u8]) -> Result<TreePath, Refusal> {
+    pub(super) fn in_tree(&self, path: &[u8]) -> Result<TreePath, Refusal> {
         let mountpoint = self.executor.options.mountpoint.as_os_str().as_bytes();
         let found = match path.first() {
             Some(b'/') => tree_path(path, mountpoint),
@@ -156,7 +185,7 @@ impl Session {
     }
 
     /// The file itself, or the files below a directory.
-    async fn files_below(&self, path: TreePath) -> Result<Vec<TreePath>, Refusal> {
+    pub(super) async fn files_below(&self, path: TreePath) -> Result<Vec<TreePath>, Refusal> {
         let catalog = self.executor.fs.catalog();
         let unavailable = |e: ks_fs::catalog::CatalogError| ("CatalogUnavailable", e.to_string());
         let mut files = Vec::new();
@@ -190,7 +219,7 @@ impl Session {
     }
 }
 
-fn kind_of(error: &ks_fs::error::FsError) -> &'static str {
+pub(super) fn kind_of(error: &ks_fs::error::FsError) -> &'static str {
     match error {
         ks_fs::error::FsError::NotFound => "FileNotFoundError",
         ks_fs::error::FsError::IsADirectory => "IsADirectoryError",

@@ -94,6 +94,8 @@ impl TestNode {
             modules: vec!["served".into()],
             registered_only: special.registered_only,
             data_threshold: DATA_THRESHOLD,
+            result_ttl: ks_executor::queue::RECORD_KEEP,
+            worker_memory_limit: None,
         };
         catalog.register(info(&options)).await.unwrap();
         let beating = catalog.clone();
@@ -110,6 +112,7 @@ impl TestNode {
             memory_limit_bytes: 64 << 20,
             read_only: false,
             passthrough: false,
+            keeping: Default::default(),
         };
         let fs = FileSystem::start(fs_options, store.clone(), catalog.clone(), pool.clone())
             .await

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import weakref
@@ -10,10 +11,21 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from . import _native, decorated, discovery, functions, job, options, profiling, serialization, settings, submission
+from . import (
+    connecting,
+    decorated,
+    discovery,
+    functions,
+    job,
+    options,
+    profiling,
+    serialization,
+    settings,
+    submission,
+)
 from .bulk import BulkMethods, JobOrId, cancelled_by_interrupt
 from .client_data import DataMethods
-from .errors import ConnectionFailed, ConnectionLost
+from .errors import ConnectionLost
 from .job import Job
 from .mapping import MapMethods
 from .options import PathArgument
@@ -96,19 +108,10 @@ class Client(BulkMethods, MapMethods, DataMethods):
 
     def _connect(self) -> Session:
         address = discovery.locate(self._given_url)
-        if address.quic is not None:
-            key = self._key or discovery.key_path()
-            try:
-                connection = _native.connect_quic(address.quic, key, self._timeout)
-            except OSError as error:
-                raise ConnectionFailed(_explain_quic(address.quic, key, error)) from error
-        else:
-            socket = str(address.socket)
-            try:
-                connection = _native.connect_unix(socket)
-            except OSError as error:
-                raise ConnectionFailed(_explain_unix(socket, error)) from error
-        return Session(connection, str(address))
+        key = self._key or discovery.key_path()
+        return Session(
+            connecting.connect(address, key, self._timeout), address, functools.partial(connecting.again, key)
+        )
 
     def close(self) -> None:
         """Ends the connection. Jobs that were sent go on; they can be asked for again by their id. Calls of `bc` that
@@ -282,27 +285,6 @@ class Client(BulkMethods, MapMethods, DataMethods):
     def _after_fork(self) -> None:
         self._session = None
         self._unlock()
-
-
-def _explain_unix(path: str, error: OSError) -> str:
-    if isinstance(error, PermissionError):
-        cure = "it belongs to another user: run as that user, or use ks://HOST:PORT with a key"
-    elif isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
-        cure = "the node does not run any more; `ks mount` starts it again"
-    else:
-        cure = "`ks doctor` says more"
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return f"{path}: {reason}: {cure}"
-
-
-def _explain_quic(address: str, key: str, error: OSError) -> str:
-    text = str(error)
-    if not os.path.exists(key):
-        text = (
-            f"there is no key file {key}: copy the cluster's ~/.config/ks/cluster.key here, or a client key "
-            "(ks key client), or set KS_CLUSTER_KEY"
-        )
-    return f"ks://{address}: {text}"
 
 
 _default_lock = threading.Lock()

@@ -7,6 +7,7 @@ What a call's own code raises is not here: it is raised again, with its own type
 from __future__ import annotations
 
 import concurrent.futures
+import sys
 from typing import Any
 
 __all__ = [
@@ -29,7 +30,16 @@ __all__ = [
     "RemoteTraceback",
     "TooManyJobs",
     "WorkerCrashed",
+    "WorkerMemoryExceeded",
 ]
+
+
+if sys.version_info >= (3, 11):
+    Late = TimeoutError
+else:
+
+    class Late(concurrent.futures.TimeoutError, TimeoutError):
+        """A wait's `timeout` has passed: the built-in TimeoutError, and that of concurrent.futures, which were two."""
 
 
 class KitchenSinkError(Exception):
@@ -115,6 +125,10 @@ class WorkerCrashed(KitchenSinkError):
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.stack}" if self.stack else self.message
+
+
+class WorkerMemoryExceeded(WorkerCrashed):
+    """The worker grew beyond the node's `--worker-memory-limit` and was ended; the message has both sizes."""
 
 
 class JobTimeout(KitchenSinkError, TimeoutError):
@@ -206,7 +220,8 @@ _BY_KIND: dict[str, type[Exception]] = {
 def from_failure(failure: dict[str, Any]) -> Exception:
     """The exception for a node's `Failed` (of a job or of a request): `kind` is its class's name."""
     kind, message = failure["kind"], failure["message"]
-    if kind == "WorkerCrashed":
-        return WorkerCrashed(message, failure.get("signal"), failure.get("exit_code"), failure.get("stack"))
+    if kind in ("WorkerCrashed", "WorkerMemoryExceeded"):
+        crash = WorkerCrashed if kind == "WorkerCrashed" else WorkerMemoryExceeded
+        return crash(message, failure.get("signal"), failure.get("exit_code"), failure.get("stack"))
     known = _BY_KIND.get(kind)
     return known(message) if known else KitchenSinkError(f"{kind}: {message}")

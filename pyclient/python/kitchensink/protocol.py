@@ -52,21 +52,25 @@ def variant(message: Any) -> tuple[str, Any]:
     raise Malformed(f"not a variant: {type(message).__name__}")
 
 
-def size_of(buffer: Buffer) -> int:
-    """Bytes in a buffer."""
+def size_of(buffer: Buffer | Part) -> int:
+    """Bytes in a buffer; of a part that stands for one already, 0."""
+    if isinstance(buffer, dict):
+        return 0
     return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
 
 
-def place_part(buffer: Buffer, segments: list[Buffer]) -> Part:
+def place_part(buffer: Buffer | Part, segments: list[Buffer]) -> Part:
     """A part for the header; a large buffer is appended to the frame's segments (which hold what comes after the
-    header)."""
+    header). What is a part already stays as it is."""
+    if isinstance(buffer, dict):
+        return buffer
     if size_of(buffer) > INLINE_BYTES:
         segments.append(buffer)
         return {"Segment": len(segments)}
     return {"Inline": bytes(buffer)}
 
 
-def place_payload(buffers: list[Buffer], segments: list[Buffer]) -> Payload:
+def place_payload(buffers: list[Buffer | Part], segments: list[Buffer]) -> Payload:
     """A payload for the header."""
     return {"parts": [place_part(buffer, segments) for buffer in buffers]}
 

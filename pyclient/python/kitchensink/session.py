@@ -16,7 +16,9 @@ import time
 from collections.abc import Iterable
 from typing import Any, Callable
 
-from . import __about__, errors, output, profiling
+from . import blobs, errors, output, profiling
+from .connecting import AGAIN_ALONE_SECONDS, AGAIN_SECONDS, HELLO_SECONDS, Opened, greeting
+from .discovery import Address
 from .job import Job
 from .outcome import Outcome, failed_here
 from .protocol import VERSION, Buffer, Malformed, pack, unpack, variant
@@ -25,20 +27,24 @@ _log = logging.getLogger("kitchensink")
 
 REPLY_SECONDS = 30.0
 """How long a node may take to answer a question."""
-HELLO_SECONDS = 10.0
-"""How long it may take to say who it is."""
 ACCEPT_SECONDS = 60.0
 """How long it may take to record a batch of calls."""
+_ATTACHED_MAX = 1_000
+"""Jobs that are asked for at a time after a connection broke."""
 _GRACE_SECONDS = 0.005
 """How long nobody must have led before the session's own thread does."""
 _RESTLESS_SECONDS = 0.1
 """How long that thread looks again by itself after the last sign of use; later it has to be woken."""
 
 
+Again = Callable[[Address, "list[str]", float], "Opened | None"]
+"""Makes a connection again: to this address or one of these peers, by then."""
+
+
 class Reply:
     """An answer that is to come."""
 
-    __slots__ = ("body", "finished", "jobs", "kind", "progress")
+    __slots__ = ("body", "finished", "jobs", "kind", "progress", "request")
 
     def __init__(self, jobs: Iterable[str] = (), progress: Callable[[dict[str, Any]], None] | None = None) -> None:
         self.finished = False
@@ -47,6 +53,8 @@ class Reply:
         self.jobs = tuple(jobs)
         """These fail with it."""
         self.progress = progress
+        self.request: tuple[bytes, list[Buffer] | None] | None = None
+        """What is sent again where the connection breaks before the answer; None: it fails then."""
 
 
 class Hello:
@@ -59,17 +67,25 @@ class Hello:
         self.mountpoint: bytes = bytes(body["mountpoint"])
         self.datadir: bytes = bytes(body["datadir"])
         self.program: str = body["program"]
+        self.peers: list[str] = body.get("peers", [])
 
 
 class Session:
     """One connection to a node, for any number of threads."""
 
-    def __init__(self, connection: Any, address: str) -> None:
-        self.address = address
+    def __init__(self, connection: Any, address: Address, again: Again | None = None) -> None:
+        self.address = str(address)
+        self._route = address
+        self._again = again
+        """Makes another connection when this one breaks."""
+        self._broken: tuple[float, str] | None = None
+        """Since when it is broken, and how; another is looked for."""
         self.sent_functions: set[bytes] = set()
         """Hashes of the functions that this node has from us."""
         self.submitting = threading.Lock()
         """Held while a submission is put together and sent: a function goes before the calls that name it."""
+        self.blobs: blobs.Blobs | None = None
+        """Where large arguments are put, where the node is on this machine."""
         self._connection = connection
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -84,14 +100,13 @@ class Session:
         self.retired = False
         self._inbox: list[list[bytearray]] = []
         self.hello = self._greet()
+        self._find_blobs()
 
     # Conversation
 
     def _greet(self) -> Hello:
         try:
-            body = self.ask(
-                {"Hello": {"version": VERSION, "program": f"kitchensink {__about__.version}"}}, "Hello", HELLO_SECONDS
-            )
+            body = self.ask(greeting(), "Hello", HELLO_SECONDS)
         except errors.KitchenSinkError as error:
             self.close()
             raise errors.ConnectionFailed(f"{self.address}: did not greet back: {error}") from None
@@ -105,6 +120,11 @@ class Session:
                 f"this package version {VERSION}; install the same release on both"
             )
         return Hello(body)
+
+    def _find_blobs(self) -> None:
+        """Where the node is on this machine, large arguments are put where it keeps them."""
+        socket = self._route.socket
+        self.blobs = None if socket is None else blobs.below(os.path.dirname(socket))
 
     def ask(
         self,
@@ -137,9 +157,13 @@ class Session:
         return number
 
     def send_packed(self, packed_body: bytes, reply: Reply, segments: list[Buffer]) -> int:
-        """Sends a request whose body is packed already."""
+        """Sends a request whose body is packed already; where the connection breaks before the answer, it is sent again
+        on the next one."""
         number = self._expect(reply)
-        self._transmit(number, b"\x82\xa7request" + pack(number) + b"\xa4body" + packed_body, segments)
+        header = b"\x82\xa7request" + pack(number) + b"\xa4body" + packed_body
+        if self._again is not None:
+            reply.request = (header, segments)
+        self._transmit(number, header, segments)
         return number
 
     def _expect(self, reply: Reply) -> int:
@@ -152,11 +176,19 @@ class Session:
 
     def _transmit(self, number: int, header: bytes, segments: list[Buffer] | None) -> None:
         self._used = time.monotonic()
+        connection = self._connection
         try:
-            self._connection.send(header, segments)
+            connection.send(header, segments)
         except OSError as error:
+            if connection is not self._connection:  # there is another by now
+                return self._transmit(number, header, segments)
+            reply = self._replies.get(number)
+            if reply is not None and reply.request is not None and self._end is None:
+                # Who leads sees the same, and sends it again.
+                self._break(connection, f"{self.address}: {error}")
+                return
             self._replies.pop(number, None)
-            self._lose(f"{self.address}: {error}")
+            self._break(connection, f"{self.address}: {error}")
             raise self._ended() from error
         except BaseException:
             self._replies.pop(number, None)
@@ -290,13 +322,16 @@ class Session:
         """Waits for what comes next and hands it out. Nothing that came is lost to an exception: it stays in the inbox
         for the next leader, who at worst hands it out a second time."""
         inbox = self._inbox
+        if self._broken is not None and not inbox:
+            return self._revive(timeout)
+        connection = self._connection
         try:
-            if not inbox and not self._connection.recv_to(inbox, timeout):
-                self._lose(f"{self.address}: the node closed the connection")
+            if not inbox and not connection.recv_to(inbox, timeout):
+                self._break(connection, f"{self.address}: the node closed the connection")
         except TimeoutError:
             return  # late, or woken by a thread that saw the background lead a moment ago
         except OSError as error:
-            self._lose(f"{self.address}: {error}")
+            self._break(connection, f"{self.address}: {error}")
         while inbox:
             self._hand_out(inbox[0])
             del inbox[0]
@@ -386,6 +421,70 @@ class Session:
         with self._lock:
             for turn in self._followers.pop(target, ()):
                 turn.release()
+
+    # Broken connections
+
+    def _break(self, connection: Any, why: str) -> None:
+        """The connection broke. Where jobs go on, who leads next looks for another; else this is the end."""
+        with self._lock:
+            if connection is not self._connection or self._broken is not None or self._end is not None:
+                return
+            if self._again is None or not self._jobs:
+                waiting = None
+            else:
+                self._broken = (time.monotonic(), why)
+                waiting = [(n, reply) for n, reply in self._replies.items() if reply.request is None]
+                for number, _ in waiting:
+                    del self._replies[number]
+        if waiting is None:
+            return self._lose(why)
+        connection.close()
+        for _, reply in waiting:
+            reply.kind, reply.body, reply.finished = "Failed", errors.ConnectionLost(why), True
+            self._tell(reply)
+
+    def _revive(self, timeout: float | None) -> None:
+        """Looks for another connection, for no longer than `timeout`."""
+        broken, again = self._broken, self._again
+        if broken is None or again is None:
+            return
+        since, why = broken
+        until = since + (AGAIN_SECONDS if self.hello.peers else AGAIN_ALONE_SECONDS)
+        now = time.monotonic()
+        opened = again(self._route, self.hello.peers, until if timeout is None else min(until, now + timeout))
+        if opened is not None:
+            self._resume(opened)
+        elif time.monotonic() >= until:
+            self._lose(f"{why}; no node could be reached again")
+
+    def _resume(self, opened: Opened) -> None:
+        """Goes on with another connection: what was not accepted is sent again (a job that was recorded all the same is
+        known by its id), and the ends of the others are asked for."""
+        with self._lock:
+            if self._end is not None:
+                opened.connection.close()
+                return
+            self._connection, self._route = opened.connection, opened.address
+            self.address, self.hello = str(opened.address), Hello(opened.hello)
+            self.sent_functions = set()
+            self._find_blobs()
+            again = [reply.request for reply in self._replies.values() if reply.request is not None]
+            sent = {id for reply in self._replies.values() for id in reply.jobs}
+            accepted = [id for id in self._jobs if id not in sent]
+            for start in range(0, len(accepted), _ATTACHED_MAX):
+                batch = accepted[start : start + _ATTACHED_MAX]
+                self._last_request += 1
+                reply = self._replies[self._last_request] = Reply(batch)
+                body = {"request": self._last_request, "body": {"Attach": {"jobs": batch}}}
+                reply.request = (pack(body), None)
+                again.append(reply.request)
+            self._broken = None
+        _log.info("%s: connected again, to node %s", self.address, self.hello.node)
+        for header, segments in again:
+            try:
+                opened.connection.send(header, segments)
+            except OSError as error:
+                return self._break(opened.connection, f"{self.address}: {error}")
 
     # The end
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, Callable, Union
 
 from . import decorated, functions, paths, serialize
+from .blobs import BLOB_BYTES
 from .errors import NotSerializable
 from .functions import Serialized
 from .job import Job
@@ -94,6 +95,8 @@ class Maker:
             call["locality"] = self._hints(options)
             call["mountpoint"] = self._mountpoint
         call.update(options.fields)
+        if self._session.blobs is not None and any(size_of(buffer) >= BLOB_BYTES for buffer in buffers):
+            buffers = self._session.blobs.keep(buffers)
         if all(size_of(buffer) <= INLINE_BYTES for buffer in buffers):
             call["args"] = place_payload(buffers, [])
             return Prepared(job, pack(call), serialized, None)

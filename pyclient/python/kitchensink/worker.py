@@ -27,7 +27,7 @@ import traceback
 from types import FrameType, TracebackType
 from typing import Any, Callable, NamedTuple
 
-from . import __about__, _native, own_modules, paths, rpc, serialization, serialize
+from . import __about__, _native, blobs, own_modules, paths, rpc, serialization, serialize
 from .errors import KitchenSinkError, NotRegistered, NotSerializable
 from .outcome import CAUSES_MAX
 from .protocol import Buffer, pack, place_payload, unpack, variant
@@ -118,6 +118,7 @@ class Worker:
         self.connection = connection
         self.current: Run | None = None
         self._functions = Functions(registered_only=bool(os.environ.get("KS_REGISTERED_ONLY")))
+        self._blobs = blobs.below(os.path.join(os.environ.get("KS_DATADIR", "/nonexistent"), ".ks"))
         self._interruptible = False
         self._interrupted = False
         self._stdout, self._stderr = sys.stdout, sys.stderr
@@ -208,6 +209,8 @@ class Worker:
                 "NotSerializable", f"the result of {run.name} (a {kind}) cannot be sent: {serialize.describe(error)}"
             )
         segments: list[Buffer] = []
+        if self._blobs is not None:
+            buffers = self._blobs.keep(buffers)
         return {"Returned": place_payload(buffers, segments)}, segments
 
     def _flush(self) -> None:

@@ -1,0 +1,121 @@
+//! After a lost answer, and after other nodes' deaths: what is claimed is made to agree with what is known, what the dead held ends or is placed again.
+use super::Executor;
+use crate::placement::{self, Wish, resolve};
+use crate::queue::{self, Reaped, record};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+impl Executor {
+    /// Compares what is claimed in our name with what we know: a lost answer may have claimed more, others may have taken some.
+    pub(super) async fn reconcile(self: &Arc<Self>) {
+        let known: HashSet<String> = self.board.lock().unwrap().runs.keys().cloned().collect();
+        let claimed: HashSet<String> = match self.queue.claimed().await {
+            Ok(claimed) => claimed.into_iter().collect(),
+            Err(error) => {
+                tracing::debug!(%error, "what is claimed cannot be asked now");
+                return self.unsure.store(true, Ordering::Relaxed);
+            }
+        };
+        for job in known.difference(&claimed) {
+            self.withdraw(job);
+        }
+        // Entered, or ended and being closed, since the question was asked: still ours.
+        let board: HashSet<String> = self.board.lock().unwrap().runs.keys().cloned().collect();
+        let closing = self.closing.count() > 0;
+        let strays: Vec<_> = claimed
+            .difference(&known)
+            .filter(|job| !board.contains(*job))
+            .collect();
+        if strays.is_empty() {
+            return;
+        }
+        if closing {
+            return self.unsure.store(true, Ordering::Relaxed);
+        }
+        let jobs: Vec<_> = strays.into_iter().map(|job| (job.clone(), None)).collect();
+        tracing::info!(
+            count = jobs.len(),
+            "calls that were claimed without our hearing of it are given back"
+        );
+        if let Err(error) = self.queue.release(&jobs).await {
+            tracing::debug!(%error, "calls cannot be given back now");
+            self.unsure.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Ends, or places again, what dead nodes held.
+    pub(super) async fn take_from_the_dead(self: &Arc<Self>, reaped: Vec<Reaped>) {
+        let nodes = self.nodes.get(self.fs.catalog()).await.unwrap_or_default();
+        for job in reaped {
+            match job.lost_by {
+                Some(node) => {
+                    let name = nodes
+                        .iter()
+                        .find(|fact| fact.id == node)
+                        .map_or(node.to_string(), |fact| fact.name.clone());
+                    tracing::warn!(
+                        job = job.job,
+                        node = name,
+                        "a job is lost with the node that ran it"
+                    );
+                    let message = format!("node {name} died while it ran the call");
+                    let update = self.failure("NodeLost", message);
+                    self.close_taken(&job.job, "lost", update, true);
+                }
+                None => self.place_again(job, &nodes).await,
+            }
+        }
+    }
+
+    /// A job waited for a node that is gone: it gets other places, or its end.
+    async fn place_again(self: &Arc<Self>, job: Reaped, nodes: &[placement::NodeFact]) {
+        let placed = self.places_now(&job, nodes).await;
+        let released = match placed {
+            Ok(places) => self
+                .queue
+                .release(&[(job.job.clone(), Some(places))])
+                .await
+                .map(drop),
+            Err(Some(reason)) => {
+                let update = self.failure("NotPlaceable", reason);
+                self.close_taken(&job.job, "failed", update, false);
+                Ok(())
+            }
+            Err(None) => self
+                .queue
+                .release(&[(job.job.clone(), None)])
+                .await
+                .map(drop),
+        };
+        if let Err(error) = released {
+            tracing::debug!(%error, job = job.job, "a job cannot be placed again now");
+            self.unsure.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// `Err(None)`: it cannot be found out now.
+    async fn places_now(
+        &self,
+        job: &Reaped,
+        nodes: &[placement::NodeFact],
+    ) -> Result<String, Option<String>> {
+        let stored: record::StoredCall =
+            record::decode(&job.body).map_err(|error| Some(error.to_string()))?;
+        let call = &stored.call;
+        let files = resolve::files(self.fs.catalog(), resolve::tree_paths(call))
+            .await
+            .map_err(|_| None)?;
+        let wish = Wish {
+            files: files.values().flatten().map(|file| &**file).collect(),
+            queue: &call.queue,
+            python: call.python.as_deref(),
+            node: call.node.as_deref(),
+            threshold_bytes: call.data_threshold.or(Some(self.options.data_threshold)),
+        };
+        match placement::place(&wish, nodes) {
+            Ok(placement) => Ok(queue::places_text(&placement.places)),
+            Err(error) => Err(Some(format!("{}: {error}", call.name))),
+        }
+    }
+}

@@ -1,0 +1,317 @@
+"""The life of a job: listed, cancelled, ended by limits, its output kept; and each ends once, whoever is killed."""
+
+import json
+import random
+import subprocess
+import textwrap
+import time
+
+import pytest
+
+from harness import Cluster, wait_for
+from harness.node import PYTHON, need_running
+
+CALLS = 300
+LIMIT_MIB = 160
+
+
+@pytest.fixture(scope="module")
+def duo():
+    need_running()
+    with Cluster(2) as cluster:
+        yield cluster.start("--worker-memory-limit", f"{LIMIT_MIB}M", workers=2)
+
+
+def test_a_worker_that_eats_memory_is_ended_and_the_next_call_works(duo):
+    code = """
+        def eat():
+            data = []
+            while True:
+                data.append(bytes(8 << 20).replace(b"\\0", b"x"))
+                time.sleep(0.01)
+        try:
+            c.call(eat, _async=False)
+        except errors.WorkerMemoryExceeded as error:
+            reply([str(error), isinstance(error, errors.WorkerCrashed), c.call(abs, -3, _async=False)])
+    """
+    text, is_crash, answer = duo[1].ask(code)
+    assert f"limit is {LIMIT_MIB} MiB" in text and "eat" in text and "on node host" in text
+    assert is_crash and answer == 3
+
+
+def test_a_worker_that_keeps_memory_is_replaced_between_calls(duo):
+    code = f"""
+        def keep():
+            import os, sys, threading
+            def grow():
+                sys.kept = b"x" * ({LIMIT_MIB + 40} << 20)
+            threading.Timer(0.3, grow).start()  # after the call
+            return os.getpid()
+        def hoards(pid):
+            return os.path.exists(f"/proc/{{pid}}")
+        pid = c.call(keep, _node="host1", _async=False)
+        for _ in range(100):
+            if not hoards(pid):
+                break
+            time.sleep(0.05)
+        reply([hoards(pid), c.call(abs, -3, _node="host1", _async=False)])
+    """
+    assert duo[1].ask(code) == [False, 3]
+
+
+def test_too_much_output_is_cut_and_counted(duo):
+    code = """
+        def shout():
+            import os
+            for _ in range(64):
+                os.write(1, b"y" * (1 << 20))
+            return 4
+        assert c.result(c.call(shout), timeout=40) == 4
+    """
+    # What comes back is on the standard output as well.
+    done = duo[1].client(code, timeout=60)
+    left_out = [line for line in done.error.splitlines() if "bytes of output were left out" in line]
+    shown = done.stdout.count(b"y")
+    assert left_out and shown < 64 << 20
+    counted = sum(int(line.split("kitchensink: ")[1].split()[0]) for line in left_out)
+    assert shown + counted == 64 << 20, (shown, counted)
+
+
+def test_logs_are_kept_after_the_end(duo):
+    code = """
+        def talk():
+            import os, sys
+            print("to the output")
+            sys.stdout.flush()
+            print("to the error", file=sys.stderr)
+            raise ValueError("and raised")
+        job = c.call(talk)
+        job.exception(timeout=30)
+        reply(str(job))
+    """
+    job = duo[1].ask(code)
+    wait_for(lambda: "raised" in duo[2].ks("logs", job).error, 5, "the record is closed")
+    logs = duo[2].ks("logs", job)
+    assert logs.text == "to the output\n"
+    assert "to the error" in logs.error and "raised ValueError: and raised" in logs.error
+    unknown = duo[2].ks("logs", "0" * 32, check=False)
+    assert unknown.status == 1 and "there is no job" in unknown.error
+
+
+def test_jobs_are_listed_and_cancelled(duo):
+    code = """
+        jobs = [c.call(time.sleep, 600 + n, _node="host2") for n in range(5)]
+        print(json.dumps([str(job) for job in jobs]), flush=True)
+        print(json.dumps([type(job.exception(timeout=60)).__name__ for job in jobs]), flush=True)
+    """
+    script = duo[1].home / "sleepers.py"
+    body = "import json, time\nfrom kitchensink import Client\nc = Client()\n"
+    script.write_text(body + textwrap.dedent(code))
+    process = duo[1].spawn([PYTHON, script], stdout=subprocess.PIPE, text=True)
+    try:
+        jobs = json.loads(process.stdout.readline())
+        listed = duo[2].ks_json("jobs", "--why")
+        assert listed["total"] == 5 and {row["job"] for row in listed["jobs"]} == set(jobs)
+        assert {row["function"] for row in listed["jobs"]} == {"sleep"}
+        wait_for(
+            lambda: sum(row["state"] == "claimed" for row in duo[1].ks_json("jobs")["jobs"]) >= 2, 10, "two are claimed"
+        )
+        assert "host2" in duo[1].ks("jobs", "--why").text
+        assert duo[2].ks_json("cancel", jobs[0]) == [jobs[0]]
+        assert set(duo[2].ks_json("cancel", "--all")) >= set(jobs[1:])
+        assert json.loads(process.stdout.readline()) == ["JobCancelled"] * 5
+        wait_for(lambda: duo[1].ks_json("jobs")["total"] == 0, 10, "none goes on")
+        again = duo[1].ks("cancel", jobs[0], check=False)
+        assert again.status == 1 and "has ended" in again.error
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_retries_run_a_crashed_call_again_and_without_it_runs_once(duo):
+    duo[1].shell("mkdir -p /ks/retries")
+    code = """
+        def dies_twice(name):
+            import signal
+            with open(f"/ks/retries/{name}", "a") as file:
+                file.write("x")
+            if len(open(f"/ks/retries/{name}").read()) < 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return "lived"
+        answers = [c.call(dies_twice, "thrice", _retries=5, _node="host1", _async=False)]
+        try:
+            c.call(dies_twice, "once", _node="host1", _async=False)
+        except errors.WorkerCrashed as error:
+            answers.append(error.signal)
+        answers += [len(open(f"/ks/retries/{name}").read()) for name in ("thrice", "once")]
+        reply(answers)
+    """
+    assert duo[1].ask(code) == ["lived", 9, 3, 1]
+
+
+def test_priorities_go_first(duo):
+    code = """
+        def mark(number):
+            return time.time()
+        blockers = [c.call(time.sleep, 1.0, _node="host1") for _ in range(2)]
+        low = [c.call(mark, n, _node="host1") for n in range(10)]
+        high = [c.call(mark, n, _node="host1", _priority=5) for n in range(10)]
+        reply([max(job.result(30) for job in high), min(job.result(30) for job in low)])
+    """
+    last_high, first_low = duo[1].ask(code)
+    assert last_high < first_low + 0.2
+
+
+# A client that keeps calls going; each writes one byte to a file of its own, and says at the end how each ended.
+LOAD = """
+import collections, json, os, sys, time
+from kitchensink import Client, errors
+c = Client()
+def work(path):
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.write(fd, b"x")
+    os.close(fd)
+    time.sleep(0.02)
+    return 1
+count = int(sys.argv[1])
+jobs = [c.call(work, f"{sys.argv[2]}/{number}") for number in range(count)]
+print("sent", flush=True)
+ends = collections.Counter()
+for job in jobs:
+    error = job.exception(timeout=45)
+    ends["returned" if error is None else type(error).__name__] += 1
+print(json.dumps(ends), flush=True)
+"""
+
+
+def under_load(cluster, kill):
+    """Calls from host1's client while `kill` does its work; how they ended, and how often each ran."""
+    script = cluster[1].home / "load.py"
+    script.write_text(LOAD)
+    marks = cluster[1].home / f"marks-{time.monotonic_ns()}"
+    marks.mkdir()
+    process = cluster[1].spawn([PYTHON, script, str(CALLS), marks], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "sent\n"
+        kill()
+        began = time.monotonic()
+        ends = json.loads(process.stdout.readline() or "null")
+        seconds = time.monotonic() - began
+    finally:
+        process.kill()
+        process.wait()
+    assert ends is not None and sum(ends.values()) == CALLS, ends
+    # Not in the tree: the marks have to be there whoever dies.
+    ran = [file.stat().st_size for file in marks.iterdir()]
+    assert set(ran) <= {1}, "no call ran twice"
+    assert ends.get("returned", 0) <= len(ran)
+    return ends, seconds
+
+
+@pytest.mark.parametrize("moment", range(2))
+def test_killed_workers_under_load(make_cluster, moment):
+    random.seed(moment)
+    cluster = make_cluster(2).start(workers=2)
+
+    def kill():
+        for _ in range(4):
+            time.sleep(random.uniform(0.05, 0.4))
+            pids = [row["pid"] for row in cluster[1].status()["calls"]["workers"]]
+            cluster[1].shell(f"kill -9 {random.choice(pids)} || true")
+
+    ends, _ = under_load(cluster, kill)
+    assert set(ends) <= {"returned", "WorkerCrashed"} and ends.get("WorkerCrashed", 0) <= 4, ends
+
+
+def test_a_killed_node_under_load(make_cluster):
+    cluster = make_cluster(2).start(workers=2)
+    cluster.expect_clean = False
+
+    def kill():
+        time.sleep(random.uniform(0.1, 1.0))
+        cluster[2].kill9()
+
+    ends, seconds = under_load(cluster, kill)
+    assert set(ends) <= {"returned", "NodeLost"}, ends
+    # At most what it had claimed is lost; all else runs on the other node, nothing hangs longer than the lease.
+    assert ends.get("NodeLost", 0) <= 2 + 256 and seconds < 30
+
+
+def test_redis_killed_under_load(make_cluster):
+    cluster = make_cluster(2).start(workers=2)
+
+    def kill():
+        time.sleep(random.uniform(0.1, 1.0))
+        pid = (cluster[1].datadir / ".ks/redis/pid").read_text().strip()
+        cluster[1].shell(f"kill -9 {pid}")
+
+    ends, _ = under_load(cluster, kill)
+    assert set(ends) == {"returned"}, ends
+
+
+def test_a_killed_clients_jobs_end_and_are_kept(duo):
+    code = """
+        jobs = [c.call(time.sleep, 0.05) for _ in range(60)]
+        c.ping()
+        print(json.dumps([str(job) for job in jobs]), flush=True)
+        time.sleep(60)
+    """
+    script = duo[1].home / "victim.py"
+    body = "import json, time\nfrom kitchensink import Client\nc = Client()\n"
+    script.write_text(body + textwrap.dedent(code))
+    process = duo[1].spawn([PYTHON, script], stdout=subprocess.PIPE, text=True)
+    jobs = json.loads(process.stdout.readline())
+    duo[1].shell(f"pkill -9 -f {script}")
+    process.wait()
+    code = f"reply([c.result(job, timeout=30) for job in {jobs!r}])"
+    assert duo[2].ask(code) == [None] * 60
+
+
+def test_a_client_goes_on_at_another_node_when_its_own_dies(make_cluster):
+    cluster = make_cluster(3).start(workers=1)
+    cluster.expect_clean = False
+    code = """
+        import threading
+        jobs = [c.call(time.sleep, 0.2 + n / 100, _node=f"host{n % 2 * 2 + 1}") for n in range(30)]
+        lost = c.call(time.sleep, 60, _node="host2")
+        c.ping()
+        print("sent", flush=True)
+        ends = [type(job.exception(timeout=40)).__name__ for job in [*jobs, lost]]
+        ends.append(c.call(abs, -4, _async=False))
+        print(json.dumps([ends, c.node]), flush=True)
+    """
+    script = cluster[2].home / "goes_on.py"
+    script.write_text("import json, time\nfrom kitchensink import Client\nc = Client()\n" + textwrap.dedent(code))
+    process = cluster[2].spawn([PYTHON, script], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "sent\n"
+        cluster[2].kill9()
+        ends, node = json.loads(process.stdout.readline() or "[[], null]")
+    finally:
+        process.kill()
+        process.wait()
+    assert ends[:30] == ["NoneType"] * 30 and ends[30:] == ["NodeLost", 4], ends
+    assert node in ("host1", "host3")
+
+
+def test_a_function_that_names_no_path_runs_at_its_data_from_the_second_call_on(make_cluster):
+    cluster = make_cluster(3)
+    for number in (1, 2, 3):
+        cluster[number].put(f"days/{number}.csv", b"x" * (8 << 20))
+    cluster.start(workers=2)
+    code = """
+        def total(day):
+            return len(open(f"/ks/days/{day}.csv", "rb").read())
+        for day in (1, 2, 3):
+            assert c.call(total, day, _async=False) == 8 << 20
+        answers = []
+        for day in (1, 2, 3) * 4:
+            job = c.call(total, day)
+            c.result(job, timeout=20)
+            answers.append([job.placement.node, day, job.placement.why, job.placement.bytes_fetched])
+        reply(answers)
+    """
+    for node, day, why, fetched in cluster[2].ask(code):
+        holders = cluster[1].holders(f"days/{day}.csv")
+        assert node in holders and fetched == 0, (node, day, holders)
+        assert "opened before" in why
