@@ -114,7 +114,7 @@ def test_a_data_directory_that_cannot_be_made(cluster):
 
 
 def test_a_data_directory_in_the_tree(cluster):
-    refused(cluster[3], mount(cluster[3], "--join", "host1", datadir="/ks/data"), "/ks/data")
+    refused(cluster[3], mount(cluster[3], "--join", "host1", datadir="/ks/data"), "/ks/data", status=2)
 
 
 def test_a_redis_that_is_not_there(cluster):
@@ -123,7 +123,7 @@ def test_a_redis_that_is_not_there(cluster):
 
 def test_a_redis_url_that_is_none(cluster):
     done = cluster[3].exec(mount(cluster[3], "--redis", "mysql://host1"), check=False)
-    assert done.status in (1, 2) and "mysql" in done.error
+    assert done.status == 2 and "mysql" in done.error
 
 
 OLD_REDIS = """
@@ -159,7 +159,7 @@ def test_a_redis_that_is_too_old(cluster):
 
 
 def test_no_redis_and_none_given(cluster):
-    line = refused(cluster[3], mount(cluster[3], "--no-redis"), "--redis")
+    line = refused(cluster[3], mount(cluster[3], "--no-redis"), "--redis", status=2)
     assert "--join" in line
 
 
@@ -181,6 +181,23 @@ def test_a_key_file_that_is_no_key(cluster):
     assert bad.read_text() == "this is no key\n"
 
 
+def test_something_else_for_a_key_file(cluster):
+    for wrong in ("/etc", "/etc/passwd"):
+        line = refused(cluster[3], mount(cluster[3], "--join", "host1", "--cluster-key", wrong), wrong)
+        assert "chmod" not in line
+
+
+def test_joining_without_a_key(cluster):
+    absent = cluster[3].home / "absent.key"
+    refused(cluster[3], mount(cluster[3], "--join", "host1", "--cluster-key", absent), str(absent), "scp host1:")
+    assert not absent.exists(), "a key of its own joins nobody"
+
+
+def test_an_address_that_is_not_this_machines(cluster):
+    line = refused(cluster[3], mount(cluster[3], "--join", "host1", "--listen", "192.0.2.1:6323"), "192.0.2.1")
+    assert "address of this machine" in line
+
+
 def test_a_key_file_that_others_can_read(cluster):
     open_key = cluster[3].home / "open.key"
     open_key.write_bytes((cluster[3].home / ".config/ks/cluster.key").read_bytes())
@@ -198,8 +215,26 @@ def test_a_path_that_is_not_there(cluster, command):
     refused(cluster[1], [PROGRAM, command, "/ks/no/such/file"], "no/such/file", before=cluster[1].leftovers())
 
 
+MOUNT = ["mount", "/ks", "--datadir", "/data"]
+
+
 @pytest.mark.parametrize(
-    "arguments", [["mount"], ["mount", "/ks"], ["dance"], ["where"], ["mount", "/ks", "--num-workers", "x"]]
+    "arguments",
+    [
+        ["mount"],
+        ["mount", "/ks"],
+        ["dance"],
+        ["where"],
+        ["key", "client"],
+        [*MOUNT, "--num-workers", "x"],
+        [*MOUNT, "--join", ""],
+        [*MOUNT, "--advertise", "x y"],
+        [*MOUNT, "--queue", "a b"],
+        [*MOUNT, "--node-name", "a/b"],
+        [*MOUNT, "--memory-limit", "1M"],
+        [*MOUNT, "--memory-limit", "99999999999999999999G"],
+        [*MOUNT, "--python", "old=/no/such/python"],
+    ],
 )
 def test_wrong_use_is_status_2(cluster, arguments):
     done = cluster[3].ks(*arguments, check=False)

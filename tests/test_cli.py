@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from harness import Cluster, wait_for
 from harness.data import MIB, noise
 from harness.hosts import command_line
-from harness.node import PROGRAM, need_running
+from harness.node import PROGRAM, PYTHON, need_running
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,40 @@ def test_doctor(cluster):
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completions(cluster, shell):
     assert "umount" in cluster[1].ks("completions", shell).text
+
+
+def test_a_reader_who_goes_away_is_no_error(cluster):
+    for command in ("nodes", "status", "doctor", "completions bash"):
+        error = cluster[1].shell(f"{PROGRAM} {command} | true", check=False).error
+        assert "panicked" not in error and "roken pipe" not in error, error
+
+
+def test_a_client_key_calls_and_is_no_node(cluster):
+    node = cluster[1]
+    made = node.home / "alice.key"
+    assert node.ks("key", "client", "alice", "--output", made).text == f"{made}\n"
+    assert made.stat().st_mode & 0o777 == 0o600
+    assert node.ks("key", "client", "alice", "--output", made, check=False).status == 1, "it is not overwritten"
+    assert node.ks("key", "new", check=False).status == 1, "nor is a cluster key"
+    code = "from kitchensink import Client\nprint(Client('ks://host1:6323').call(abs, -3, _async=False))"
+    called = node.exec(["env", f"KS_CLUSTER_KEY={made}", PYTHON, "-c", code])
+    assert called.text == "3\n"
+    join = [PROGRAM, "mount", "/tmp/t", "--datadir", "/tmp/d", "--join", "host1", "--cluster-key", made]
+    assert node.exec(join, check=False).status == 1
+
+
+def test_a_log_that_nobody_reads_ends_nothing(make_cluster):
+    cluster = make_cluster(1)
+    node = cluster[1]
+    flags = ("--foreground", "--num-workers", "0")
+    process = node.spawn(node.mount_command(*flags), stderr=subprocess.PIPE)
+    process.stderr.close()
+    wait_for(lambda: node.ks("status", check=False).status == 0, 30)
+    (redis,) = [pid for pid, line in cluster.hosts.processes(1).items() if "redis-server" in line]
+    os.kill(redis, signal.SIGKILL)
+    wait_for(lambda: node.shell("echo x > /ks/x", check=False).status == 0, 20)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=20) == 0
 
 
 def test_help_and_version(cluster):

@@ -195,6 +195,24 @@ def test_a_dead_redis_is_started_again(make_cluster):
         assert cluster[1].exec(["cat", "/ks/one", f"/ks/after{turn}"], timeout=40).text == f"one\n{turn}\n"
 
 
+def test_a_redis_that_paused_leaves_all_nodes_alive(make_cluster):
+    cluster = make_cluster(3)
+    cluster[3].put("there", "three")
+    cluster.start()
+    (redis,) = [pid for pid, line in cluster.hosts.processes(1).items() if "redis-server" in line]
+    os.kill(redis, signal.SIGSTOP)
+    try:
+        for step in range(8):  # longer than a command's deadline and a node's liveness; the free space changes meanwhile
+            for node in cluster.nodes:
+                (node.home / f"filler{step}").write_bytes(bytes(MIB))
+            time.sleep(1)
+    finally:
+        os.kill(redis, signal.SIGCONT)
+    for node in cluster.nodes:
+        wait_for(lambda node=node: node.status()["nodes"].get("alive") == 3, 15, f"{node.name} sees three")
+    assert cluster[1].exec(["cat", "/ks/there"]).text == "three"
+
+
 def test_the_first_node_goes_and_comes_back(make_cluster):
     """Redis goes with it: what needs the catalog ends with an error in time, and works again when it is back."""
     cluster = make_cluster(3).start()
@@ -203,12 +221,53 @@ def test_the_first_node_goes_and_comes_back(make_cluster):
     began = time.monotonic()
     cluster[3].exec(["bash", "-c", "echo x > /ks/x"], check=False, timeout=35)
     assert time.monotonic() - began < 32
-    cluster[3].exec(["python3", "-c", "import os; os.statvfs('/ks')"], timeout=5)
+    cluster[3].exec(["df", "/ks"], timeout=5)
     cluster[1].restart()
     for node in cluster.nodes:
         wait_for(lambda node=node: node.exec(["cat", "/ks/two"], check=False, timeout=40).text == "two\n", 40)
     cluster[3].shell("echo three > /ks/three")
     assert cluster[2].exec(["cat", "/ks/three"]).text == "three\n"
+
+
+def quick(node, *argv, seconds=2.0):
+    began = time.monotonic()
+    done = node.exec(list(argv), check=False, timeout=30)
+    assert time.monotonic() - began < seconds, (argv, "took too long", done.text)
+    return done
+
+
+@pytest.mark.parametrize("how", ["killed", "paused"])
+def test_what_is_local_and_known_is_read_while_redis_is_away(make_cluster, how):
+    cluster = make_cluster(2).start()
+    cluster[2].shell("mkdir /ks/d && echo mine > /ks/d/mine && ln -s mine /ks/d/link && ls -l /ks /ks/d && cat /ks/d/mine")
+    (server,) = [pid for pid, line in cluster.hosts.processes(1).items() if "redis-server" in line]
+    if how == "killed":
+        cluster[1].kill9()
+    else:
+        os.kill(server, signal.SIGSTOP)
+    try:
+        # The first one may be the one that finds out.
+        assert quick(cluster[2], "cat", "/ks/d/mine", seconds=8).text == "mine\n"
+        wait_for(lambda: not cluster[2].status()["redis"]["connected"], 10)
+        time.sleep(1.5)
+        for _ in range(3):
+            assert quick(cluster[2], "cat", "/ks/d/mine").text == "mine\n"
+            assert quick(cluster[2], "cat", "/ks/d/link").text == "mine\n"
+            assert quick(cluster[2], "stat", "-c", "%s", "/ks/d/mine").text == "5\n"
+            assert quick(cluster[2], "ls", "/ks/d").text.split() == ["link", "mine"]
+            assert quick(cluster[2], "df", "/ks").status == 0
+        wait_for(lambda: quick(cluster[2], "cat", "/ks/d/none", seconds=7).status != 0, 10)
+        time.sleep(5)
+        assert quick(cluster[2], "cat", "/ks/d/none").status != 0, "what is not known fails at once by now"
+        refused = quick(cluster[2], "bash", "-c", "echo more >> /ks/d/mine")
+        assert refused.status != 0, "nothing is written while the catalog is away"
+    finally:
+        if how == "killed":
+            cluster[1].restart()
+        else:
+            os.kill(server, signal.SIGCONT)
+    wait_for(lambda: cluster[2].exec(["bash", "-c", "echo more >> /ks/d/mine"], check=False, timeout=40).status == 0, 40)
+    wait_for(lambda: cluster[1].exec(["cat", "/ks/d/mine"], check=False, timeout=40).text == "mine\nmore\n", 40)
 
 
 def test_a_write_to_a_file_whose_home_is_gone_says_so(make_cluster):

@@ -24,6 +24,7 @@ def cluster():
             for seed, (name, size) in enumerate(
                 [("gib", GIB), ("random", 256 * MIB), ("shared", 64 * MIB), ("mapped", 64 * MIB), ("twice", 48 * MIB)]
                 + [("slow", 8 * MIB), ("damaged", 8 * MIB), ("resumed", 64 * MIB), ("asked", 32 * MIB)]
+                + [("lone", 48 * MIB), ("both", 48 * MIB)]
             )
         }
         for size in SIZES:
@@ -41,6 +42,19 @@ def received(node, function):
 
 def wait_for_hash(cluster, path):
     wait_for(lambda: cluster[3].ks_json("where", f"/ks/{path}")[0]["blake3"], 60, f"the hash of {path}")
+
+
+def test_a_file_that_is_being_hashed_is_read_at_once(make_cluster):
+    cluster = make_cluster(2)
+    sparse = cluster[2].datadir / "sparse"
+    with open(sparse, "wb") as file:
+        file.truncate(60 * GIB)
+        file.seek(50 * GIB)
+        file.write(b"here it is")
+    cluster.start()
+    read = cluster[1].exec(["dd", "if=/ks/sparse", "bs=1M", f"skip={50 * 1024}", "count=1", "status=none"])
+    assert read.stdout[:10] == b"here it is" and len(read.stdout) == MIB
+    assert read.seconds < 8, "the hash of all of it takes longer"
 
 
 def test_a_remote_gib_is_the_same_and_then_it_is_here(cluster):
@@ -134,6 +148,24 @@ def test_a_slow_link_is_waited_for(cluster):
         assert cluster.sums["slow"] in cluster[1].exec(["sha256sum", "/ks/slow"], timeout=90).text
     finally:
         cluster.hosts.rate(3, "off")
+
+
+def test_two_holders_are_faster_than_one(cluster):
+    cluster[2].ks("fetch", "/ks/both", timeout=60)
+    wait_for(lambda: set(cluster[1].holders("both")) == {"host2", "host3"}, 20, "two holders")
+    wait_for_hash(cluster, "lone")
+    took = {}
+    for number in (2, 3):
+        cluster.hosts.rate(number, 200)
+    try:
+        for name in ("lone", "both"):
+            original = cluster[3].datadir / name
+            took[name] = cluster[1].exec(["cmp", f"/ks/{name}", original], timeout=60).seconds
+    finally:
+        for number in (2, 3):
+            cluster.hosts.rate(number, "off")
+    assert took["lone"] > 1.9, "the link was not limited"
+    assert took["lone"] / took["both"] >= 1.3, took
 
 
 def test_fetch_brings_a_file_here(cluster):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 
 import pytest
 
@@ -110,6 +111,15 @@ def test_the_private_redis_is_ended_with_a_killed_node(make_cluster):
     (pid,) = private_redis(cluster)
     cluster[1].kill9()
     wait_for(lambda: not os.path.exists(f"/proc/{pid}"), 5)
+
+
+def test_nodes_get_into_a_redis_that_lost_everything(make_cluster):
+    cluster = make_cluster(2).start()
+    cluster[1].stop()
+    shutil.rmtree(cluster[1].datadir / ".ks/redis")
+    cluster[1].restart()
+    wait_for(lambda: cluster[2].status()["redis"]["connected"], 20)
+    wait_for(lambda: cluster[2].status()["nodes"].get("alive") == 2, 20)
 
 
 def test_several_join_by_way_of_a_node_that_joined(make_cluster):

@@ -1,7 +1,9 @@
 //! The commands of the `ks` program, one a file, and what they share: tables, JSON, units.
+pub mod copies;
 pub mod doctor;
 pub mod fetch;
 pub mod jobs;
+pub mod key;
 pub mod mount;
 pub mod nodes;
 pub mod run;
@@ -46,6 +48,10 @@ pub fn print_table(headings: &[&str], rows: Vec<Vec<String>>) {
         .load_style(comfy_table::presets::NOTHING)
         .set_header(headings.iter().map(|heading| heading.to_uppercase()))
         .add_rows(rows);
+    // Rows begin where the line does.
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     for line in table.to_string().lines() {
         println!("{}", line.trim_end());
     }

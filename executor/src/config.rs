@@ -58,6 +58,28 @@ impl std::str::FromStr for Size {
     }
 }
 
+/// A time as people write it: `90`, `90s`, `10m`, `2h`, `7d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub std::time::Duration);
+
+impl std::str::FromStr for Span {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("'{text}' is not a time: write 90s, 10m, 2h or 7d");
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let number: u64 = digits.parse().map_err(|_| wrong())?;
+        let factor = match &text[digits.len()..] {
+            "" | "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => 86_400,
+            _ => return Err(wrong()),
+        };
+        let seconds = number.checked_mul(factor).ok_or_else(wrong)?;
+        Ok(Self(std::time::Duration::from_secs(seconds)))
+    }
+}
+
 /// An interpreter that calls can ask for by name: `NAME=PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedPython {
@@ -162,6 +184,24 @@ pub struct MountArgs {
     /// Store nothing new on this node
     #[arg(long, env = "KS_READ_ONLY")]
     pub read_only: bool,
+    /// How much fetched data to keep; a share is of the disk's free space
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "KS_CACHE_LIMIT",
+        default_value = "50%",
+        id = "cache-limit"
+    )]
+    pub cache_limit: Size,
+    /// A node that stays away for so long: copies that it had are made again elsewhere (90s, 10m, 2h)
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "KS_REPAIR_AFTER",
+        default_value = "10m",
+        id = "repair-after"
+    )]
+    pub repair_after: Span,
     /// How much of the disk to leave free
     #[arg(
         long,

@@ -2,16 +2,16 @@
 use crate::protocol::{Answer, Ask, Request, Tell, VERSION};
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use ks_fs::mount::FS_SUBTYPE;
+use ks_fs::mount::table;
 use ks_transport::segments;
 use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::UnixStream;
 
 /// How long a node on this machine may take to answer a question that needs no work.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A mount of ours, as the mount table has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,57 +22,29 @@ pub struct MountedTree {
     pub socket: PathBuf,
 }
 
-/// Undoes the mount table's octal escapes (`\040` for a space).
-fn unescape(field: &[u8]) -> OsString {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, tail)) = rest.split_first() {
-        let octal = tail
-            .get(..3)
-            .filter(|digits| byte == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
-        rest = match octal {
-            Some(digits) => {
-                let value = digits
-                    .iter()
-                    .fold(0u32, |value, digit| value * 8 + u32::from(digit - b'0'));
-                plain.push(value as u8);
-                &tail[3..]
-            }
-            None => {
-                plain.push(byte);
-                tail
-            }
-        };
-    }
-    OsString::from_vec(plain)
+/// The trees that are mounted here and can be reached (nothing else was mounted over them), whether their nodes live or not.
+pub fn mounted_trees() -> anyhow::Result<Vec<MountedTree>> {
+    let table = table::read().context("/proc/self/mountinfo")?;
+    Ok(trees_in(&table))
 }
 
-/// Our mounts in the text of `/proc/self/mountinfo`.
-fn parse_mounts(table: &[u8]) -> Vec<MountedTree> {
-    let fs_type = format!("fuse.{FS_SUBTYPE}");
-    let parse = |line: &[u8]| -> Option<MountedTree> {
-        let fields: Vec<&[u8]> = line.split(|&b| b == b' ').collect();
-        let dash = fields.iter().position(|field| *field == b"-")?;
-        if *fields.get(dash + 1)? != fs_type.as_bytes() {
-            return None;
-        }
-        let source = unescape(fields.get(dash + 2)?);
-        let socket = source.as_bytes().strip_prefix(b"ks:")?;
+fn trees_in(table: &[table::MountLine]) -> Vec<MountedTree> {
+    let ours = |line: &&table::MountLine| {
         Some(MountedTree {
-            mountpoint: unescape(fields.get(4)?).into(),
-            socket: std::ffi::OsStr::from_bytes(socket).into(),
+            mountpoint: line.mountpoint.clone(),
+            socket: line.control_socket()?,
         })
     };
-    table.split(|&b| b == b'\n').filter_map(parse).collect()
+    table::reachable(table).iter().filter_map(ours).collect()
 }
 
-/// The trees mounted here.
-pub fn mounted_trees() -> anyhow::Result<Vec<MountedTree>> {
-    let table = std::fs::read("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
-    Ok(parse_mounts(&table))
+/// Whether a node answers behind the tree's socket.
+fn lives(tree: &MountedTree) -> bool {
+    std::os::unix::net::UnixStream::connect(&tree.socket).is_ok()
 }
 
-/// The tree that `path` lies in; with no path, the one that holds the working directory, else the only or first one.
+/// The tree that `path` lies in; with no path, the one that holds the working directory, else the first one whose
+/// node lives.
 pub fn find_tree(path: Option<&Path>) -> anyhow::Result<MountedTree> {
     let trees = mounted_trees()?;
     let containing = |path: &Path| {
@@ -97,6 +69,7 @@ pub fn find_tree(path: Option<&Path>) -> anyhow::Result<MountedTree> {
         None => std::env::current_dir()
             .ok()
             .and_then(|here| containing(&here).cloned())
+            .or_else(|| trees.iter().find(|tree| lives(tree)).cloned())
             .or_else(|| trees.first().cloned()),
     };
     found.context("no tree is mounted on this machine; run: ks mount /ks --datadir DIR")
@@ -137,12 +110,21 @@ pub struct Hello {
 impl Control {
     /// Connects to the node behind `socket`.
     pub async fn connect(socket: &Path) -> anyhow::Result<Self> {
-        let stream = UnixStream::connect(socket).await.with_context(|| {
-            format!(
-                "the node behind {} does not answer; if it has died, run: ks umount, then ks mount again",
+        let stream = match UnixStream::connect(socket).await {
+            Ok(stream) => stream,
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => bail!(
+                "{}: the node belongs to another user, who alone may control it",
                 socket.display()
-            )
-        })?;
+            ),
+            Err(error) => {
+                return Err(error).with_context(|| {
+                    format!(
+                        "the node behind {} does not answer; if it has died, run: ks umount, then ks mount again",
+                        socket.display()
+                    )
+                });
+            }
+        };
         let mut control = Self {
             stream,
             next_request: 0,
@@ -193,13 +175,22 @@ impl Control {
         Ok((tell, frame))
     }
 
+    /// What is said of a node that takes questions and does not answer.
+    fn silence(&self) -> String {
+        let process = self.stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let process = process.map_or_else(|| "its process".into(), |pid| format!("process {pid}"));
+        format!(
+            "the node's {process} does not answer; if it does not come back, end it (kill -9) and run: ks mount again"
+        )
+    }
+
     /// One question, one answer; a `Failed` answer is an error.
     pub async fn ask(&mut self, body: Ask) -> anyhow::Result<Answer> {
         let sent = self.send(body, &[]).await?;
         loop {
             let (tell, _) = tokio::time::timeout(ANSWER_TIMEOUT, self.next())
                 .await
-                .context("the node did not answer in time")??;
+                .with_context(|| self.silence())??;
             match tell {
                 Tell::Reply { request, answer } if request == sent => return failed(answer),
                 _ => continue,
@@ -225,7 +216,7 @@ mod tests {
         let table = b"22 28 0:21 / /sys rw shared:7 - sysfs sysfs rw\n\
             99 28 0:50 / /ks rw,nosuid shared:1 - fuse.ks ks:/data/with\\040space/.ks/control.sock rw,user_id=0\n\
             98 28 0:49 / /other rw - fuse.sshfs ks:/x rw\n";
-        let trees = parse_mounts(table);
+        let trees = trees_in(&table::parse(table));
         assert_eq!(
             trees,
             [MountedTree {

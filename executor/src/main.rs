@@ -30,9 +30,22 @@ enum Command {
     Where(commands::r#where::WhereArgs),
     /// Bring whole files to this node
     Fetch(commands::fetch::FetchArgs),
+    /// Spread files over other nodes
+    Push(commands::copies::PushArgs),
+    /// Give up this node's copies of files; never the last one
+    Drop(commands::copies::DropArgs),
+    /// Keep this node's copies of files whatever else must go
+    Pin(commands::copies::PinArgs),
+    /// Keep several copies of files, or of the files below directories
+    Replicate(commands::copies::ReplicateArgs),
+    /// Re-read every copy of files, check it, and mend it from a good one
+    Verify(commands::copies::VerifyArgs),
     /// Run a shell command where the data is
     #[command(after_help = commands::run::EXAMPLES)]
     Run(commands::run::RunArgs),
+    /// Make a cluster key, or a key that may only call and read
+    #[command(after_help = commands::key::EXAMPLES)]
+    Key(commands::key::KeyArgs),
     /// The calls that wait or run
     Jobs(commands::jobs::JobsArgs),
     /// What a call wrote, and how it ended
@@ -57,7 +70,13 @@ impl Command {
             Command::Nodes(args) => commands::block_on(args.run()),
             Command::Where(args) => commands::block_on(args.run()),
             Command::Fetch(args) => commands::block_on(args.run()),
+            Command::Push(args) => commands::block_on(args.run()),
+            Command::Drop(args) => commands::block_on(args.run()),
+            Command::Pin(args) => commands::block_on(args.run()),
+            Command::Replicate(args) => commands::block_on(args.run()),
+            Command::Verify(args) => commands::block_on(args.run()),
             Command::Run(args) => commands::block_on(args.run()),
+            Command::Key(args) => args.run(),
             Command::Jobs(args) => commands::block_on(args.run()),
             Command::Logs(args) => commands::block_on(args.run()),
             Command::Cancel(args) => commands::block_on(args.run()),

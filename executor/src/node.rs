@@ -1,11 +1,12 @@
 //! A whole node: store, catalog, file system, executor, mount, peers, put together and taken apart in order.
 //! Nothing is decided here but the order: what was started is ended when a later step fails.
-use crate::config::{MountArgs, with_port};
+use crate::config::{MountArgs, Size, with_port};
 use crate::service::{Executor, ExecutorOptions};
 use crate::session::{ControlSocket, NodeFacts};
 use anyhow::{Context, bail};
 use ks_fs::catalog::{Catalog, nodes::HEARTBEAT};
-use ks_fs::filesystem::{FileSystem, FileSystemOptions};
+use ks_fs::copies::eviction::CacheLimit;
+use ks_fs::filesystem::{FileSystem, FileSystemOptions, Keeping};
 use ks_fs::mount::{self, Mount};
 use ks_fs::record::NodeInfo;
 use ks_fs::redis_client::RedisTarget;
@@ -135,6 +136,13 @@ impl Node {
             memory_limit_bytes: options.memory_limit.of(u64::MAX) as usize,
             read_only: options.read_only,
             passthrough: !options.no_passthrough,
+            keeping: Keeping {
+                cache_limit: match options.cache_limit {
+                    Size::Bytes(bytes) => CacheLimit::Bytes(bytes),
+                    Size::Percent(percent) => CacheLimit::PercentOfFree(percent),
+                },
+                repair_after: options.repair_after.0,
+            },
         };
         let num_workers = options.num_workers.map_or_else(
             || std::thread::available_parallelism().map_or(1, usize::from),
@@ -363,19 +371,29 @@ fn spawn_heartbeat(catalog: Catalog, store: Arc<Store>) -> tokio::task::JoinHand
     })
 }
 
+/// The cluster's key; the first node makes it.
+fn cluster_key(options: &MountArgs) -> anyhow::Result<ClusterKey> {
+    let file = options.key_file()?;
+    if let (Some(host), false) = (&options.join, file.exists()) {
+        bail!(
+            "{}: there is no cluster key on this machine; copy it from the node to join: scp {}:.config/ks/cluster.key {}",
+            file.display(),
+            host.split(':').next().unwrap_or(host),
+            file.display()
+        );
+    }
+    let (key, new) = ClusterKey::load_or_create(&file)?;
+    if new {
+        tracing::info!("new cluster key {}", file.display());
+    }
+    Ok(key)
+}
+
 impl Foundation {
     /// Everything below the file system. What fails here leaves nothing behind.
     async fn lay(options: &MountArgs) -> anyhow::Result<Self> {
         let name = options.name()?;
-        let (key, new) = ClusterKey::load_or_create(&options.key_file()?)?;
-        if new {
-            tracing::info!("new cluster key {}", options.key_file()?.display());
-            if options.join.is_some() {
-                tracing::warn!(
-                    "a new key joins nobody: copy the key file of the node it shall join"
-                );
-            }
-        }
+        let key = cluster_key(options)?;
         let datadir = options.datadir.clone();
         let keep_free = options.keep_free;
         let store = tokio::task::spawn_blocking(move || open_store(&datadir, keep_free)).await??;
@@ -384,7 +402,7 @@ impl Foundation {
             .with_context(|| format!("--listen {}", options.listen))?;
         let pool = PeerPool::new(endpoint.clone());
         let address = options.advertised(endpoint.local_addr())?;
-        let (redis, access) = Access::find(options, &store, &pool).await?;
+        let (redis, access) = Access::find(options, &store, &pool, &key).await?;
         let changes = Arc::new(OnceLock::<Arc<FileSystem>>::new());
         let listener = changes.clone();
         let on_change = Arc::new(move |ino| {

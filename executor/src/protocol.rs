@@ -176,6 +176,37 @@ pub enum Ask {
         /// As in `Where`; a directory stands for the files below it.
         paths: Vec<ByteBuf>,
     },
+    /// Gives up this node's copies, never the last; answered by `Report`.
+    Drop {
+        /// As in `Fetch`.
+        paths: Vec<ByteBuf>,
+    },
+    /// Keeps this node's copies whatever else must go, or lets them go again; answered by `Report`.
+    Pin {
+        /// As in `Fetch`.
+        paths: Vec<ByteBuf>,
+        /// `false`: unpins.
+        pinned: bool,
+    },
+    /// Brings files to other nodes; `Progress` updates, then `Report`.
+    Push {
+        /// As in `Fetch`.
+        paths: Vec<ByteBuf>,
+        /// Node names; none: all nodes that keep files.
+        to: Vec<String>,
+    },
+    /// Keeps so many copies of files, or of the files below directories, from now on, and makes those that lack; answered by `Report`.
+    Replicate {
+        /// As in `Fetch`.
+        paths: Vec<ByteBuf>,
+        /// How many.
+        count: usize,
+    },
+    /// Re-reads every copy and mends damaged ones; answered by `Report`.
+    Verify {
+        /// As in `Fetch`.
+        paths: Vec<ByteBuf>,
+    },
     /// Answered by `Pong`.
     Ping,
     /// Ends the node in order (what `ks umount` says).
@@ -262,6 +293,8 @@ pub enum Answer {
     Status(serde_json::Value),
     /// Who holds each of the paths (`ks_fs::filesystem::Where`).
     Where(Vec<serde_json::Value>),
+    /// A map for each file (and node): path, ok, error, and what the question was about.
+    Report(Vec<serde_json::Value>),
     /// It is done.
     Done,
     /// The node is there.

@@ -21,6 +21,7 @@ use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
 mod answers;
+mod copies;
 
 /// Questions of one client that are worked on at once; it is not read from while there are more.
 const QUESTIONS_MAX: usize = 64;

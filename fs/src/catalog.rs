@@ -3,17 +3,28 @@
 //! Keys (all begin with `ks:`): `ks:meta` (hash: format, cluster, next_ino) · `ks:i:<ino>` (encoded Inode) · `ks:d:<ino>` (hash: name -> Entry;
 //! the illegal names `/t` and `/n` keep the directory's change time and its number of subdirectories) · `ks:l:<ino>` (set of parent+name: further hard links) ·
 //! `ks:h:<ino>` (hash: NodeId -> encoded Holding) · `ks:nodes` (hash: NodeId -> encoded NodeInfo) · `ks:alive:<node>` (expires with the heart-beat) · `ks:events` (stream of encoded Events).
+//! Locks have keys of their own (`crate::locks`).
 //!
 //! Who takes part: `namespace` decides what a change is (pure), `transaction` is the change as a value (pure),
-//! `commit.lua` carries it out, `cache` remembers what was read (pure), `reads`, `changes`, `adopt`, `events` and
+//! `commit.lua` carries it out and tells it, `feed` is what was told, `cache` remembers what was read (pure), `reads`, `changes`, `adopt`, `events` and
 //! `nodes` are the shells around them.
 //!
-//! What always holds: what is remembered is current as far as Redis's pushes have come; `located`, `locate_path` and a
-//! `lookup` of a name that is not there always ask. Data never goes through here.
+//! Every change is also told on the channel `ks:changes`, with who made it, the keys it touched and its event: what others
+//! changed is dropped from memory, what this node changed itself stays as it left it. (Redis's own tracking cannot tell the two
+//! apart: up to 7.0 it takes what a script of ours changed for another's.)
+//!
+//! What always holds: what is remembered is current as far as what is told has come; `located` and `locate_path` always ask,
+//! and so does a `lookup` of a name that is not there, but for one case (`cache`). Data never goes through here.
+//!
+//! While Redis is away: what is remembered stays, and answers at once (nobody can change it meanwhile, but for what was under way
+//! when the connection went); of directories the last known attributes do, too. The rest fails, at once when Redis has been away
+//! for a while (`redis_client::BRIDGED`). With the next connection all of it is forgotten.
 mod adopt;
 pub mod cache;
 mod changes;
+pub mod copies;
 mod events;
+mod feed;
 mod memory;
 pub mod namespace;
 pub mod nodes;
@@ -30,7 +41,7 @@ use memory::Memory;
 use namespace::{ParentTime, attributes, rename};
 use redis::Value;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, OnceLock};
 use transaction::{Check, Operation, Place, Transaction};
 
 /// The format of what is in Redis; another one is refused.
@@ -122,6 +133,10 @@ pub struct Committed<T> {
 /// Told which inodes' records or directories others changed; `None`: all of them. Must not block.
 pub type OnChange = Arc<dyn Fn(Option<Ino>) + Send + Sync>;
 
+/// Told of messages on the channels that users of the catalog's connection subscribed to (the channel's name), and
+/// (`None`) when the connection was made anew. Must not block.
+pub type OnNews = Arc<dyn Fn(Option<&[u8]>) + Send + Sync>;
+
 /// Handle; cheap to clone.
 #[derive(Clone)]
 pub struct Catalog {
@@ -133,10 +148,10 @@ struct Shared {
     me: NodeId,
     memory: Arc<Memory>,
     on_change: OnChange,
+    on_news: Arc<OnceLock<OnNews>>,
     numbers: numbers::Numbers,
     nonce: AtomicU64,
-    last_own_event: Mutex<EventId>,
-    events: Mutex<Option<redis::aio::MultiplexedConnection>>,
+    feed: Arc<feed::Feed>,
     nodes: nodes::NodesMemory,
     cluster: String,
 }
@@ -200,28 +215,79 @@ impl std::fmt::Display for EventId {
     }
 }
 
-/// What a push means for what is remembered, and whom it is told.
-fn take_push(memory: &Memory, nodes: &nodes::NodesMemory, on_change: &OnChange, push: Push) {
-    match push {
-        Push::Invalidated(keys) => {
-            let places: Vec<Place> = keys
+/// How changes of this very handle are recognised among those that are told. (One that was given up may be carried out later; it
+/// counts as another's, see `Memory`.)
+#[derive(Clone, Copy)]
+struct Own {
+    me: NodeId,
+    first_nonce: u64,
+}
+
+impl Own {
+    /// More changes than one process makes.
+    const NONCES: u64 = 1 << 48;
+
+    fn made(&self, told: &feed::Told) -> bool {
+        told.origin == self.me
+            && (self.first_nonce..self.first_nonce + Self::NONCES).contains(&told.nonce)
+    }
+}
+
+/// Hears what Redis pushes.
+struct Listener {
+    memory: Arc<Memory>,
+    nodes: nodes::NodesMemory,
+    feed: Arc<feed::Feed>,
+    on_change: OnChange,
+    on_news: Arc<OnceLock<OnNews>>,
+    own: Own,
+}
+
+impl Listener {
+    /// What a push means for what is remembered, and whom it is told.
+    fn take(&self, push: Push) {
+        match push {
+            Push::Message { channel, payload } if channel == feed::CHANNEL => {
+                match feed::Told::parse(&payload) {
+                    Some(told) => self.told(&told),
+                    None => tracing::error!(
+                        "a message on ks:changes makes no sense; is another version of the program in this cluster?"
+                    ),
+                }
+            }
+            Push::Reset => {
+                self.memory.locked().reset();
+                self.nodes.forget();
+                self.feed.reset();
+                (self.on_change)(None);
+                self.news(None);
+            }
+            Push::Message { channel, .. } => self.news(Some(&channel)),
+            Push::Invalidated(_) => {}
+        }
+    }
+
+    /// Tells who listens to messages of other parts.
+    fn news(&self, channel: Option<&[u8]>) {
+        if let Some(on_news) = self.on_news.get() {
+            on_news(channel);
+        }
+    }
+
+    fn told(&self, told: &feed::Told) {
+        let own = self.own.made(told) && self.memory.trusts(told.nonce);
+        if !own {
+            let mut cache = self.memory.locked();
+            told.touched
                 .iter()
-                .filter_map(|key| Place::from_tracked_key(key))
-                .collect();
-            let mut cache = memory.locked();
-            places.iter().for_each(|place| cache.invalidate(*place));
+                .for_each(|place| cache.invalidate(*place));
             drop(cache);
-            let mut inos: Vec<Ino> = places.iter().filter_map(Place::ino).collect();
+            let mut inos: Vec<Ino> = told.touched.iter().filter_map(Place::ino).collect();
             inos.sort_unstable();
             inos.dedup();
-            inos.into_iter().for_each(|ino| on_change(Some(ino)));
+            inos.into_iter().for_each(|ino| (self.on_change)(Some(ino)));
         }
-        Push::Reset => {
-            memory.locked().reset();
-            nodes.forget();
-            on_change(None);
-        }
-        Push::Message { .. } => {}
+        self.feed.put(told, !own);
     }
 }
 
@@ -234,26 +300,40 @@ impl Catalog {
     ) -> Result<Self, CatalogError> {
         let memory = Arc::new(Memory::default());
         let nodes = nodes::NodesMemory::default();
-        let on_push = {
-            let (memory, nodes, on_change) = (memory.clone(), nodes.clone(), on_change.clone());
-            Arc::new(move |push| take_push(&memory, &nodes, &on_change, push))
-        };
-        let redis = Redis::connect(redis_target, true, on_push).await?;
-        let cluster = make_tree(&redis).await?;
+        let feed = Arc::new(feed::Feed::default());
+        let on_news: Arc<OnceLock<OnNews>> = Arc::default();
         let mut seed = [0u8; 8];
         let hash = blake3::hash(format!("{me} {} {}", std::process::id(), now()).as_bytes());
         seed.copy_from_slice(&hash.as_bytes()[..8]);
+        // Half the range at most, so that it never wraps.
+        let first_nonce = u64::from_le_bytes(seed) >> 1;
+        let own = Own { me, first_nonce };
+        let listener = Listener {
+            memory: memory.clone(),
+            nodes: nodes.clone(),
+            feed: feed.clone(),
+            on_change: on_change.clone(),
+            on_news: on_news.clone(),
+            own,
+        };
+        let redis = Redis::connect(
+            redis_target,
+            true,
+            Arc::new(move |push| listener.take(push)),
+        )
+        .await?;
+        redis.subscribe(feed::CHANNEL).await?;
+        let cluster = make_tree(&redis).await?;
         Ok(Self {
             shared: Arc::new(Shared {
                 redis,
                 me,
                 memory,
                 on_change,
+                on_news,
                 numbers: numbers::Numbers::default(),
-                // Half the range at most, so that it never wraps.
-                nonce: AtomicU64::new(u64::from_le_bytes(seed) >> 1),
-                last_own_event: Mutex::new(EventId::default()),
-                events: Mutex::new(None),
+                nonce: AtomicU64::new(own.first_nonce),
+                feed,
                 nodes,
                 cluster,
             }),
@@ -265,6 +345,11 @@ impl Catalog {
         &self.shared.redis
     }
 
+    /// Who is told of messages on the connection; the first one is.
+    pub fn on_news(&self, on_news: OnNews) {
+        let _ = self.shared.on_news.set(on_news);
+    }
+
     /// Whose handle this is.
     pub fn me(&self) -> NodeId {
         self.shared.me
@@ -273,6 +358,11 @@ impl Catalog {
     /// This catalog's random name, made with its tree: event positions of another one mean nothing here.
     pub fn cluster(&self) -> &str {
         &self.shared.cluster
+    }
+
+    /// Tells `on_change` of an own change that the kernel did not ask for.
+    pub(crate) fn tell_own(&self, ino: Ino) {
+        (self.shared.on_change)(Some(ino));
     }
 
     // -- reads: cached while Redis tracks the keys for us, else one round trip
@@ -287,7 +377,18 @@ impl Catalog {
         self.located_(ino).await
     }
 
-    /// A name; one round trip unless it is remembered. A negative answer is always asked for afresh.
+    /// What is remembered of an inode, and its path: no round trip, and perhaps a moment older than the catalog.
+    pub fn remembered(&self, ino: Ino) -> Option<(Node_, TreePath)> {
+        self.remembered_(ino)
+    }
+
+    /// What is remembered of an inode, and only while Redis is known to be away: it was current when the connection went.
+    pub fn remembered_while_away(&self, ino: Ino) -> Option<Node_> {
+        self.remembered_while_away_(ino)
+    }
+
+    /// A name; one round trip unless it is remembered. That it is not there is asked for afresh, unless this node alone has just
+    /// been changing that directory.
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Node_>, CatalogError> {
         self.lookup_(parent, name).await
     }
@@ -455,16 +556,7 @@ impl Catalog {
         ino: Ino,
         holding: Option<Holding>,
     ) -> Result<(), CatalogError> {
-        let field = self.me().to_string().into_bytes();
-        let place = Place::Holdings(ino);
-        let mut change = Transaction::default();
-        match holding {
-            Some(holding) => {
-                change.require(Check::Present(Place::Inode(ino)), libc::ENOENT);
-                change.then(Operation::SetField(place, field, encode(&holding)));
-            }
-            None => change.then(Operation::DeleteField(place, field)),
-        }
+        let change = self.holding_change(ino, holding);
         let label = format!("inode {ino}");
         let committed = self.change(&label, |_, _| {
             Ok(namespace::Plan {
@@ -476,6 +568,43 @@ impl Catalog {
             Ok(_) | Err(CatalogError::Posix(libc::ENOENT)) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// `set_holding` of many files, in one round trip.
+    pub async fn set_holdings(&self, held: &[(Ino, Holding)]) -> Result<(), CatalogError> {
+        let mut pipeline = redis::pipe();
+        for (ino, holding) in held {
+            let change = self.holding_change(*ino, Some(holding.clone()));
+            pipeline.cmd("EVALSHA").arg(changes::COMMIT.sha1()).arg(0);
+            for word in change.arguments(self.me(), self.nonce()) {
+                pipeline.arg(word);
+            }
+        }
+        match self.redis().pipe(&pipeline).await {
+            Ok(_) => Ok(()),
+            // Redis does not know the script yet: the calls one by one bring it along.
+            Err(RedisError::Refused(_)) => {
+                for (ino, holding) in held {
+                    self.set_holding(*ino, Some(holding.clone())).await?;
+                }
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn holding_change(&self, ino: Ino, holding: Option<Holding>) -> Transaction {
+        let field = self.me().to_string().into_bytes();
+        let place = Place::Holdings(ino);
+        let mut change = Transaction::default();
+        match holding {
+            Some(holding) => {
+                change.require(Check::Present(Place::Inode(ino)), libc::ENOENT);
+                change.then(Operation::SetField(place, field, encode(&holding)));
+            }
+            None => change.then(Operation::DeleteField(place, field)),
+        }
+        change
     }
 
     /// Enters files that a scan found, in batches; parents are made as needed. For each: what stands there now.

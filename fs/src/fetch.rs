@@ -14,6 +14,7 @@ mod budget;
 mod core;
 mod flight;
 mod group_map;
+mod holdings;
 mod plan;
 mod ranges;
 mod readahead;
@@ -36,7 +37,7 @@ use crate::{
     error::FsError,
     path::TreePath,
     record::*,
-    store::{Store, StoreError, partial::ContentKey},
+    store::{Store, StoreError, apply::Applier, partial::ContentKey},
 };
 use ks_transport::pool::PeerPool;
 use std::collections::HashMap;
@@ -106,11 +107,12 @@ impl Fetcher {
     pub fn new(
         store: Arc<Store>,
         catalog: Catalog,
+        applier: Arc<Applier>,
         pool: PeerPool,
         memory_limit_bytes: usize,
         read_only: bool,
     ) -> Arc<Self> {
-        let node = Node::new(store.clone(), catalog, pool);
+        let node = Node::new(store.clone(), catalog, applier, pool);
         Self::within(Arc::new(node), store, memory_limit_bytes, read_only)
     }
 
@@ -327,6 +329,7 @@ impl Drop for RemoteFile {
                 .is_some_and(|content| content.file.strong_count() == 0)
             {
                 open.remove(&key);
+                ks_transport::memory::release_at_rest();
             }
         });
     }

@@ -2,15 +2,16 @@
 //!
 //! Who takes part: the catalog (names, attributes, versions), the store and its applier (plain files), the fetcher (contents
 //! from peers), other nodes' file systems (`crate::peer`). The parts: `open_plan` decides how an open is served, `handles` keeps
-//! what is open, `opening` opens, `data` reads and writes, `writing` publishes, `names` and `attributes` change the tree,
-//! `remote` serves other nodes' handles, `location` answers who holds what, `changes` hears of what others changed.
+//! what is open, `opening` opens (`ahead`: small remote files), `data` reads and writes, `writing` publishes, `names` and `attributes` change the tree,
+//! `remote` serves other nodes' handles, `locking` locks, `location` answers who holds what, `changes` hears of what others changed.
 //!
 //! What always holds: a file is written at its home and nowhere else; what `flush` acknowledged is in the catalog; every
 //! wait on another node or on the catalog has a deadline.
 use crate::{
-    catalog::{Catalog, Committed},
+    catalog::{Catalog, Committed, nodes::NodeState},
     error::FsError,
     fetch::Fetcher,
+    locks::Locks,
     path::TreePath,
     record::*,
     store::{Store, apply::Applier, hasher::Hasher, source::StoreSource},
@@ -24,27 +25,40 @@ use ks_transport::{
 use std::{
     fs::File,
     sync::{
-        Arc, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
+use tokio::sync::Semaphore;
+
+mod ahead;
 mod attributes;
 mod changes;
+mod checking;
+pub(crate) mod copies;
 mod data;
+mod eviction;
 pub(crate) mod handles;
 mod location;
+mod locking;
+mod mapped;
 mod names;
 mod open_plan;
 mod opening;
+mod pushing;
 mod remote;
+mod replicas;
 mod writing;
 mod xattrs;
 
 pub use changes::{Change, Watcher};
+pub use checking::{CheckedCopy, Verified};
 pub use data::WriteManner;
 pub use location::{Copy_, Where};
+pub use locking::Locking;
 pub use names::NAME_BYTES_MAX;
+pub use pushing::{PushProgress, Pushed};
 pub(crate) use remote::Remote;
 pub(crate) use writing::Stamp;
 
@@ -97,6 +111,24 @@ impl Opened {
     }
 }
 
+/// What is kept here of other nodes' files, and of this node's on others.
+#[derive(Clone, Copy, Debug)]
+pub struct Keeping {
+    /// How much fetched data is kept.
+    pub cache_limit: crate::copies::eviction::CacheLimit,
+    /// A node that has not been heard of for so long: copies it had are made again elsewhere.
+    pub repair_after: std::time::Duration,
+}
+
+impl Default for Keeping {
+    fn default() -> Self {
+        Self {
+            cache_limit: Default::default(),
+            repair_after: std::time::Duration::from_secs(600),
+        }
+    }
+}
+
 /// What a node is started with (the file system's part).
 pub struct FileSystemOptions {
     /// The data directory.
@@ -111,6 +143,8 @@ pub struct FileSystemOptions {
     pub read_only: bool,
     /// Whether whole local files may be handed to the kernel.
     pub passthrough: bool,
+    /// How much is kept.
+    pub keeping: Keeping,
 }
 
 /// The whole file system of a node.
@@ -125,10 +159,25 @@ pub struct FileSystem {
     usage: Usage,
     blocks: Arc<BlockServer>,
     table: handles::Table,
+    mapped: mapped::Mapped,
     clock: writing::Clock,
+    locks: Arc<Locks>,
+    others_space: Mutex<Space>,
+    looking_at_space: Arc<Semaphore>,
     watcher: RwLock<Option<Arc<dyn Watcher>>>,
     passthrough: AtomicBool,
     counts: Counts,
+}
+
+/// What `statfs` tells, bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Space {
+    /// The disks of all live nodes.
+    pub total_bytes: u64,
+    /// What is free on them.
+    pub free_bytes: u64,
+    /// What is free on this node's, where this node's new files go.
+    pub free_here_bytes: u64,
 }
 
 /// Counters for `ks status`, the bench and tests; all since the start.
@@ -172,6 +221,7 @@ impl FileSystem {
         pool: PeerPool,
     ) -> Result<Arc<Self>, FsError> {
         let events = changes::Events::default();
+        store.set_node_name(&options.node_name);
         let applier = Applier::start(store.clone(), catalog.clone(), events.on_event()).await?;
         let hasher = Hasher::start(store.clone(), catalog.clone());
         let report =
@@ -186,6 +236,7 @@ impl FileSystem {
         let fetcher = Fetcher::new(
             store.clone(),
             catalog.clone(),
+            applier.clone(),
             pool.clone(),
             options.memory_limit_bytes,
             options.read_only,
@@ -197,6 +248,9 @@ impl FileSystem {
         let clock = writing::Clock::probe(&store.state_dir())?;
         let file_system = Arc::new(Self {
             passthrough: AtomicBool::new(options.passthrough),
+            locks: Locks::new(catalog.clone()),
+            others_space: Mutex::default(),
+            looking_at_space: Arc::new(Semaphore::new(1)),
             options,
             store,
             catalog,
@@ -207,20 +261,25 @@ impl FileSystem {
             usage: Usage::default(),
             blocks: Arc::new(BlockServer::new(Arc::new(source))),
             table: handles::Table::default(),
+            mapped: mapped::Mapped::default(),
             clock,
             watcher: RwLock::new(None),
             counts: Counts::default(),
         });
         events.attach(&file_system);
+        eviction::spawn(&file_system);
+        replicas::spawn(&file_system);
         Ok(file_system)
     }
 
     /// The peers' side: handlers for the endpoint (BLOCKS, FILES).
     pub fn handlers(self: &Arc<Self>) -> Vec<(StreamKind, Arc<dyn Handler>)> {
         let files = crate::peer::server::FileServer::new(self);
+        let copies = crate::copies::server::CopyServer::new(self);
         vec![
             (StreamKind::BLOCKS, self.blocks.clone()),
             (StreamKind::FILES, Arc::new(files)),
+            (crate::copies::COPIES, Arc::new(copies)),
         ]
     }
 
@@ -280,15 +339,51 @@ impl FileSystem {
         self.table.pages_unknown(Some(ino));
     }
 
-    /// Total and free bytes of the data directory's disk.
-    pub async fn statfs(&self) -> (u64, u64) {
-        match self.store.space() {
+    /// The cluster's space, as far as it is known: no answer is waited for.
+    pub async fn statfs(self: &Arc<Self>) -> Space {
+        let (total, free) = match self.store.space() {
             Ok(space) => (space.total, space.free),
             Err(error) => {
                 tracing::warn!(%error, "the data directory's disk does not say its space");
                 (0, 0)
             }
+        };
+        self.look_at_space();
+        let others = *self.others_space.lock().unwrap();
+        Space {
+            total_bytes: total + others.total_bytes,
+            free_bytes: free + others.free_bytes,
+            free_here_bytes: free,
         }
+    }
+
+    /// Asks for the other nodes' space, for the next `statfs`; one at a time.
+    fn look_at_space(self: &Arc<Self>) {
+        let Ok(running) = self.looking_at_space.clone().try_acquire_owned() else {
+            return;
+        };
+        let file_system = self.clone();
+        tokio::spawn(async move {
+            match file_system.catalog.nodes().await {
+                Ok(nodes) => {
+                    *file_system.others_space.lock().unwrap() = file_system.of_others(&nodes)
+                }
+                Err(error) => tracing::debug!(%error, "the other nodes' space is not known now"),
+            }
+            drop(running);
+        });
+    }
+
+    fn of_others(&self, nodes: &[NodeState]) -> Space {
+        let mut space = Space::default();
+        for node in nodes
+            .iter()
+            .filter(|node| node.alive && node.id != self.me())
+        {
+            space.total_bytes += node.info.total_bytes;
+            space.free_bytes += node.info.free_bytes;
+        }
+        space
     }
 
     /// Stops in order: publishes what is open for writing, saves partial maps, tells the catalog.
@@ -298,6 +393,7 @@ impl FileSystem {
                 tracing::warn!(ino = writing.ino, %error, "not published at the end; the next start finds it");
             }
         }
+        self.locks.end().await;
         let store = self.store.clone();
         let stopped = tokio::task::spawn_blocking(move || store.stop()).await;
         match stopped {

@@ -2,9 +2,11 @@
 //! and the thin FUSE face (mount). Knows no Python and no jobs.
 
 pub mod catalog;
+pub mod copies;
 pub mod error;
 pub mod fetch;
 pub mod filesystem;
+pub mod locks;
 pub mod mount;
 pub mod path;
 pub mod peer;

@@ -25,6 +25,7 @@ mod interrupt;
 mod known;
 mod notifier;
 mod prepare;
+pub mod table;
 
 pub use notifier::Notifier;
 pub use prepare::prepare;
@@ -47,6 +48,9 @@ pub enum MountError {
     /// A file, a symlink or the like.
     #[error("{0}: not a directory")]
     NotADirectory(PathBuf),
+    /// Only root mounts without a helper.
+    #[error("{0}: mounting as an ordinary user needs fusermount3; run: apt-get install fuse3")]
+    NoHelper(PathBuf),
     /// There is something that the mount would hide.
     #[error("{0}: not an empty directory")]
     NotEmpty(PathBuf),
@@ -106,7 +110,12 @@ impl Mount {
             Ok(session) => session,
             Err(error) => {
                 requests.end();
-                return Err(io(error));
+                let no_helper = error.kind() == std::io::ErrorKind::NotFound
+                    && !rustix::process::geteuid().is_root();
+                return Err(match no_helper {
+                    true => MountError::NoHelper(mountpoint.clone()),
+                    false => io(error),
+                });
             }
         };
         let notifier = Notifier::new(known);
@@ -274,7 +283,7 @@ fn users_may_allow_others() -> bool {
 
 /// The kernel's own default (128 KiB) is short for a network; only root may set it.
 fn raise_read_ahead(mountpoint: &Path) {
-    let Ok(Some(line)) = prepare::mounted_at(mountpoint) else {
+    let Ok(Some(line)) = table::mounted_at(mountpoint) else {
         return;
     };
     let setting = format!("/sys/class/bdi/{}/read_ahead_kb", line.device);
@@ -285,7 +294,7 @@ fn raise_read_ahead(mountpoint: &Path) {
 
 /// Where the kernel lets root abort this mount's connection.
 fn connection_of(mountpoint: &Path) -> Option<PathBuf> {
-    let line = prepare::mounted_at(mountpoint).ok()??;
+    let line = table::mounted_at(mountpoint).ok()??;
     let (_, minor) = line.device.split_once(':')?;
     let path = Path::new("/sys/fs/fuse/connections").join(minor);
     path.exists().then_some(path)

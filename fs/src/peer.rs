@@ -70,6 +70,22 @@ pub enum FileRequest {
     },
     /// Size and times as they are now.
     Attributes,
+    /// Reserves, punches or zeroes (`mode` as fallocate has it).
+    Allocate {
+        /// Byte offset.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// FALLOC_FL_*.
+        mode: i32,
+    },
+    /// Where the next data or hole is (`whence`: SEEK_DATA, SEEK_HOLE).
+    Seek {
+        /// Byte offset.
+        offset: u64,
+        /// Which.
+        whence: i32,
+    },
     /// To disk, and published.
     Sync,
     /// Publishes and answers when it is published (close-to-open). The handle stays open until the stream ends.
@@ -92,6 +108,8 @@ pub enum FileReply {
     },
     /// To `Read`.
     Data(bytes::Bytes),
+    /// To `Seek`.
+    Position(u64),
     /// To `Write` and `Append`.
     Written {
         /// Where it was written.

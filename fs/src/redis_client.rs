@@ -7,9 +7,8 @@
 //! - [`Push::Reset`] is told when the next connection stands (subscriptions and tracking included), before any command can
 //!   use it, so that what was missed in between is read again. Until then what was read before stays the best there is.
 //!
-//! Tracking is Redis's broadcasting mode for the catalog's key prefixes, with NOLOOP. The default mode would not do:
-//! before Redis 7.2 it remembers for a script only the keys the caller declared, not those that the script found
-//! (a name's inode), and with NOLOOP it forgets our interest in a key when we change it ourselves.
+//! Tracking is Redis's broadcasting mode, for `TRACKED_PREFIXES` alone: it is how a FLUSHALL is heard of. Changes are told by
+//! the scripts that make them (`catalog`), because up to Redis 7.0 tracking cannot tell our own from others'.
 //!
 //! Not for data: a payload over 64 KiB is a file.
 use ks_transport::pool::Peer;
@@ -21,10 +20,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+mod patience;
 mod target;
+
+use patience::{Late, Patience};
 
 /// How long a command may take, waiting for a connection included.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
+/// Without a connection for longer than this, commands do not wait for the next one any more.
+pub const BRIDGED: Duration = Duration::from_secs(5);
+/// From this on Redis counts as away (`Redis::is_away`): a lost connection is usually back before.
+pub const AWAY_AFTER: Duration = Duration::from_secs(1);
 /// How long one attempt to connect may take.
 pub const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// The first wait between two attempts to connect; it doubles up to the next constant.
@@ -37,8 +43,8 @@ const QUEUE_COMMANDS_MAX: usize = 1024;
 const IN_FLIGHT_COMMANDS_MAX: usize = 4096;
 /// The oldest Redis that has what the scripts need.
 pub const VERSION_NEEDED: &str = "7.0";
-/// Keys whose changes are pushed to a tracking connection: inodes and directories (see `catalog`).
-pub const TRACKED_PREFIXES: [&str; 2] = ["ks:i:", "ks:d:"];
+/// Keys whose changes are pushed to a tracking connection.
+pub const TRACKED_PREFIXES: [&str; 1] = ["ks:meta"];
 
 /// Where Redis is.
 #[derive(Clone)]
@@ -126,6 +132,7 @@ pub struct Redis {
 
 struct Shared {
     link: Arc<Link>,
+    patience: Patience,
     keeper: tokio::task::JoinHandle<()>,
 }
 
@@ -142,6 +149,8 @@ struct Link {
     on_push: OnPush,
     channels: Mutex<BTreeSet<Vec<u8>>>,
     live: watch::Sender<Option<Live>>,
+    /// Since when nothing has been heard of Redis, where there is no connection.
+    silent_since: Arc<Mutex<Option<Instant>>>,
     /// Why there is no connection now.
     trouble: Mutex<String>,
 }
@@ -152,6 +161,7 @@ struct Live {
     connection: MultiplexedConnection,
     /// Set when it is found dead; wakes the keeper.
     lost: Arc<watch::Sender<bool>>,
+    silent_since: Arc<Mutex<Option<Instant>>>,
 }
 
 /// A Lua script kept as a `.lua` file: `Script::new(include_str!("x.lua"))`.
@@ -179,7 +189,8 @@ impl Script {
 impl Redis {
     /// Connects; checks the version (7.0 and up); `tracking`: changes of the keys under `TRACKED_PREFIXES` by others are
     /// pushed. Pushes go to `on_push` (must not block).
-    /// A lost connection is made anew in the background (back-off 50 ms to 2 s); commands meanwhile wait up to their deadline.
+    /// A lost connection is made anew in the background (back-off 50 ms to 2 s); commands meanwhile wait up to their deadline,
+    /// and fail at once when it has been gone for `BRIDGED`.
     pub async fn connect(
         target: RedisTarget,
         tracking: bool,
@@ -191,13 +202,18 @@ impl Redis {
             on_push,
             channels: Mutex::new(BTreeSet::new()),
             live: watch::Sender::new(None),
+            silent_since: Arc::default(),
             trouble: Mutex::new(String::new()),
         });
         let first = link.attempt().await?;
         link.live.send_replace(Some(first.clone()));
         let keeper = tokio::spawn(keep(link.clone(), first));
         Ok(Self {
-            shared: Arc::new(Shared { link, keeper }),
+            shared: Arc::new(Shared {
+                link,
+                patience: Patience::start(),
+                keeper,
+            }),
         })
     }
 
@@ -212,7 +228,8 @@ impl Redis {
         let deadline = Instant::now() + COMMAND_DEADLINE;
         let live = self.live_until(deadline).await?;
         let mut connection = live.connection.clone();
-        let answer = tokio::time::timeout_at(deadline, pipeline.query_async(&mut connection)).await;
+        let sent = pipeline.query_async(&mut connection);
+        let answer = self.shared.patience.within(deadline, sent).await;
         live.judge(answer)
     }
 
@@ -245,13 +262,20 @@ impl Redis {
         let deadline = Instant::now() + COMMAND_DEADLINE;
         let live = self.live_until(deadline).await?;
         let mut connection = live.connection.clone();
-        let answer = tokio::time::timeout_at(deadline, connection.subscribe(channel)).await;
+        let sent = connection.subscribe(channel);
+        let answer = self.shared.patience.within(deadline, sent).await;
         live.judge(answer)
     }
 
     /// Whether a connection stands, as far as is known.
     pub fn is_connected(&self) -> bool {
         self.shared.link.live.borrow().is_some()
+    }
+
+    /// Whether there is no connection, and has not been for `AWAY_AFTER`.
+    pub fn is_away(&self) -> bool {
+        let silent_since = *self.shared.link.silent_since.lock().unwrap();
+        !self.is_connected() && silent_since.is_some_and(|since| since.elapsed() >= AWAY_AFTER)
     }
 
     /// A blocking command's own connection (XREAD BLOCK and the like): no deadline but the caller's, no tracking.
@@ -270,16 +294,19 @@ impl Redis {
         let live = self.live_until(deadline).await?;
         let mut connection = live.connection.clone();
         let sent = connection.send_packed_command(command);
-        let answer = tokio::time::timeout_at(deadline, sent).await;
+        let answer = self.shared.patience.within(deadline, sent).await;
         live.judge(answer.map(|answer| answer.and_then(Value::extract_error)))
     }
 
-    /// The connection, or the next one when it comes before `deadline`.
+    /// The connection, or the next one when it comes before `deadline` and while the gap is bridged.
     async fn live_until(&self, deadline: Instant) -> Result<Live, RedisError> {
         let link = &self.shared.link;
         if let Some(live) = &*link.live.borrow() {
             return Ok(live.clone());
         }
+        let now = Instant::now();
+        let silent_since = link.silent_since.lock().unwrap().unwrap_or(now);
+        let deadline = deadline.min(silent_since + BRIDGED).max(now);
         let mut changes = link.live.subscribe();
         let waited = tokio::time::timeout_at(deadline, changes.wait_for(Option::is_some)).await;
         match waited {
@@ -302,14 +329,11 @@ fn script_command(verb: &str, body: &str, keys: &[&[u8]], args: &[&[u8]]) -> red
 
 impl Live {
     /// Turns an answer into ours; one that tells of a dead connection wakes the keeper.
-    fn judge<T>(
-        &self,
-        answer: Result<redis::RedisResult<T>, tokio::time::error::Elapsed>,
-    ) -> Result<T, RedisError> {
+    fn judge<T>(&self, answer: Result<redis::RedisResult<T>, Late>) -> Result<T, RedisError> {
         let error = match answer {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(error)) => translate(error),
-            Err(_) => RedisError::Timeout(COMMAND_DEADLINE),
+            Err(Late) => RedisError::Timeout(COMMAND_DEADLINE),
         };
         let unusable = match &error {
             // A replica after a fail-over, or a Redis that is still reading its file: another connection finds the right one.
@@ -319,6 +343,12 @@ impl Live {
             _ => true,
         };
         if unusable {
+            let silent_for = match &error {
+                RedisError::Timeout(waited) => *waited,
+                _ => Duration::ZERO,
+            };
+            let since = Instant::now() - silent_for;
+            self.silent_since.lock().unwrap().get_or_insert(since);
             self.lost.send_replace(true);
         }
         Err(error)
@@ -352,10 +382,13 @@ async fn keep(link: Arc<Link>, first: Live) {
         // Errors only when the sender is gone, and `live` holds it.
         let _ = live.lost.subscribe().wait_for(|lost| *lost).await;
         link.live.send_replace(None);
+        let now = Instant::now();
+        link.silent_since.lock().unwrap().get_or_insert(now);
         drop(live);
         tracing::warn!(redis = %link.target, "the connection to redis was lost; connecting again");
         live = link.connect_again().await;
         (link.on_push)(Push::Reset);
+        *link.silent_since.lock().unwrap() = None;
         link.live.send_replace(Some(live.clone()));
         tracing::info!(redis = %link.target, "connected to redis again");
     }
@@ -413,7 +446,11 @@ impl Link {
                 .await
                 .map_err(translate)?;
         }
-        Ok(Live { connection, lost })
+        Ok(Live {
+            connection,
+            lost,
+            silent_since: self.silent_since.clone(),
+        })
     }
 
     fn push_sender(

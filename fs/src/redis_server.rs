@@ -84,10 +84,25 @@ impl Files {
 }
 
 impl RedisServer {
-    /// Starts it under `state_dir` (`.ks`) and returns when it answers. The caller holds the data directory's lock.
+    /// Starts it under `state_dir` (`.ks`), with the password of its earlier starts or a random one, and returns when it answers.
+    /// The caller holds the data directory's lock.
     pub async fn start(state_dir: &Path) -> Result<Self, RedisServerError> {
-        let state_dir = state_dir.to_owned();
-        let prepared = tokio::task::spawn_blocking(move || prepare(&state_dir)).await;
+        Self::start_as(state_dir.to_owned(), None).await
+    }
+
+    /// As `start`, with this password.
+    pub async fn start_with_password(
+        state_dir: &Path,
+        password: String,
+    ) -> Result<Self, RedisServerError> {
+        Self::start_as(state_dir.to_owned(), Some(password)).await
+    }
+
+    async fn start_as(
+        state_dir: PathBuf,
+        password: Option<String>,
+    ) -> Result<Self, RedisServerError> {
+        let prepared = tokio::task::spawn_blocking(move || prepare(&state_dir, password)).await;
         let (files, password) =
             prepared.map_err(|error| RedisServerError::DidNotStart(error.to_string()))??;
         let supervisor = supervisor::start(files.clone())
@@ -194,7 +209,10 @@ impl Drop for RedisServer {
 }
 
 /// Checks the program, makes directory, password and configuration, ends what an earlier daemon left.
-fn prepare(state_dir: &Path) -> Result<(Files, String), RedisServerError> {
+fn prepare(
+    state_dir: &Path,
+    password: Option<String>,
+) -> Result<(Files, String), RedisServerError> {
     let found = installed_version()?;
     if !at_least(&found, VERSION_NEEDED) {
         return Err(RedisServerError::TooOld { found });
@@ -214,7 +232,11 @@ fn prepare(state_dir: &Path) -> Result<(Files, String), RedisServerError> {
     }
     let files = Files { directory, socket };
     stale::end_left_over(&files).map_err(io(&files.pid()))?;
-    let password = password(&files.password()).map_err(io(&files.password()))?;
+    let password = match password {
+        Some(password) => write_private(&files.password(), &password).map(|()| password),
+        None => kept_password(&files.password()),
+    };
+    let password = password.map_err(io(&files.password()))?;
     let text = configuration(&files, &password);
     write_private(&files.configuration(), &text).map_err(io(&files.configuration()))?;
     // The log of this start alone: its end explains why a start failed.
@@ -269,7 +291,7 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
 }
 
 /// The password of earlier starts, or a new random one.
-fn password(path: &Path) -> std::io::Result<String> {
+fn kept_password(path: &Path) -> std::io::Result<String> {
     match std::fs::read_to_string(path) {
         Ok(text) if text.trim().len() >= 32 => return Ok(text.trim().to_owned()),
         Ok(_) => {}

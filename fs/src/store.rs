@@ -1,6 +1,6 @@
 //! A node's data directory: plain files at their own paths, and beside them under `.ks/` what the program needs:
 //! `node` (who this is), `lock`, `partial/` (sparse partial files with their block maps), `trees/` (BLAKE3 outboards by hash),
-//! `blobs/` (payloads by hash), `redis/`, `events` (how far the event stream has been applied), `synced` (what is safely on disk).
+//! `blobs/` (payloads by hash), `pins` (files that are kept), `redis/`, `events` (how far the event stream has been applied), `synced` (what is safely on disk).
 //!
 //! Who takes part: [`Store`] is the directory itself (files, blobs, trees, partials); [`apply`] follows the catalog's events,
 //! [`scan`] finds what is there at start, [`hasher`] hashes, [`source`] serves peers.
@@ -16,14 +16,19 @@
 //! All methods of [`Store`] block on the disk.
 pub mod apply;
 mod blobs;
+mod census;
+mod check;
 mod confine;
 mod files;
 pub mod hasher;
 pub mod meta;
 pub mod partial;
+mod pins;
 pub mod scan;
 pub mod source;
 mod state;
+#[cfg(test)]
+mod testing;
 pub mod trees;
 mod walk;
 
@@ -106,6 +111,9 @@ impl From<crate::catalog::CatalogError> for StoreError {
     }
 }
 
+/// The size in `user.ks` that says "being written".
+pub(crate) const DIRTY_SIZE: u64 = u64::MAX;
+
 /// What stands in a plain file's `user.ks` attribute: enough to rebuild its catalog entry.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LocalMeta {
@@ -155,6 +163,7 @@ pub struct Store {
     node_name: OnceLock<String>,
     meta_locks: [Mutex<()>; META_LOCKS],
     partials: Mutex<partial::Partials>,
+    pins: pins::Pins,
     contents: source::ContentCache,
     durability: Arc<state::Durability>,
     /// An empty file that takes nothing: the tree of contents that have none.
@@ -210,6 +219,7 @@ impl Store {
             node_name: OnceLock::new(),
             meta_locks: std::array::from_fn(|_| Mutex::new(())),
             partials: Mutex::new(partials),
+            pins: pins::Pins::open(&state_dir),
             contents: source::ContentCache::default(),
             durability,
             nothing: Arc::new(nothing.map_err(io_at(null))?),

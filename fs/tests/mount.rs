@@ -482,3 +482,42 @@ fn cut(path: &Path, size: i64) {
     let done = unsafe { libc::truncate(path.as_ptr(), size) };
     assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_mount_is_cleared_and_other_things_are_not_hidden() {
+    if !Cluster::can_mount() {
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("ks");
+    fs::create_dir(&path).unwrap();
+    let device = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .unwrap();
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&device);
+    let data = format!("fd={fd},rootmode=40000,user_id=0,group_id=0");
+    let data = std::ffi::CString::new(data).unwrap();
+    let flags = rustix::mount::MountFlags::NOSUID;
+    let socket = home.path().join("control");
+    let source = format!("ks:{}", socket.display());
+    rustix::mount::mount(source, &path, "fuse.ks", flags, Some(data.as_c_str())).unwrap();
+    let listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let lives = ks_fs::mount::prepare(&path);
+    assert!(
+        matches!(lives, Err(ks_fs::mount::MountError::AlreadyMounted(_))),
+        "{lives:?}"
+    );
+    drop((listening, device));
+    fs::remove_file(&socket).unwrap();
+    assert_eq!(errno(fs::metadata(&path)), libc::ENOTCONN);
+    ks_fs::mount::prepare(&path).unwrap();
+    assert!(fs::metadata(&path).unwrap().is_dir());
+    fs::write(path.join("mine"), b"").unwrap();
+    let hidden = ks_fs::mount::prepare(&path);
+    assert!(
+        matches!(hidden, Err(ks_fs::mount::MountError::NotEmpty(_))),
+        "{hidden:?}"
+    );
+}

@@ -64,19 +64,24 @@ async fn commands_pipelines_and_scripts_are_answered() {
 }
 
 #[tokio::test]
-async fn changes_of_others_are_pushed_and_own_ones_are_not() {
+async fn changes_of_others_and_a_flush_are_pushed() {
     let server = TestRedis::start().await;
     let (mine, pushes) = connect(&server, true).await;
     let (other, _) = connect(&server, false).await;
-    mine.run(&set("ks:i:1", "mine")).await.unwrap();
+    mine.run(&set("ks:meta:1", "mine")).await.unwrap();
     other.run(&set("ks:other", "untracked")).await.unwrap();
-    other.run(&set("ks:i:2", "theirs")).await.unwrap();
+    other.run(&set("ks:meta:2", "theirs")).await.unwrap();
     until("an invalidation", || !pushes.lock().unwrap().is_empty()).await;
     let seen = pushes.lock().unwrap().clone();
     assert!(
-        matches!(&seen[..], [Push::Invalidated(keys)] if keys == &[b"ks:i:2".to_vec()]),
+        matches!(&seen[..], [Push::Invalidated(keys)] if keys == &[b"ks:meta:2".to_vec()]),
         "{seen:?}"
     );
+    other.run(&redis::cmd("FLUSHALL")).await.unwrap();
+    until("a reset", || {
+        matches!(pushes.lock().unwrap().last(), Some(Push::Reset))
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -116,6 +121,13 @@ async fn a_command_without_a_connection_ends_at_its_deadline() {
     );
     let limit = ks_fs::redis_client::COMMAND_DEADLINE + Duration::from_secs(1);
     assert!(started.elapsed() < limit);
+    assert!(redis.is_away());
+    let started = Instant::now();
+    assert!(redis.run(&get("a")).await.is_err());
+    assert!(
+        started.elapsed() < Duration::from_millis(500),
+        "at once by now"
+    );
 }
 
 #[tokio::test]

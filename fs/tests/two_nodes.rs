@@ -179,19 +179,141 @@ async fn a_file_that_is_being_written_can_be_read_elsewhere() {
     .await;
 }
 
+/// Reads at `offset`; `None`: ESTALE.
+fn read_or_stale(file: &File, buffer: &mut [u8], offset: u64) -> Option<usize> {
+    match file.read_at(buffer, offset) {
+        Ok(count) => Some(count),
+        Err(error) => {
+            assert_eq!(error.raw_os_error(), Some(libc::ESTALE), "{error}");
+            None
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_follows_what_is_published() {
+async fn a_reader_never_gets_a_mix_of_versions() {
+    on_two(true, |a, b| {
+        let size = 3_000_000;
+        fs::write(a.path("f"), vec![1; size]).unwrap();
+        eventually("it is hashed", || {
+            let mut hash = [0; 64];
+            rustix::fs::getxattr(b.path("f"), "user.ks.blake3", &mut hash).is_ok()
+        });
+        let old = File::open(b.path("f")).unwrap();
+        let mut buffer = [0; 4096];
+        assert_eq!(old.read_at(&mut buffer, 0).unwrap(), 4096);
+        for version in 2..6u8 {
+            fs::write(a.path("f"), vec![version; size + usize::from(version)]).unwrap();
+            assert_eq!(
+                fs::read(b.path("f")).unwrap(),
+                vec![version; size + usize::from(version)]
+            );
+            for offset in (0..size as u64 + 4096).step_by(300_000) {
+                if let Some(count) = read_or_stale(&old, &mut buffer, offset) {
+                    assert!(
+                        buffer[..count].iter().all(|byte| *byte == 1),
+                        "a mix at {offset}"
+                    );
+                }
+            }
+        }
+        eventually("the old version is stale", || {
+            read_or_stale(&old, &mut buffer, 0).is_none()
+        });
+        let fresh = File::open(b.path("f")).unwrap();
+        assert_eq!(fresh.read_at(&mut buffer, 0).unwrap(), 4096);
+        assert_eq!(buffer[0], 5);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_has_read_nothing_yet_reads_what_is_published() {
     on_two(true, |a, b| {
         fs::write(a.path("log"), b"one\n").unwrap();
         let reader = File::open(b.path("log")).unwrap();
-        let mut buffer = [0; 64];
-        assert_eq!(reader.read_at(&mut buffer, 0).unwrap(), 4);
-        let mut log = OpenOptions::new().append(true).open(a.path("log")).unwrap();
-        log.write_all(b"two\n").unwrap();
-        drop(log);
-        eventually("the new line is seen", || {
-            reader.read_at(&mut buffer, 4).unwrap() == 4 && &buffer[..4] == b"two\n"
+        fs::write(a.path("log"), b"two and more\n").unwrap();
+        eventually("the new version is read, or none", || {
+            let mut buffer = [0; 64];
+            let count = read_or_stale(&reader, &mut buffer, 0);
+            assert!(
+                count.is_none_or(|count| b"two and more\n"[..] == buffer[..count]
+                    || &buffer[..count] == b"one\n")
+            );
+            true
         });
+        assert_eq!(fs::read(b.path("log")).unwrap(), b"two and more\n");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_through_a_mapping_after_close_is_published() {
+    on_two(true, |a, b| {
+        fs::write(a.path("array"), vec![0; 100_000]).unwrap();
+        assert_eq!(fs::read(b.path("array")).unwrap()[70_000], 0);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(a.path("array"))
+            .unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+        // SAFETY: a new shared mapping of 100,000 bytes of a file that is as long; used by nobody else, then unmapped.
+        unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let address = libc::mmap(
+                std::ptr::null_mut(),
+                100_000,
+                access,
+                libc::MAP_SHARED,
+                fd,
+                0,
+            );
+            assert_ne!(
+                address,
+                libc::MAP_FAILED,
+                "{}",
+                std::io::Error::last_os_error()
+            );
+            drop(file);
+            std::slice::from_raw_parts_mut(address.cast::<u8>(), 100_000)[70_000] = 5;
+            std::thread::sleep(Duration::from_millis(1500));
+            std::slice::from_raw_parts_mut(address.cast::<u8>(), 100_000)[70_001] = 6;
+            libc::munmap(address, 100_000);
+        }
+        eventually("the array is published", || {
+            fs::read(b.path("array")).unwrap()[70_000..70_002] == [5, 6]
+        });
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn holes_are_told_and_made_on_both() {
+    on_two(true, |a, b| {
+        use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+        fs::write(a.path("f"), vec![7; 1_048_576]).unwrap();
+        for (node, hole) in [(a, 65_536), (b, 262_144)] {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(node.path("f"));
+            let file = file.unwrap();
+            let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            fallocate(&file, punch, hole, 65_536).unwrap();
+            assert_eq!(seek(&file, SeekFrom::Data(hole)).unwrap(), hole + 65_536);
+            assert_eq!(seek(&file, SeekFrom::Hole(hole - 10)).unwrap(), hole);
+            let end = seek(&file, SeekFrom::Data(2_000_000));
+            assert_eq!(end, Err(rustix::io::Errno::NXIO));
+        }
+        let mut expected = vec![7; 1_048_576];
+        expected[65_536..131_072].fill(0);
+        expected[262_144..327_680].fill(0);
+        assert_eq!(fs::read(a.path("f")).unwrap(), expected);
+        assert_eq!(fs::read(b.path("f")).unwrap(), expected);
+        let file = OpenOptions::new().write(true).open(b.path("f")).unwrap();
+        fallocate(&file, FallocateFlags::empty(), 1_048_576, 1000).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 1_049_576);
     })
     .await;
 }

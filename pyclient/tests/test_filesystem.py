@@ -65,6 +65,7 @@ def test_files_and_directories(fs, root):
 def test_text_by_url(fs, node):
     with fs.open("d/text.csv", "w") as file:
         file.write("a,b\n1,2\n")
+    fsspec.register_implementation("ks", KitchenSinkFileSystem, clobber=True)
     with fsspec.open("ks://d/text.csv", "r", url=node.socket) as file:
         assert file.read() == "a,b\n1,2\n"
 

@@ -68,6 +68,17 @@ def test_failures_are_raised_where_the_value_is_asked_for(pool):
             ask()
 
 
+def test_gather_has_a_deadline(pool):
+    import time
+
+    pending = pool.apply_async(time.sleep, (1,))
+    with pytest.raises(TimeoutError):
+        pool.gather([pending._value], timeout=0.05)
+    with pytest.raises(TimeoutError):
+        pending.get(timeout=0.05)
+    assert pool.gather([pending._value], timeout=10) == [None]
+
+
 def test_keys(pool, root):
     pool.set("a key/with a slash", [1, 2])
     assert pool.get("a key/with a slash") == [1, 2]

@@ -1,10 +1,13 @@
 """Remote files: the first read of them, beside a bare stream between the same hosts, and beside sshfs."""
 
+import itertools
 import json
 import os
 import shutil
 import statistics
 import subprocess
+from pathlib import Path
+from typing import Callable
 
 from harness import REPOSITORY, Cluster, wait_for
 from harness.data import MIB, noise, write_hdf5, write_noise
@@ -13,7 +16,13 @@ from . import inside
 from .files import at_rest, run_inside
 from .report import Report, alternate
 
+GIB = 1024 * MIB
 LARGE_BYTES = 512 * MIB
+PAGE_CACHE_BYTES_MAX = 32 * GIB
+LINK_BYTES = 128 * MIB
+LINK_MBIT = 400
+SEQUENTIAL = "remote read, cold, sequential"
+CPU = "CPU of the"
 RANDOM_READS = 500
 SMALL_FILES = 2000
 LISTED_FILES = 10_000
@@ -95,13 +104,43 @@ class Streams:
         return self.fetch(mode, "--count", str(LARGE_BYTES), *flags)["megabytes_per_second"]
 
 
+def cpu_seconds(pids: list) -> float:
+    """What these processes, all of their threads and the kernel on their behalf have used so far."""
+    ticks = 0
+    for pid in pids:
+        # The second field is the name, which may have anything in it.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+class Cost:
+    """The CPU seconds that reading takes both sides: the processes which serve the reader, and those which serve the holder."""
+
+    def __init__(self, reader: list, holder: list):
+        self.sides = {"reader's side": reader, "holder's side": holder}
+        self.used: dict = {side: [] for side in self.sides}
+
+    def of(self, read: Callable[[], dict]) -> dict:
+        before = {side: cpu_seconds(pids) for side, pids in self.sides.items()}
+        done = read()
+        for side, pids in self.sides.items():
+            self.used[side].append((cpu_seconds(pids) - before[side]) / (done["bytes"] / GIB))
+        return done
+
+    def per_gib(self, side: str) -> float:
+        return statistics.median(self.used[side])
+
+
 def sequential(report: Report, pair: Pair) -> None:
+    cost = Cost([pair.reader.pid], [pair.holder.pid])
+
     def ours() -> float:
-        done = run_inside(pair.reader, "read_whole", f"/ks/{pair.fresh('large')}")
+        done = cost.of(lambda: run_inside(pair.reader, "read_whole", f"/ks/{pair.fresh('large')}"))
         assert done["bytes"] == LARGE_BYTES
         return done["bytes"] / done["seconds"] / 1e6
 
-    name = "remote read, cold, sequential"
+    name = SEQUENTIAL
     with Streams(pair) as streams:
         speed, quic, tcp, blocks = alternate(
             report.rounds,
@@ -114,6 +153,8 @@ def sequential(report: Report, pair: Pair) -> None:
     report.add(name, speed, "MB/s", ("bare quinn stream", quic), ratio=(">=", 0.8))
     report.add(f"{name}, beside TCP", speed, "MB/s", ("bare TCP stream, not encrypted", tcp))
     report.add(f"{name}, beside blocks alone", speed, "MB/s", ("verified blocks into a file, no mount", blocks))
+    for side in cost.sides:
+        report.add(f"{name}, {CPU} {side}", cost.per_gib(side), "s/GiB")
     report.add("question and answer between nodes, p50", ping["p50_microseconds"], "µs")
 
 
@@ -181,6 +222,39 @@ def listings(report: Report, pair: Pair) -> None:
     report.add(f"{name}, warm, moved", statistics.median(moved) / 1e3, "kB")
 
 
+def running(node, name: str) -> list:
+    """The processes of that name in the node's host."""
+    found = [pid for pid, line in node.hosts.processes(node.number).items() if line.startswith(name)]
+    assert found, f"no process {name} in {node.name}"
+    return found
+
+
+def two_holders(report: Report) -> None:
+    """The same links: one holder's, and those of two."""
+    name = f"remote read, cold, sequential, two holders with links of {LINK_MBIT} Mbit/s"
+    if not report.wants(name):
+        return
+    with Cluster(3) as cluster:
+        reader, first, second = cluster.nodes
+        for turn in range(report.rounds):
+            for kind in ("one", "two"):
+                write_noise(first.datadir / f"{kind}{turn}", LINK_BYTES, seed=turn)
+        cluster.start()
+        for turn in range(report.rounds):
+            second.ks("fetch", f"/ks/two{turn}", timeout=120)
+        for node in (first, second):
+            cluster.hosts.rate(node.number, LINK_MBIT)
+        turns = {"one": itertools.count(), "two": itertools.count()}
+
+        def speed(kind: str) -> float:
+            done = run_inside(reader, "read_whole", f"/ks/{kind}{next(turns[kind])}")
+            assert done["bytes"] == LINK_BYTES
+            return done["bytes"] / done["seconds"] / 1e6
+
+        two, one = alternate(report.rounds, lambda: speed("two"), lambda: speed("one"))
+        report.add(name, two, "MB/s", ("one holder", one), ratio=(">=", 1.3))
+
+
 def beside_sshfs(report: Report, pair: Pair) -> None:
     """The same reads through sshfs, without ssh: nothing is encrypted."""
     if not shutil.which("sshfs") or not os.path.exists("/usr/lib/openssh/sftp-server"):
@@ -197,11 +271,14 @@ def beside_sshfs(report: Report, pair: Pair) -> None:
         source = f"host2:{pair.holder.datadir}"
         reader.exec(["sshfs", "-o", f"directport={SFTP_PORT}", source, SSHFS_MOUNT])
         try:
+            cost = Cost(running(reader, "sshfs "), running(pair.holder, "sftp-server"))
             speeds = []
             for turn in range(report.rounds):
-                done = run_inside(reader, "read_whole", f"{SSHFS_MOUNT}/large{turn}")
+                done = cost.of(lambda turn=turn: run_inside(reader, "read_whole", f"{SSHFS_MOUNT}/large{turn}"))
                 speeds.append(done["bytes"] / done["seconds"] / 1e6)
-            beside("read, cold, sequential", "remote read, cold, sequential", statistics.median(speeds), "MB/s")
+            beside("read, cold, sequential", SEQUENTIAL, statistics.median(speeds), "MB/s")
+            for side in cost.sides:
+                beside(f"read, cold, sequential, {CPU} {side}", f"{SEQUENTIAL}, {CPU} {side}", cost.per_gib(side), "s/GiB")
             lone = run_inside(reader, "read_random", f"{SSHFS_MOUNT}/random0", RANDOM_READS)
             beside("read, cold, random 4 KiB, p50", "remote read, cold, random 4 KiB, p50", lone["p50"] * 1e3, "ms")
             before = pair.received()
@@ -219,9 +296,24 @@ def beside_sshfs(report: Report, pair: Pair) -> None:
         server.stdout.close()
 
 
+def fill_page_cache(directory: Path) -> None:
+    """A virtual machine gets its memory from the machine below when it is touched for the first time, which is slower than
+    a network. So the page cache is filled with a file of holes: from then on pages are used again, by us and by what we
+    are compared with."""
+    holes = directory / "holes"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with holes.open("wb") as file:
+        file.truncate(min(memory, PAGE_CACHE_BYTES_MAX))
+    block = bytearray(MIB)
+    with holes.open("rb", buffering=0) as file:
+        while file.readinto(block):
+            pass
+
+
 def measure(report: Report) -> None:
     with Cluster(2) as cluster:
         pair = Pair(cluster, report.rounds)
+        fill_page_cache(pair.holder.home)
         pair.fill()
         cluster.start()
         pair.wait_until_hashed()
@@ -231,3 +323,7 @@ def measure(report: Report) -> None:
             except AssertionError as error:
                 report.failed(step.__name__, error)
         at_rest(report, pair.reader, "after remote reads")
+    try:
+        two_holders(report)
+    except AssertionError as error:
+        report.failed(two_holders.__name__, error)

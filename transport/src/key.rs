@@ -82,6 +82,12 @@ impl ClusterKey {
         hex::encode(&self.derive("kitchensink 2026 cluster key fingerprint v1")[..8])
     }
 
+    /// What the private Redis of a cluster's first node is asked for: the same again when its data is lost, so that the nodes
+    /// that have joined get in.
+    pub fn redis_password(&self) -> String {
+        hex::encode(self.derive("kitchensink 2026 redis password v1"))
+    }
+
     /// A secret of its own for each use; `context` must differ from use to use.
     pub(crate) fn derive(&self, context: &str) -> [u8; 32] {
         blake3::derive_key(context, &self.0)

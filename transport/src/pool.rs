@@ -17,7 +17,7 @@ use crate::{
 use lane::Lane;
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -84,6 +84,7 @@ struct Inner {
     endpoint: Endpoint,
     lanes: [Lane; LANES_MAX],
     slow: AtomicBool,
+    answered_bytes: AtomicU64,
 }
 
 impl PeerPool {
@@ -106,6 +107,7 @@ impl PeerPool {
             endpoint: self.endpoint.clone(),
             lanes: std::array::from_fn(|lane| Lane::new(lane == 0)),
             slow: AtomicBool::new(false),
+            answered_bytes: AtomicU64::new(0),
         }));
         peers.insert(address.to_owned(), peer.clone());
         peer
@@ -205,6 +207,16 @@ impl Peer {
                 Err(self.timeout(deadline))
             }
         }
+    }
+
+    /// Notes that the peer has sent so much of the answers to block requests.
+    pub(crate) fn note_answered(&self, bytes: u64) {
+        self.0.answered_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// How much it has sent of them so far.
+    pub(crate) fn answered_bytes(&self) -> u64 {
+        self.0.answered_bytes.load(Ordering::Relaxed)
     }
 
     /// Gives up all connections to the peer; they are made again when wanted.

@@ -21,13 +21,14 @@ pub struct FetchArgs {
 }
 
 /// A bar for each file, made when it is first heard of.
-struct Bars {
+pub struct Bars {
     all: MultiProgress,
     by_path: HashMap<Vec<u8>, ProgressBar>,
 }
 
 impl Bars {
-    fn new(hidden: bool) -> Self {
+    /// `hidden`: nothing is drawn.
+    pub fn new(hidden: bool) -> Self {
         let all = MultiProgress::new();
         if hidden {
             all.set_draw_target(indicatif::ProgressDrawTarget::hidden());
@@ -38,7 +39,8 @@ impl Bars {
         }
     }
 
-    fn update(&mut self, path: &[u8], have: u64, size: u64) {
+    /// A file has come so far.
+    pub fn update(&mut self, path: &[u8], have: u64, size: u64) {
         let bar = self.by_path.entry(path.to_vec()).or_insert_with(|| {
             let style = ProgressStyle::with_template(
                 "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",

@@ -69,7 +69,9 @@ fn foreground(args: MountArgs) -> anyhow::Result<ExitCode> {
         std::env::set_current_dir("/")?;
     }
     start_log();
+    ks_transport::memory::keep_freed();
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads())
         .enable_all()
         .thread_name("ks")
         .build()?;
@@ -79,6 +81,13 @@ fn foreground(args: MountArgs) -> anyhow::Result<ExitCode> {
     }
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// Threads that run the node's tasks: half the cores. Work goes from task to task in short steps, and a thread that is woken for
+/// one costs more than the step; the kernel's side of the mount, the disk and the Python workers have threads of their own.
+fn threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / 2).max(1)
 }
 
 /// A node's life: from its start to a signal, `ks umount` or the end of its mount.
@@ -107,6 +116,8 @@ fn start_log() {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A log that cannot be written (a full disk, a closed pipe) is no reason to end: it would be told there, too.
+        .log_internal_errors(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
 }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// How long a node may take to end in order.
-const END_TIMEOUT: Duration = Duration::from_secs(60);
+const END_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// `ks umount`.
 #[derive(Args, Debug)]
@@ -119,8 +119,11 @@ fn busy(mountpoint: &Path) -> String {
     )
 }
 
-/// Processes with a descriptor or working directory below `mountpoint`, by their links in `/proc` alone.
+/// Processes with a descriptor or working directory below `mountpoint`, by their links in `/proc` alone. Those in other mount
+/// namespaces mean another place by that path.
 fn users_of(mountpoint: &Path) -> Vec<String> {
+    let namespace = |process: &Path| std::fs::read_link(process.join("ns/mnt")).ok();
+    let ours = namespace(Path::new("/proc/self"));
     let Ok(processes) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -140,7 +143,8 @@ fn users_of(mountpoint: &Path) -> Vec<String> {
         .filter_map(|process| {
             let pid: u32 = process.file_name().to_str()?.parse().ok()?;
             let name = std::fs::read_to_string(process.path().join("comm")).ok()?;
-            uses(&process.path()).then(|| format!("{} ({pid})", name.trim()))
+            let is_near = namespace(&process.path()) == ours;
+            (is_near && uses(&process.path())).then(|| format!("{} ({pid})", name.trim()))
         })
         .take(10)
         .collect()

@@ -7,7 +7,7 @@ use ks_executor::protocol::{Answer, Ask};
 use serde_bytes::ByteBuf;
 use serde_json::Value;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// `ks where`.
@@ -39,12 +39,16 @@ impl WhereArgs {
             Answer::Where(found) => found,
             other => bail!("the node said {other:?}"),
         };
+        let mountpoint = node.hello.mountpoint.clone();
         if self.format.json {
             print_json(&found)?;
         } else {
             print_table(
                 &["path", "size", "version", "node", "has", "state", "blake3"],
-                found.iter().flat_map(rows).collect(),
+                found
+                    .iter()
+                    .flat_map(|file| rows(&mountpoint, file))
+                    .collect(),
             );
         }
         Ok(ExitCode::SUCCESS)
@@ -52,7 +56,7 @@ impl WhereArgs {
 }
 
 /// A row for each copy of a file; one for what has no copies (a directory).
-fn rows(file: &Value) -> Vec<Vec<String>> {
+fn rows(mountpoint: &Path, file: &Value) -> Vec<Vec<String>> {
     let size = number(file, "size");
     let hash: String = text(file, "blake3").chars().take(16).collect();
     let copies = file
@@ -60,7 +64,11 @@ fn rows(file: &Value) -> Vec<Vec<String>> {
         .and_then(Value::as_array)
         .cloned()
         .unwrap_or_default();
-    let first = [text(file, "path"), human_bytes(size), text(file, "version")];
+    let first = [
+        seen(mountpoint, file),
+        human_bytes(size),
+        text(file, "version"),
+    ];
     if copies.is_empty() {
         let [path, size, version] = first;
         return vec![vec![
@@ -88,6 +96,11 @@ fn rows(file: &Value) -> Vec<Vec<String>> {
             ]
         })
         .collect()
+}
+
+/// The path as programs on this machine open it.
+fn seen(mountpoint: &Path, file: &Value) -> String {
+    mountpoint.join(text(file, "path")).display().to_string()
 }
 
 /// How much of a file a copy is.

@@ -42,12 +42,15 @@ impl Access {
         options: &MountArgs,
         store: &Store,
         pool: &PeerPool,
+        key: &ClusterKey,
     ) -> anyhow::Result<(Option<RedisServer>, Self)> {
         match (&options.redis, &options.join) {
             (Some(url), _) => Ok((None, Self::given(url))),
             (None, Some(host)) => Ok((None, Self::joined(&with_port(host), pool).await?)),
             (None, None) => {
-                let server = RedisServer::start(&store.state_dir()).await?;
+                let server =
+                    RedisServer::start_with_password(&store.state_dir(), key.redis_password())
+                        .await?;
                 let directions = Directions::Here {
                     password: Some(server.password()),
                     db: 0,

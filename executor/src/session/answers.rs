@@ -12,12 +12,12 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Time between two words on the progress of a fetch.
-const PROGRESS: Duration = Duration::from_millis(100);
+pub(super) const PROGRESS: Duration = Duration::from_millis(100);
 /// Files fetched for one request, below the directories it names.
 const FILES_MAX: usize = 1_000_000;
 
 /// A question that cannot be answered: the Python exception's name, and the text.
-type Refusal = (&'static str, String);
+pub(super) type Refusal = (&'static str, String);
 
 impl Session {
     pub(super) async fn introduction(&self) -> Answer {
@@ -53,6 +53,11 @@ impl Session {
             Ask::Status => Ok(Answer::Status(self.status().await)),
             Ask::Where { paths } => self.locate(paths).await,
             Ask::Fetch { paths } => self.fetch(request, paths).await,
+            Ask::Drop { paths } => self.drop_copies(paths).await,
+            Ask::Pin { paths, pinned } => self.pin(paths, pinned).await,
+            Ask::Push { paths, to } => self.push(request, paths, to).await,
+            Ask::Replicate { paths, count } => self.replicate(paths, count).await,
+            Ask::Verify { paths } => self.verify(paths).await,
             Ask::Shutdown => self.shutdown(),
             Ask::Ping | Ask::Hello { .. } | Ask::Submit { .. } => return,
         };
@@ -122,7 +127,7 @@ impl Session {
     }
 
     /// The path in the tree: given as it is under this node's mount point, or relative to the tree's root.
-    fn in_tree(&self, path: &[u8]) -> Result<TreePath, Refusal> {
+    pub(super) fn in_tree(&self, path: &[u8]) -> Result<TreePath, Refusal> {
         let mountpoint = self.executor.options.mountpoint.as_os_str().as_bytes();
         let found = match path.first() {
             Some(b'/') => tree_path(path, mountpoint),
@@ -180,7 +185,7 @@ impl Session {
     }
 
     /// The file itself, or the files below a directory.
-    async fn files_below(&self, path: TreePath) -> Result<Vec<TreePath>, Refusal> {
+    pub(super) async fn files_below(&self, path: TreePath) -> Result<Vec<TreePath>, Refusal> {
         let catalog = self.executor.fs.catalog();
         let unavailable = |e: ks_fs::catalog::CatalogError| ("CatalogUnavailable", e.to_string());
         let mut files = Vec::new();
@@ -214,7 +219,7 @@ impl Session {
     }
 }
 
-fn kind_of(error: &ks_fs::error::FsError) -> &'static str {
+pub(super) fn kind_of(error: &ks_fs::error::FsError) -> &'static str {
     match error {
         ks_fs::error::FsError::NotFound => "FileNotFoundError",
         ks_fs::error::FsError::IsADirectory => "IsADirectoryError",

@@ -112,6 +112,7 @@ impl TestNode {
             memory_limit_bytes: 64 << 20,
             read_only: false,
             passthrough: false,
+            keeping: Default::default(),
         };
         let fs = FileSystem::start(fs_options, store.clone(), catalog.clone(), pool.clone())
             .await

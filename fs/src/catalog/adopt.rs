@@ -2,12 +2,12 @@
 use super::changes::COMMIT;
 use super::memory::Changing;
 use super::namespace::{self, ParentTime};
-use super::transaction::{Operation, Outcome, Place, Transaction};
+use super::transaction::{Outcome, Place, Transaction};
 use super::{Adopted, Catalog, CatalogError, Node_, fresh_node};
 use crate::path::TreePath;
 use crate::record::*;
 use crate::redis_client::RedisError;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// Files in one round trip.
 const BATCH: usize = 500;
@@ -131,7 +131,10 @@ impl Catalog {
             namespace::create(parent, name, ino, inode.clone(), ParentTime::Stays)
         });
         match committed.await {
-            Ok(committed) => Ok(Adopted::New(fresh_node(ino, committed.value))),
+            Ok(committed) => {
+                self.tell_own(parent);
+                Ok(Adopted::New(fresh_node(ino, committed.value)))
+            }
             Err(CatalogError::Posix(libc::EEXIST)) => {
                 match self.lookup(parent, name).await? {
                     Some(node) => Ok(Adopted::Occupied(node)),
@@ -166,6 +169,7 @@ impl Catalog {
             }
         }
         let outcomes = self.commit_all(&plans).await?;
+        let mut parents = BTreeSet::new();
         for ((file, _, inode), outcome) in plans.into_iter().zip(outcomes) {
             let adopted = match outcome {
                 Outcome::Done { .. } => Adopted::New(fresh_node(file.ino, inode)),
@@ -177,7 +181,10 @@ impl Catalog {
                 },
             };
             results[file.index] = Some(adopted);
+            parents.insert(file.parent);
         }
+        parents.into_iter().for_each(|parent| self.tell_own(parent));
+        self.wake_events();
         Ok(())
     }
 
@@ -210,14 +217,11 @@ impl Catalog {
 
     /// Drops what is remembered of everything that the batch touches, when it has been carried out.
     fn changing_all(&self, plans: &[(Pending, Transaction, Inode)]) -> Changing<'_> {
-        let operations = plans.iter().flat_map(|(_, change, _)| &change.operations);
-        let mut places: Vec<Place> = operations
-            .map(Operation::place)
-            .filter(|place| matches!(place, Place::Inode(_) | Place::Directory(_)))
-            .collect();
+        let touched = plans.iter().flat_map(|(_, change, _)| change.touched());
+        let mut places: Vec<Place> = touched.collect();
         places.sort();
         places.dedup();
-        self.shared.memory.changing_places(places)
+        self.shared.memory.changing_places(places, self.nonce())
     }
 }
 

@@ -1,17 +1,20 @@
 //! What this node remembers of the catalog: inodes and directories, valid until Redis pushes that they changed.
 //!
 //! Pure: no Redis, no clock, no lock inside. Who takes part: reads take a `Ticket` before they ask and put their answer
-//! in with it; pushes invalidate by key; own changes (of which Redis tells nothing, NOLOOP) drop or renew what they touched.
+//! in with it; what others change is told by key and invalidates; own changes (whose telling is not heeded) drop or renew
+//! what they touched.
 //!
 //! What always holds:
 //! - An answer that raced with a change of its key is not kept: the change came after the ticket was taken.
 //! - Everything is bounded (`INODES_MAX`, `NAMES_MAX`, `RECENT_MAX`); what is evicted is asked for again.
-//! - A name that is not there is never remembered, but by a directory that is here whole, and `lookup` asks even then.
+//! - That a name is not there is remembered by a directory that is here whole, and by nothing else. It is told (`absent`)
+//!   only where this node made the last change of that directory, and a moment ago: a program that makes one new file
+//!   after the other. Else the answer would be older than what others did by the time their telling takes to arrive.
 mod clock;
 
 use super::namespace::Record;
 use super::transaction::Place;
-use crate::record::{Entry, Ino, Time};
+use crate::record::{Entry, Ino, Kind, Time};
 use clock::Clock;
 use std::collections::{BTreeMap, HashMap};
 
@@ -19,6 +22,8 @@ use std::collections::{BTreeMap, HashMap};
 pub const INODES_MAX: usize = 65_536;
 /// Names kept over all directories (about 80 bytes each); a larger directory is never kept whole.
 pub const NAMES_MAX: usize = 131_072;
+/// Directories whose last known attributes are kept (about 400 bytes each).
+pub const LAST_KNOWN_MAX: usize = 4096;
 /// Changed keys remembered for reads under way; beyond it, those reads are not kept.
 const RECENT_MAX: usize = 16_384;
 
@@ -35,17 +40,28 @@ pub struct DirectoryMeta {
     pub subdirectories: u32,
 }
 
+/// A directory's record and numbers, the latest that were seen.
+#[derive(Default, Clone)]
+struct LastKnown {
+    record: Option<Record>,
+    meta: Option<DirectoryMeta>,
+}
+
 #[derive(Default, Clone)]
 struct Directory {
     meta: Option<DirectoryMeta>,
     names: HashMap<Box<[u8]>, Entry>,
     whole: bool,
+    /// This node made the last change, at `meta`'s time.
+    is_ours: bool,
 }
 
 /// The cache.
 pub struct Cache {
     inodes: Clock<Ino, Record>,
     directories: Clock<Ino, Directory>,
+    /// What directories were like when they were forgotten: better than nothing while Redis is away.
+    last_known: Clock<Ino, LastKnown>,
     /// Counts invalidations.
     sequence: u64,
     /// Answers to tickets below it are not kept.
@@ -68,6 +84,7 @@ impl Cache {
         Self {
             inodes: Clock::new(inodes_max),
             directories: Clock::new(names_max),
+            last_known: Clock::new(LAST_KNOWN_MAX),
             sequence: 0,
             floor: 0,
             recent: HashMap::new(),
@@ -106,10 +123,20 @@ impl Cache {
     pub fn invalidate(&mut self, place: Place) {
         match place {
             Place::Inode(ino) => {
-                self.inodes.remove(&ino);
+                if let Some(record) = self.inodes.remove(&ino)
+                    && record.inode.kind == Kind::Directory
+                {
+                    let meta = self.directories.get(&ino).and_then(|found| found.meta);
+                    self.note_last(ino, Some(record), meta);
+                }
             }
             Place::Directory(ino) => {
-                self.directories.remove(&ino);
+                if let Some(directory) = self.directories.remove(&ino)
+                    && directory.meta.is_some()
+                {
+                    let record = self.inodes.get(&ino).cloned();
+                    self.note_last(ino, record, directory.meta);
+                }
             }
             _ => return,
         }
@@ -124,28 +151,51 @@ impl Cache {
         self.recent.insert(place, self.sequence);
     }
 
+    fn note_last(&mut self, ino: Ino, record: Option<Record>, meta: Option<DirectoryMeta>) {
+        let before = self.last_known.remove(&ino).unwrap_or_default();
+        let last = LastKnown {
+            record: record.or(before.record),
+            meta: meta.or(before.meta),
+        };
+        self.last_known.insert(ino, last, 1);
+    }
+
+    /// A directory as it was when it was last known: for the time when Redis is away. Its names are not part of it.
+    pub fn last_known(&mut self, ino: Ino) -> Option<(Record, DirectoryMeta)> {
+        let (record, meta) = (self.inode(ino), self.meta(ino));
+        let last = self.last_known.get(&ino).cloned().unwrap_or_default();
+        Some((record.or(last.record)?, meta.or(last.meta)?))
+    }
+
     /// Nothing can be trusted any more.
     pub fn reset(&mut self) {
         self.inodes.clear();
         self.directories.clear();
+        self.last_known.clear();
         self.recent.clear();
         self.sequence += 1;
         self.floor = self.sequence;
     }
 
     /// This node's own change of these keys was committed; `ticket` was taken before it was sent. What was known of
-    /// them goes. Returns a ticket with which what was written may be put in: refused for keys that others changed, too.
-    /// (The caller still releases the first ticket, and that alone.)
+    /// them is taken out; what nobody else changed meanwhile can be put back by the result, as the change left it.
+    /// (The caller still releases the ticket.)
     pub fn own_change(&mut self, ticket: Ticket, places: &[Place]) -> OwnChange {
-        let fresh: Vec<Place> = places
-            .iter()
-            .copied()
-            .filter(|place| self.is_fresh(ticket, *place))
-            .collect();
+        let mut own = OwnChange::default();
+        for place in places {
+            if self.is_fresh(ticket, *place) {
+                own.fresh.push(*place);
+                if let Place::Directory(ino) = place
+                    && let Some(directory) = self.directories.remove(ino)
+                {
+                    own.directories.insert(*ino, directory);
+                }
+            }
+        }
         for place in places {
             self.invalidate(*place);
         }
-        OwnChange { fresh }
+        own
     }
 
     // -- what is remembered
@@ -163,6 +213,16 @@ impl Cache {
     /// What a name stands for, where that is remembered.
     pub fn entry(&mut self, parent: Ino, name: &[u8]) -> Option<Entry> {
         self.directories.get(&parent)?.names.get(name).copied()
+    }
+
+    /// Whether a name is certainly not there: see the module. `now`, `within`: nanoseconds.
+    pub fn absent(&mut self, parent: Ino, name: &[u8], now: Time, within: Time) -> bool {
+        let Some(directory) = self.directories.get(&parent) else {
+            return false;
+        };
+        let changed = directory.meta.map_or(Time::MIN, |meta| meta.time);
+        let is_hot = directory.is_ours && (0..within).contains(&now.saturating_sub(changed));
+        directory.whole && is_hot && !directory.names.contains_key(name)
     }
 
     /// All names, where the whole directory is remembered.
@@ -212,6 +272,7 @@ impl Cache {
                 meta: Some(meta),
                 names: names.map(|(name, entry)| (name.into(), entry)).collect(),
                 whole: true,
+                is_ours: false,
             };
             let weight = 1 + directory.names.len();
             self.directories.insert(ino, directory, weight);
@@ -227,8 +288,11 @@ impl Cache {
 }
 
 /// Which keys of an own change no one else touched meanwhile: what was written to them may be kept.
+#[derive(Default)]
 pub struct OwnChange {
     fresh: Vec<Place>,
+    /// What was remembered of them.
+    directories: HashMap<Ino, Directory>,
 }
 
 impl OwnChange {
@@ -239,12 +303,28 @@ impl OwnChange {
         }
     }
 
-    /// Keeps a directory's own numbers. Its names are not kept over an own change: where another node changed the same
-    /// directory in the same round of Redis's event loop before us, NOLOOP hides that from us.
-    pub fn put_meta(&self, cache: &mut Cache, ino: Ino, meta: DirectoryMeta) {
-        if self.fresh.contains(&Place::Directory(ino)) {
-            cache.change_directory(ino, |directory| directory.meta = Some(meta));
+    /// Keeps a directory as the change left it: its own numbers where they are known, and its names.
+    pub fn put_directory(
+        &mut self,
+        cache: &mut Cache,
+        ino: Ino,
+        meta: Option<DirectoryMeta>,
+        names: &[(Vec<u8>, Option<Entry>)],
+    ) {
+        if !self.fresh.contains(&Place::Directory(ino)) {
+            return;
         }
+        let mut directory = self.directories.remove(&ino).unwrap_or_default();
+        directory.meta = meta;
+        directory.is_ours = meta.is_some();
+        for (name, entry) in names {
+            match entry {
+                Some(entry) => drop(directory.names.insert(name[..].into(), *entry)),
+                None => drop(directory.names.remove(&name[..])),
+            }
+        }
+        let weight = 1 + directory.names.len();
+        cache.directories.insert(ino, directory, weight);
     }
 
     /// A directory that was made just now: nothing is in it.
@@ -254,6 +334,7 @@ impl OwnChange {
                 meta: Some(meta),
                 names: HashMap::new(),
                 whole: true,
+                is_ours: true,
             };
             cache.directories.insert(ino, directory, 1);
         }

@@ -5,7 +5,7 @@
 //! whose answer was lost with the connection is looked for in the event stream before it is tried again.
 use super::memory::Changing;
 use super::namespace::{Known, Plan, Stop};
-use super::transaction::{Otherwise, Outcome, Place, Transaction};
+use super::transaction::{Otherwise, Outcome, Transaction};
 use super::{Catalog, CatalogError, Committed, EventId};
 use crate::record::Time;
 use crate::redis_client::{RedisError, Script};
@@ -25,8 +25,6 @@ const WAIT_LONGEST: Duration = Duration::from_millis(20);
 const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
 /// How far back a lost change is looked for in the event stream, events.
 const LOOK_BACK: usize = 10_000;
-/// Two events so close may have come in one round of Redis's event loop, where NOLOOP can hide another node's change.
-const ONE_ROUND_MS: u64 = 100;
 
 pub(super) static COMMIT: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("commit.lua")));
@@ -131,7 +129,7 @@ impl Catalog {
         let nonce = self.nonce();
         let words = transaction.arguments(self.me(), nonce);
         let args: Vec<&[u8]> = words.iter().map(|word| &word[..]).collect();
-        let changing = self.shared.memory.changing(transaction);
+        let changing = self.shared.memory.changing(transaction, nonce);
         match self.redis().script(&COMMIT, &[], &args).await {
             Ok(reply) => {
                 let outcome =
@@ -158,30 +156,7 @@ impl Catalog {
                 counts,
             } => {
                 changing.happened(transaction, &counts);
-                self.tell_of_hidden_changes(transaction, event, previous);
                 Ended::Done { event, previous }
-            }
-        }
-    }
-
-    /// Where another node's event came just before ours, NOLOOP may have hidden that it changed the same directory:
-    /// as good as an invalidation.
-    fn tell_of_hidden_changes(&self, transaction: &Transaction, event: EventId, previous: EventId) {
-        if transaction.event.is_none() {
-            return;
-        }
-        let own_before = {
-            let mut last = self.shared.last_own_event.lock().unwrap();
-            let before = *last;
-            *last = before.max(event);
-            before
-        };
-        if previous == own_before || event.0.saturating_sub(previous.0) > ONE_ROUND_MS {
-            return;
-        }
-        for operation in &transaction.operations {
-            if let Place::Directory(ino) = operation.place() {
-                (self.shared.on_change)(Some(ino));
             }
         }
     }

@@ -3,63 +3,92 @@
 -- ARGV: the number of conditions; each condition's words; then each operation's words, to the end.
 --   conditions   absent K | present K | equals K V | nofield K F | field K F | fieldequals K F V | fields K N | member K M
 --   operations   set K V | expiring K V MS | del K | hset K F V | hdel K F | hincrby K F N | sadd K M | srem K M
---                | event ORIGIN NONCE EVENT
+--                | tell ORIGIN NONCE TOUCHED EVENT
+-- `tell` publishes on ks:changes, in the order of the changes: "LAST PREVIOUS ORIGIN NONCE TOUCHED EVENT", TOUCHED the
+-- keys of inodes and directories that were changed, with commas between; an EVENT that is not empty is entered in the
+-- stream first (without one LAST and PREVIOUS are "-").
 -- Reply: {0, I} when condition I (from 1) does not hold, and nothing was done;
 --        {1, LAST, PREVIOUS, N...}: the event stream's last id after and before (empty without events), then what each
 --        hincrby came to.
-local call = redis.call
+-- One chain of comparisons each and no functions: making them would cost more than the whole change.
+local call, words = redis.call, ARGV
 local at = 2
 
-local function word()
-  local value = ARGV[at]
-  at = at + 1
-  return value
-end
-
-local check = {
-  absent = function() return call('EXISTS', word()) == 0 end,
-  present = function() return call('EXISTS', word()) == 1 end,
-  equals = function() return call('GET', word()) == word() end,
-  nofield = function() return call('HEXISTS', word(), word()) == 0 end,
-  field = function() return call('HEXISTS', word(), word()) == 1 end,
-  fieldequals = function()
-    local key, field = word(), word()
-    return call('HGET', key, field) == word()
-  end,
-  fields = function() return call('HLEN', word()) == tonumber(word()) end,
-  member = function() return call('SISMEMBER', word(), word()) == 1 end,
-}
-
-for i = 1, tonumber(ARGV[1]) do
-  if not check[word()]() then
+for i = 1, tonumber(words[1]) do
+  local check, key = words[at], words[at + 1]
+  local holds
+  at = at + 2
+  if check == 'equals' then
+    holds = call('GET', key) == words[at]
+    at = at + 1
+  elseif check == 'fieldequals' then
+    holds = call('HGET', key, words[at]) == words[at + 1]
+    at = at + 2
+  elseif check == 'nofield' then
+    holds = call('HEXISTS', key, words[at]) == 0
+    at = at + 1
+  elseif check == 'field' then
+    holds = call('HEXISTS', key, words[at]) == 1
+    at = at + 1
+  elseif check == 'absent' then
+    holds = call('EXISTS', key) == 0
+  elseif check == 'present' then
+    holds = call('EXISTS', key) == 1
+  elseif check == 'fields' then
+    holds = call('HLEN', key) == tonumber(words[at])
+    at = at + 1
+  elseif check == 'member' then
+    holds = call('SISMEMBER', key, words[at]) == 1
+    at = at + 1
+  else
+    return redis.error_reply('ERR no such check: ' .. tostring(check))
+  end
+  if not holds then
     return {0, i}
   end
 end
 
 local reply = {1, '', ''}
-
-local function event()
-  local origin, nonce, encoded = word(), word(), word()
-  if reply[2] == '' then
-    local last = call('XREVRANGE', 'ks:events', '+', '-', 'COUNT', 1)
-    reply[3] = last[1] and last[1][1] or '0-0'
+local total = #words
+while at <= total do
+  local act, key = words[at], words[at + 1]
+  at = at + 2
+  if act == 'set' then
+    call('SET', key, words[at])
+    at = at + 1
+  elseif act == 'hset' then
+    call('HSET', key, words[at], words[at + 1])
+    at = at + 2
+  elseif act == 'hincrby' then
+    reply[#reply + 1] = call('HINCRBY', key, words[at], words[at + 1])
+    at = at + 2
+  elseif act == 'hdel' then
+    call('HDEL', key, words[at])
+    at = at + 1
+  elseif act == 'del' then
+    call('DEL', key)
+  elseif act == 'sadd' then
+    call('SADD', key, words[at])
+    at = at + 1
+  elseif act == 'srem' then
+    call('SREM', key, words[at])
+    at = at + 1
+  elseif act == 'expiring' then
+    call('SET', key, words[at], 'PX', words[at + 1])
+    at = at + 2
+  elseif act == 'tell' then
+    local origin, nonce, touched, event = key, words[at], words[at + 1], words[at + 2]
+    at = at + 3
+    local last, previous = '-', '-'
+    if event ~= '' then
+      local before = call('XREVRANGE', 'ks:events', '+', '-', 'COUNT', 1)
+      previous = before[1] and before[1][1] or '0-0'
+      last = call('XADD', 'ks:events', 'MAXLEN', '~', 1000000, '*', 'o', origin, 'k', nonce, 'e', event)
+      reply[2], reply[3] = last, previous
+    end
+    call('PUBLISH', 'ks:changes', table.concat({last, previous, origin, nonce, touched, event}, ' '))
+  else
+    return redis.error_reply('ERR no such operation: ' .. tostring(act))
   end
-  reply[2] = call('XADD', 'ks:events', 'MAXLEN', '~', 1000000, '*', 'o', origin, 'k', nonce, 'e', encoded)
-end
-
-local act = {
-  set = function() call('SET', word(), word()) end,
-  expiring = function() call('SET', word(), word(), 'PX', word()) end,
-  del = function() call('DEL', word()) end,
-  hset = function() call('HSET', word(), word(), word()) end,
-  hdel = function() call('HDEL', word(), word()) end,
-  hincrby = function() reply[#reply + 1] = call('HINCRBY', word(), word(), word()) end,
-  sadd = function() call('SADD', word(), word()) end,
-  srem = function() call('SREM', word(), word()) end,
-  event = event,
-}
-
-while at <= #ARGV do
-  act[word()]()
 end
 return reply

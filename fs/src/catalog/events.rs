@@ -1,20 +1,21 @@
 //! The event stream: what changed, in the one order that all nodes see.
+use super::feed::Taken;
 use super::reads::{array, bytes, damaged};
 use super::{Catalog, CatalogError, EventId, EventsTrimmed};
 use crate::record::{Event, NodeId, decode};
 use crate::redis_client::RedisError;
 use redis::Value;
-use redis::aio::MultiplexedConnection;
 use std::time::Duration;
 
 /// The stream's key.
 pub(super) const STREAM: &str = "ks:events";
-/// How long Redis waits for the first event.
+/// How long the first event is waited for; then the stream is looked at, in case its telling was not heard.
 const WAIT: Duration = Duration::from_secs(10);
-/// How much longer than `WAIT` an answer may take.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Most events in one answer, whatever is asked for.
 const BATCH_MAX: usize = 10_000;
+
+/// Events with their places and who made them; or that there is a gap.
+pub type EventsRead = Result<Vec<(EventId, NodeId, Event)>, EventsTrimmed>;
 
 /// An entry of the stream.
 pub(super) struct EntryRead {
@@ -58,21 +59,60 @@ fn entry(value: Value) -> Option<EntryRead> {
 
 impl Catalog {
     /// Events after `after`, waiting up to 10 s for the first; `Err(Trimmed)` in the inner result when the stream no longer reaches back that far
-    /// (or never had that event: another Redis). A connection of its own; one caller at a time.
-    pub async fn events(
+    /// (or never had that event: another Redis). One caller at a time.
+    ///
+    /// They are not older than what is remembered: both are told on one connection, in Redis's order. Own ones alone do not
+    /// end the waiting (see `wake_events`).
+    pub async fn events(&self, after: EventId, max: usize) -> Result<EventsRead, CatalogError> {
+        self.events_after(|| after, max).await
+    }
+
+    /// As `events`, after a position that moves meanwhile.
+    pub async fn events_after(
         &self,
-        after: EventId,
+        position: impl Fn() -> EventId,
         max: usize,
-    ) -> Result<Result<Vec<(EventId, NodeId, Event)>, EventsTrimmed>, CatalogError> {
-        let kept = self.shared.events.lock().unwrap().take();
-        let mut connection = match kept {
-            Some(connection) => connection,
-            None => self.redis().dedicated().await?,
-        };
-        // An error or a caller that gives up drops the connection, and the question with it.
-        let (new, check) = read_stream(&mut connection, after, max).await?;
-        *self.shared.events.lock().unwrap() = Some(connection);
-        if !reaches_back(after, check)? {
+    ) -> Result<EventsRead, CatalogError> {
+        let deadline = tokio::time::Instant::now() + WAIT;
+        let feed = &self.shared.feed;
+        loop {
+            let after = position();
+            match feed.take(after, max) {
+                Taken::Events(told) => {
+                    let events = told.into_iter().map(|event| {
+                        let decoded = decode(&event.encoded)?;
+                        Ok((event.id, event.origin, decoded))
+                    });
+                    return Ok(Ok(events.collect::<Result<_, CatalogError>>()?));
+                }
+                Taken::Gap => match self.read_stream(after, max).await? {
+                    Ok(events) if events.is_empty() => feed.ends_at(after),
+                    read => return Ok(read),
+                },
+                Taken::Nothing => {
+                    let news = tokio::time::timeout_at(deadline, feed.news());
+                    if news.await.is_err() {
+                        feed.doubt();
+                        return Ok(Ok(Vec::new()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whoever waits for events takes own ones too, now.
+    pub fn wake_events(&self) {
+        self.shared.feed.wake();
+    }
+
+    /// What the stream has after `after`, without waiting. The second question is asked after the first: if `after`
+    /// still stands then, nothing past it was trimmed before.
+    async fn read_stream(&self, after: EventId, max: usize) -> Result<EventsRead, CatalogError> {
+        let mut command = redis::cmd("XREAD");
+        command.arg("COUNT").arg(max.clamp(1, BATCH_MAX));
+        command.arg("STREAMS").arg(STREAM).arg(after.to_string());
+        let new = self.redis().run(&command).await?;
+        if !self.reaches_back(after).await? {
             return Ok(Err(EventsTrimmed));
         }
         let stream = match new {
@@ -86,6 +126,24 @@ impl Catalog {
         Ok(Ok(read.collect::<Result<_, CatalogError>>()?))
     }
 
+    /// Whether nothing between `after` and the first new event has been trimmed.
+    async fn reaches_back(&self, after: EventId) -> Result<bool, CatalogError> {
+        if after != EventId::default() {
+            let mut command = redis::cmd("XRANGE");
+            let at = after.to_string();
+            command.arg(STREAM).arg(&at).arg(&at);
+            return Ok(!entries(self.redis().run(&command).await?)?.is_empty());
+        }
+        let mut command = redis::cmd("XINFO");
+        command.arg("STREAM").arg(STREAM);
+        match self.redis().run(&command).await {
+            Ok(info) => Ok(has_all_that_was_added(info)),
+            // No stream at all.
+            Err(RedisError::Refused(_)) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Where the stream ends now; 0-0 when it is empty.
     pub async fn last_event(&self) -> Result<EventId, CatalogError> {
         let mut command = redis::cmd("XREVRANGE");
@@ -95,53 +153,10 @@ impl Catalog {
     }
 }
 
-/// The new events, and what tells whether there is a gap before them. The second is read after the first: if `after`
-/// still stands then, nothing past it was trimmed before.
-async fn read_stream(
-    connection: &mut MultiplexedConnection,
-    after: EventId,
-    max: usize,
-) -> Result<(Value, Value), CatalogError> {
-    let mut pipeline = redis::pipe();
-    pipeline
-        .cmd("XREAD")
-        .arg("COUNT")
-        .arg(max.clamp(1, BATCH_MAX))
-        .arg("BLOCK")
-        .arg(WAIT.as_millis() as u64)
-        .arg("STREAMS")
-        .arg(STREAM)
-        .arg(after.to_string());
-    if after == EventId::default() {
-        pipeline.cmd("EXISTS").arg(STREAM);
-        pipeline.cmd("XINFO").arg("STREAM").arg(STREAM).ignore();
-    } else {
-        let at = after.to_string();
-        pipeline.cmd("XRANGE").arg(STREAM).arg(&at).arg(&at);
-    }
-    let answer = connection.send_packed_commands(&pipeline, 0, pipeline.len());
-    let answers = match tokio::time::timeout(WAIT + PATIENCE, answer).await {
-        Ok(Ok(answers)) => answers,
-        Ok(Err(error)) => return Err(RedisError::Lost(error.to_string()).into()),
-        Err(_) => return Err(RedisError::Timeout(WAIT + PATIENCE).into()),
-    };
-    let mut answers = answers.into_iter();
-    let new = answers.next().unwrap_or(Value::Nil);
-    if let Value::ServerError(error) = new {
-        let error = redis::RedisError::from(error);
-        return Err(RedisError::Refused(error.to_string()).into());
-    }
-    Ok((new, answers.next_back().unwrap_or(Value::Nil)))
-}
-
-/// Whether nothing between `after` and the first new event has been trimmed.
-fn reaches_back(after: EventId, check: Value) -> Result<bool, CatalogError> {
-    if after != EventId::default() {
-        return Ok(!entries(check)?.is_empty());
-    }
-    // From the very beginning: every event that was ever added must still be there. No stream at all is an error.
-    let Some(info) = array(check) else {
-        return Ok(true);
+/// From the very beginning: every event that was ever added must still be there.
+fn has_all_that_was_added(info: Value) -> bool {
+    let Some(info) = array(info) else {
+        return true;
     };
     let mut info = info.into_iter();
     let (mut length, mut added) = (None, None);
@@ -152,7 +167,7 @@ fn reaches_back(after: EventId, check: Value) -> Result<bool, CatalogError> {
             _ => {}
         }
     }
-    Ok(length == added)
+    length == added
 }
 
 /// The one stream's entries out of XREAD's answer, a map (RESP3) or a list of pairs.

@@ -3,17 +3,23 @@
 use super::cache::{Cache, DirectoryMeta, Ticket};
 use super::namespace::Record;
 use super::transaction::{Operation, Place, SUBDIRECTORIES_FIELD, TIME_FIELD, Transaction};
-use crate::record::{Ino, Time};
+use crate::record::{Entry, Ino, Time};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 /// The shared cache.
 #[derive(Default)]
-pub(super) struct Memory(Mutex<Cache>);
+pub(super) struct Memory {
+    cache: Mutex<Cache>,
+    /// Changes by earlier numbers than this may still be carried out although nobody waits for their outcome any more: what is told
+    /// of them is taken as another's.
+    doubtful_below: AtomicU64,
+}
 
 impl Memory {
     pub(super) fn locked(&self) -> MutexGuard<'_, Cache> {
-        self.0.lock().unwrap_or_else(|held| held.into_inner())
+        self.cache.lock().unwrap_or_else(|held| held.into_inner())
     }
 
     /// Before a question to Redis.
@@ -26,25 +32,23 @@ impl Memory {
     }
 
     /// Before a change is sent to Redis.
-    pub(super) fn changing(&self, transaction: &Transaction) -> Changing<'_> {
-        let mut places: Vec<Place> = transaction
-            .operations
-            .iter()
-            .map(Operation::place)
-            .filter(|place| matches!(place, Place::Inode(_) | Place::Directory(_)))
-            .collect();
-        places.sort();
-        places.dedup();
-        self.changing_places(places)
+    pub(super) fn changing(&self, transaction: &Transaction, nonce: u64) -> Changing<'_> {
+        self.changing_places(transaction.touched(), nonce)
+    }
+
+    /// Whether somebody waits (or has waited) for the outcome of the own change `nonce`.
+    pub(super) fn trusts(&self, nonce: u64) -> bool {
+        nonce >= self.doubtful_below.load(Ordering::SeqCst)
     }
 
     /// Before changes of these keys are sent to Redis.
-    pub(super) fn changing_places(&self, places: Vec<Place>) -> Changing<'_> {
+    pub(super) fn changing_places(&self, places: Vec<Place>, nonce: u64) -> Changing<'_> {
         let ticket = self.locked().ticket();
         Changing {
             memory: self,
             ticket,
             places,
+            nonce,
         }
     }
 }
@@ -69,11 +73,13 @@ impl Drop for Reading<'_> {
 }
 
 /// A change under way. Dropped before its outcome is known (an error, a caller that gave up), it drops what the change
-/// may have touched: Redis tells us nothing of our own changes.
+/// may have touched: what is told of our own changes is not heeded.
 pub(super) struct Changing<'m> {
     memory: &'m Memory,
     ticket: Ticket,
     places: Vec<Place>,
+    /// Its number; of several, the last one's.
+    nonce: u64,
 }
 
 impl Changing<'_> {
@@ -85,11 +91,9 @@ impl Changing<'_> {
     /// It happened: what it wrote is remembered, where no one else wrote meanwhile.
     pub(super) fn happened(mut self, transaction: &Transaction, counts: &[i64]) {
         let mut cache = self.memory.locked();
-        let own = cache.own_change(self.ticket, &std::mem::take(&mut self.places));
+        let mut own = cache.own_change(self.ticket, &std::mem::take(&mut self.places));
         let mut counts = counts.iter();
-        let mut times: BTreeMap<Ino, Time> = BTreeMap::new();
-        let mut numbers: BTreeMap<Ino, u32> = BTreeMap::new();
-        let mut made = Vec::new();
+        let mut directories: BTreeMap<Ino, Written> = BTreeMap::new();
         for operation in &transaction.operations {
             match operation {
                 Operation::Set(Place::Inode(ino), bytes) => {
@@ -98,44 +102,69 @@ impl Changing<'_> {
                     }
                 }
                 Operation::SetField(Place::Directory(ino), field, value) => {
-                    if field == TIME_FIELD
-                        && let Some(time) = parse(value)
-                    {
-                        times.insert(*ino, time);
-                    } else if field == SUBDIRECTORIES_FIELD {
-                        made.push(*ino);
+                    let written = directories.entry(*ino).or_default();
+                    match &field[..] {
+                        TIME_FIELD => written.time = parse(value),
+                        SUBDIRECTORIES_FIELD => {
+                            (written.count, written.is_new) = (parse(value), true)
+                        }
+                        name => written.set(name, Entry::from_bytes(value).ok()),
                     }
+                }
+                Operation::DeleteField(Place::Directory(ino), name) => {
+                    directories.entry(*ino).or_default().set(name, None);
                 }
                 Operation::Increase(place, field, _) => {
                     let count = counts.next().copied().unwrap_or(0);
                     if let (Place::Directory(ino), SUBDIRECTORIES_FIELD) = (place, &field[..]) {
-                        numbers.insert(*ino, u32::try_from(count).unwrap_or(0));
+                        let written = directories.entry(*ino).or_default();
+                        written.count = u32::try_from(count).ok();
                     }
+                }
+                Operation::Delete(Place::Directory(ino)) => {
+                    directories.remove(ino);
                 }
                 _ => {}
             }
         }
-        for (ino, time) in times {
-            if made.contains(&ino) {
-                let subdirectories = 0;
-                let meta = DirectoryMeta {
+        for (ino, written) in directories {
+            let meta = match (written.time, written.count) {
+                (Some(time), Some(subdirectories)) => Some(DirectoryMeta {
                     time,
                     subdirectories,
-                };
-                own.put_new_directory(&mut cache, ino, meta);
-            } else if let Some(&subdirectories) = numbers.get(&ino) {
-                let meta = DirectoryMeta {
-                    time,
-                    subdirectories,
-                };
-                own.put_meta(&mut cache, ino, meta);
+                }),
+                _ => None,
+            };
+            match (written.is_new, meta) {
+                (true, Some(meta)) => own.put_new_directory(&mut cache, ino, meta),
+                _ => own.put_directory(&mut cache, ino, meta, &written.names),
             }
         }
     }
 }
 
+/// What a change wrote to one directory.
+#[derive(Default)]
+struct Written {
+    time: Option<Time>,
+    count: Option<u32>,
+    is_new: bool,
+    /// In the order of the operations; `None`: the name went.
+    names: Vec<(Vec<u8>, Option<Entry>)>,
+}
+
+impl Written {
+    fn set(&mut self, name: &[u8], entry: Option<Entry>) {
+        self.names.push((name.to_vec(), entry));
+    }
+}
+
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
+        if !self.places.is_empty() {
+            let doubtful = &self.memory.doubtful_below;
+            doubtful.fetch_max(self.nonce + 1, Ordering::SeqCst);
+        }
         let mut cache = self.memory.locked();
         for place in &self.places {
             cache.invalidate(*place);

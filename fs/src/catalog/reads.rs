@@ -16,6 +16,9 @@ const ASK_ATTEMPTS: usize = 3;
 /// Inodes asked for in one round trip.
 const PAGE: usize = 1000;
 
+/// How long after an own change of a directory, nanoseconds, a name that is not there is not asked for.
+const HOT_FOR: Time = 1_000_000_000;
+
 static LOOKUP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lookup.lua")));
 static INODES: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("inodes.lua")));
 static LIST: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("list.lua")));
@@ -123,12 +126,58 @@ impl Catalog {
         if let Some(node) = remembered(&mut self.shared.memory.locked(), ino) {
             return Ok(Some(node));
         }
+        if self.redis().is_away()
+            && let Some(node) = self.last_known(ino)
+        {
+            return Ok(Some(node));
+        }
         let entry = Entry {
             ino,
             kind: Kind::Directory,
         };
-        let found = self.fetch_inodes(&[entry]).await?.pop().flatten();
-        Ok(found.map(|(record, meta)| node_of(ino, record.inode, meta)))
+        match self.fetch_inodes(&[entry]).await {
+            Ok(mut found) => Ok(found
+                .pop()
+                .flatten()
+                .map(|(record, meta)| node_of(ino, record.inode, meta))),
+            Err(CatalogError::Redis(error)) => {
+                let known = self.last_known(ino).filter(|_| self.redis().is_away());
+                known.map(Some).ok_or(error.into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn last_known(&self, ino: Ino) -> Option<Node_> {
+        let (record, meta) = self.shared.memory.locked().last_known(ino)?;
+        Some(node_of(ino, record.inode, Some(meta)))
+    }
+
+    /// See `Catalog::remembered`.
+    pub(super) fn remembered_(&self, ino: Ino) -> Option<(Node_, TreePath)> {
+        let mut cache = self.shared.memory.locked();
+        let node = remembered(&mut cache, ino)?;
+        let mut names = Vec::new();
+        let mut at = (ino, node.inode.clone());
+        while at.0 != ROOT && names.len() <= DEPTH_MAX {
+            let parent = at.1.parent;
+            names.push(at.1.name.clone());
+            if parent == ROOT {
+                break;
+            }
+            at = (parent, cache.inode(parent)?.inode);
+        }
+        let root = TreePath::root();
+        let path = names.iter().rev().fold(root, |path, name| path.join(name));
+        Some((node, path))
+    }
+
+    /// See `Catalog::remembered_while_away`.
+    pub(super) fn remembered_while_away_(&self, ino: Ino) -> Option<Node_> {
+        match self.redis().is_away() {
+            true => remembered(&mut self.shared.memory.locked(), ino),
+            false => None,
+        }
     }
 
     /// Inodes by number, at most `PAGE`; remembered.
@@ -194,6 +243,9 @@ impl Catalog {
                 && let Some(node) = remembered(&mut cache, entry.ino)
             {
                 return Ok(Some(node));
+            }
+            if cache.absent(parent, name, super::now(), HOT_FOR) {
+                return Ok(None);
             }
         }
         let fetched = self.fetch_entry(parent, name).await?;
@@ -403,6 +455,12 @@ impl Catalog {
         cached: bool,
     ) -> Result<Option<Record>, CatalogError> {
         if cached && let Some(record) = self.shared.memory.locked().inode(ino) {
+            return Ok(Some(record));
+        }
+        if cached
+            && self.redis().is_away()
+            && let Some((record, _)) = self.shared.memory.locked().last_known(ino)
+        {
             return Ok(Some(record));
         }
         let entry = Entry {

@@ -46,7 +46,12 @@ impl Place {
         .into_bytes()
     }
 
-    /// The place of a key whose changes are pushed (inodes and directories).
+    /// Whether nodes remember what stands there, so that they are told of changes.
+    pub fn is_remembered(&self) -> bool {
+        matches!(self, Place::Inode(_) | Place::Directory(_))
+    }
+
+    /// The place of a key whose changes are told (inodes and directories).
     pub fn from_tracked_key(key: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(key).ok()?;
         if let Some(ino) = text.strip_prefix("ks:i:") {
@@ -166,7 +171,16 @@ impl Transaction {
         self.operations.is_empty() && self.event.is_none()
     }
 
-    /// The arguments of `commit.lua`. `nonce` tells this attempt from all others in the event stream.
+    /// The keys of inodes and directories that it changes, each once: what others may remember of them is old then.
+    pub fn touched(&self) -> Vec<Place> {
+        let places = self.operations.iter().map(Operation::place);
+        let mut touched: Vec<Place> = places.filter(Place::is_remembered).collect();
+        touched.sort();
+        touched.dedup();
+        touched
+    }
+
+    /// The arguments of `commit.lua`. `nonce` tells this attempt from all others, in the event stream and among what is told.
     pub fn arguments(&self, origin: NodeId, nonce: u64) -> Vec<Vec<u8>> {
         let mut words = vec![self.conditions.len().to_string().into_bytes()];
         for (check, _) in &self.conditions {
@@ -175,13 +189,17 @@ impl Transaction {
         for operation in &self.operations {
             operation_words(operation, &mut words);
         }
-        if let Some(event) = &self.event {
+        let touched: Vec<Vec<u8>> = self.touched().iter().map(Place::key).collect();
+        if self.event.is_some() || !touched.is_empty() {
+            let event = self.event.as_ref().map(encode).unwrap_or_default();
             let (origin, nonce) = (origin.to_string(), nonce.to_string());
+            let touched = touched.join(&b',');
             words.extend([
-                b"event".to_vec(),
+                b"tell".to_vec(),
                 origin.into(),
                 nonce.into(),
-                encode(event),
+                touched,
+                event,
             ]);
         }
         words
@@ -291,7 +309,10 @@ mod tests {
             .into_iter()
             .map(|word| String::from_utf8(word).unwrap())
             .collect();
-        assert_eq!(words, ["1", "fields", "ks:d:2", "2", "del", "ks:d:2"]);
+        let own = NodeId(1).to_string();
+        let change = ["1", "fields", "ks:d:2", "2", "del", "ks:d:2"];
+        let told = ["tell", &own, "5", "ks:d:2", ""];
+        assert_eq!(words, [&change[..], &told[..]].concat());
     }
 
     #[test]

@@ -2,10 +2,12 @@
 //! `Node` is the real one; tests put doubles in its place that drop, delay, cut and lie.
 use super::backing::WholeCopy;
 use super::flight::lock;
+use super::holdings::Holdings;
 use crate::catalog::Catalog;
 use crate::error::FsError;
 use crate::path::TreePath;
-use crate::record::{Holding, Ino, Inode, NodeId};
+use crate::record::{Holding, Ino, NodeId};
+use crate::store::apply::Applier;
 use crate::store::partial::{ContentKey, Partial};
 use crate::store::{Store, StoreError};
 use ks_transport::BoxFuture;
@@ -70,16 +72,20 @@ pub trait Surroundings: Send + Sync + 'static {
 pub struct Node {
     store: Arc<Store>,
     catalog: Catalog,
+    applier: Arc<Applier>,
+    holdings: Holdings,
     pool: PeerPool,
     peers: Mutex<HashMap<NodeId, (Peer, Instant)>>,
 }
 
 impl Node {
     /// Of the node that has `store`.
-    pub fn new(store: Arc<Store>, catalog: Catalog, pool: PeerPool) -> Self {
+    pub fn new(store: Arc<Store>, catalog: Catalog, applier: Arc<Applier>, pool: PeerPool) -> Self {
         Self {
+            holdings: Holdings::new(catalog.clone()),
             store,
             catalog,
+            applier,
             pool,
             peers: Mutex::new(HashMap::new()),
         }
@@ -153,24 +159,31 @@ impl Surroundings for Node {
 
     fn keep(&self, keep: Keep) -> BoxFuture<'_, Result<(), FsError>> {
         Box::pin(async move {
-            let (ino, version, size) = (keep.key.ino, keep.key.version, keep.key.size);
+            let (ino, version, bytes) = (keep.key.ino, keep.key.version, keep.key.size);
             let current = self.catalog.node(ino).await.map_err(catalog_error)?;
             let Some(current) = current.filter(|node| node.inode.version == version) else {
+                tracing::debug!(path = %keep.path, "not kept: it has another version by now");
                 discard(self.store.clone(), keep.key).await;
                 return Err(FsError::Stale);
             };
-            let path = match self.catalog.path_of(ino).await.map_err(catalog_error)? {
-                Some(path) => path,
-                None => keep.path,
+            let store = &self.store;
+            if let WholeCopy::Bytes(data, _) = &keep.copy {
+                let kept = self.applier.at_path(ino, |path| {
+                    store.keep_small(&keep.key, data, path, &current.inode)
+                });
+                if kept.await.map_err(store_error)? {
+                    return self.holdings.tell(ino, Holding { version, bytes }).await;
+                }
+            }
+            let partial = {
+                let store = self.store.clone();
+                blocking(move || whole(&store, &keep.key, keep.copy)).await?
             };
-            let store = self.store.clone();
-            blocking(move || put(&store, &keep.key, keep.copy, &path, &current.inode)).await?;
-            let holding = Holding {
-                version,
-                bytes: size,
-            };
-            let told = self.catalog.set_holding(ino, Some(holding)).await;
-            told.map_err(catalog_error)
+            let named = self
+                .applier
+                .at_path(ino, |path| store.promote(&partial, path, &current.inode));
+            named.await.map_err(store_error)?;
+            self.holdings.tell(ino, Holding { version, bytes }).await
         })
     }
 
@@ -187,7 +200,7 @@ impl Surroundings for Node {
                 version: key.version,
                 bytes: partial.had_bytes(),
             };
-            if let Err(error) = self.catalog.set_holding(key.ino, Some(holding)).await {
+            if let Err(error) = self.holdings.tell(key.ino, holding).await {
                 tracing::debug!(ino = key.ino, %error, "the catalog was not told of a partial file");
             }
         })
@@ -209,16 +222,14 @@ impl Surroundings for Node {
     }
 }
 
-/// Puts a whole content at its path in the data directory.
-pub(super) fn put(
+/// A whole content as a file of the store's, ready to be given its name.
+pub(super) fn whole(
     store: &Store,
     key: &ContentKey,
     copy: WholeCopy,
-    path: &TreePath,
-    inode: &Inode,
-) -> Result<(), FsError> {
-    let partial = match copy {
-        WholeCopy::Partial(partial) => partial,
+) -> Result<Arc<Partial>, FsError> {
+    match copy {
+        WholeCopy::Partial(partial) => Ok(partial),
         WholeCopy::Bytes(data, nodes) => {
             let partial = store.open_partial(key).map_err(store_error)?;
             partial.data_file().write_all_at(&data, 0)?;
@@ -226,10 +237,9 @@ pub(super) fn put(
                 partial.tree_file().write_all_at(&pair, offset)?;
             }
             partial.mark(0..key.size);
-            partial
+            Ok(partial)
         }
-    };
-    store.promote(&partial, path, inode).map_err(store_error)
+    }
 }
 
 async fn discard(store: Arc<Store>, key: ContentKey) {

@@ -3,7 +3,7 @@ use super::backing::Backing;
 use super::budget::Budget;
 use super::core::{ContentKind, Core, Opening, Shared};
 use super::plan::Limits;
-use super::surroundings::{Keep, Surroundings, Whereabouts, put};
+use super::surroundings::{Keep, Surroundings, Whereabouts, store_error, whole};
 use super::{FetchCounters, Fetcher, RemoteFile};
 use crate::error::FsError;
 use crate::path::TreePath;
@@ -144,7 +144,11 @@ impl Surroundings for Wire {
         Box::pin(async { Whereabouts::Unknown })
     }
     fn keep(&self, keep: Keep) -> BoxFuture<'_, Result<(), FsError>> {
-        Box::pin(async move { put(&self.store, &keep.key, keep.copy, &keep.path, &self.inode) })
+        Box::pin(async move {
+            let partial = whole(&self.store, &keep.key, keep.copy)?;
+            let named = self.store.promote(&partial, &keep.path, &self.inode);
+            named.map_err(store_error)
+        })
     }
     fn save(&self, partial: Arc<Partial>) -> BoxFuture<'_, ()> {
         Box::pin(async move { partial.save().expect("saved") })

@@ -56,7 +56,7 @@ impl FileSystem {
         }
         if (change.uid.is_some() || change.gid.is_some()) && change.mode.is_none() {
             let inode = self.catalog.node(ino).await?.ok_or(FsError::Stale)?.inode;
-            if inode.kind == Kind::File && inode.mode & PRIVILEGE_BITS != 0 {
+            if inode.kind != Kind::Directory && inode.mode & PRIVILEGE_BITS != 0 {
                 change.mode = Some(without_privileges(inode.mode));
             }
         }
@@ -98,7 +98,7 @@ impl FileSystem {
         let want = Want {
             write: true,
             truncate: size == 0,
-            append: false,
+            ..Want::READ
         };
         let found = self.find(ino, want).await?;
         match self.serve(&found, want).await? {

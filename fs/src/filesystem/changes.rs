@@ -63,6 +63,8 @@ impl FileSystem {
     /// The catalog's news: an inode's record or directory changed elsewhere; `None`: anything may have. For `Catalog::open`'s `on_change`.
     pub fn changed(&self, ino: Option<Ino>) {
         match ino {
+            // With a new size, the old version's last page would show zeros behind its end.
+            Some(ino) if self.table.inode(ino).is_some() => self.tell(Change::Contents(ino)),
             Some(ino) => self.tell(Change::Attributes(ino)),
             None => {
                 self.table.mark_stale(None);

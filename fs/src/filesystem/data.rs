@@ -1,8 +1,9 @@
 //! Reading, writing, flushing.
 use super::{
-    FileSystem, Handle,
+    Change, FileSystem, Handle,
     handles::{Content, OpenHandle, Served},
     on_disk,
+    open_plan::Mode,
     opening::Want,
     writing::Writing,
 };
@@ -44,8 +45,13 @@ impl FileSystem {
                 if open.inode.stale.load(Ordering::Acquire) {
                     self.refresh(&open).await;
                 }
+                if open.inode.outdated.load(Ordering::Acquire) {
+                    return Err(FsError::Stale);
+                }
                 let (content, _) = open.inode.content();
-                self.read_content(&open, content, offset, len).await?
+                let data = self.read_content(&open, content, offset, len).await?;
+                open.inode.note_given();
+                data
             }
         };
         self.counts.reads.fetch_add(1, Ordering::Relaxed);
@@ -99,7 +105,8 @@ impl FileSystem {
         }
     }
 
-    /// The holders have changed the version that is open: the newer one is read from now on, as `refresh` does when it is told.
+    /// The holders have changed the version that is open. Where nothing of it was given out yet, the newer one is read from
+    /// now on, as `refresh` does when it is told; else ESTALE, as a mix would be worse.
     /// Not for a version whose bytes were wrong: nothing unchecked is read in its place.
     async fn read_newer(
         &self,
@@ -107,6 +114,10 @@ impl FileSystem {
         offset: u64,
         len: usize,
     ) -> Result<Bytes, FsError> {
+        let shared = matches!(open.served, Served::Shared);
+        if !shared || !open.inode.may_change() {
+            return Err(FsError::Stale);
+        }
         let (_, version) = open.inode.content();
         let found = self.find(open.ino, Want::READ).await?;
         let current = found.located.node.inode.version;
@@ -118,11 +129,9 @@ impl FileSystem {
         let Served::Own(content) = served else {
             return Err(FsError::Stale);
         };
-        tracing::info!(path = %found.path, version, current, "reading on from a newer version");
-        if let Served::Shared = open.served {
-            open.inode.set_content(content.clone(), current);
-            self.tell_contents(open.ino);
-        }
+        tracing::info!(path = %found.path, version, current, "reading a newer version");
+        open.inode.set_content(content.clone(), current);
+        self.tell_contents(open.ino);
         match content {
             Content::Empty => Ok(Bytes::new()),
             Content::Local(file) => read_local(&file, offset, len),
@@ -131,13 +140,18 @@ impl FileSystem {
         }
     }
 
-    /// Another node published: cached handles read the new version from now on. Where it cannot be had, the old one stays.
+    /// Another node published: cached handles that have read nothing yet read the new version from now on, the others nothing
+    /// any more. Where it cannot be had, the old one stays.
     async fn refresh(&self, open: &OpenHandle) {
         let _one = open.inode.refreshing.lock().await;
         if !open.inode.stale.swap(false, Ordering::AcqRel) {
             return;
         }
-        let (_, version) = open.inode.content();
+        let (content, version) = open.inode.content();
+        // Read at the home, as it is there: always the newest.
+        if let Content::Live(_) = content {
+            return;
+        }
         let found = match self.find(open.ino, Want::READ).await {
             Ok(found) => found,
             Err(error) => {
@@ -146,7 +160,11 @@ impl FileSystem {
             }
         };
         let current = found.located.node.inode.version;
-        if current <= version {
+        if current <= version || found.located.node.inode.home == self.me() {
+            return;
+        }
+        if !open.inode.may_change() {
+            open.inode.outdated.store(true, Ordering::Release);
             return;
         }
         match self.serve(&found, Want::READ).await {
@@ -200,7 +218,14 @@ impl FileSystem {
     pub async fn flush(&self, handle: Handle) -> Result<(), FsError> {
         let open = self.table.handle(handle)?;
         match &open.served {
-            Served::Writing(writing) => self.publish(writing).await,
+            Served::Writing(writing) => {
+                self.publish(writing).await?;
+                if open.maps && open.mode == Mode::Passthrough {
+                    // The kernel does not see what is written through a mapping of the plain file.
+                    self.tell(Change::Attributes(open.ino));
+                }
+                Ok(())
+            }
             Served::Forwarded(forwarded) => {
                 forwarded.publish().await?;
                 self.published_for_us(open.ino).await
@@ -230,7 +255,7 @@ impl FileSystem {
         }
     }
 
-    /// Reserves or punches (`mode` as fallocate has it); only at the home.
+    /// Reserves, punches or zeroes (`mode` as fallocate has it), at the home.
     pub async fn allocate(
         &self,
         handle: Handle,
@@ -239,14 +264,31 @@ impl FileSystem {
         mode: i32,
     ) -> Result<(), FsError> {
         let open = self.table.handle(handle)?;
-        let Served::Writing(writing) = &open.served else {
-            return Err(FsError::Unsupported);
+        match &open.served {
+            Served::Writing(writing) => allocate_local(writing, offset, len, mode),
+            Served::Forwarded(forwarded) => forwarded.allocate(offset, len, mode).await,
+            Served::Own(_) | Served::Shared => {
+                Err(FsError::Io(std::io::Error::from_raw_os_error(libc::EBADF)))
+            }
+        }
+    }
+
+    /// Where the next data or the next hole is (`whence`: SEEK_DATA, SEEK_HOLE); ENXIO behind the end. What is fetched from
+    /// others counts as data throughout.
+    pub async fn seek(&self, handle: Handle, offset: u64, whence: i32) -> Result<u64, FsError> {
+        let open = self.table.handle(handle)?;
+        let content = match &open.served {
+            Served::Writing(writing) => return seek_local(&writing.file, offset, whence),
+            Served::Forwarded(forwarded) => return forwarded.seek(offset, whence).await,
+            Served::Own(content) => content.clone(),
+            Served::Shared => open.inode.content().0,
         };
-        let flags = rustix::fs::FallocateFlags::from_bits_retain(mode as u32);
-        on_disk(|| rustix::fs::fallocate(&*writing.file, flags, offset, len))
-            .map_err(std::io::Error::from)?;
-        writing.touch();
-        Ok(())
+        match content {
+            Content::Local(file) => seek_local(&file, offset, whence),
+            Content::Live(forwarded) => forwarded.seek(offset, whence).await,
+            Content::Empty => all_data(0, offset, whence),
+            Content::Remote(_) => all_data(open.inode.node().inode.size, offset, whence),
+        }
     }
 
     async fn published_for_us(&self, ino: Ino) -> Result<(), FsError> {
@@ -278,6 +320,40 @@ pub(super) fn read_local(file: &Arc<File>, offset: u64, len: usize) -> Result<By
         false => read(),
     }?;
     Ok(Bytes::from(buffer))
+}
+
+/// A file of `size` bytes without a hole but the one behind its end.
+fn all_data(size: u64, offset: u64, whence: i32) -> Result<u64, FsError> {
+    match whence {
+        _ if offset >= size => Err(FsError::Io(std::io::Error::from_raw_os_error(libc::ENXIO))),
+        libc::SEEK_DATA => Ok(offset),
+        libc::SEEK_HOLE => Ok(size),
+        _ => Err(FsError::Invalid("whence")),
+    }
+}
+
+/// The next data or hole of a plain file. Its own position, which nobody uses, moves.
+pub(super) fn seek_local(file: &File, offset: u64, whence: i32) -> Result<u64, FsError> {
+    let to = match whence {
+        libc::SEEK_DATA => rustix::fs::SeekFrom::Data(offset),
+        libc::SEEK_HOLE => rustix::fs::SeekFrom::Hole(offset),
+        _ => return Err(FsError::Invalid("whence")),
+    };
+    Ok(rustix::fs::seek(file, to).map_err(std::io::Error::from)?)
+}
+
+/// As fallocate does, on the plain file.
+pub(super) fn allocate_local(
+    writing: &Writing,
+    offset: u64,
+    len: u64,
+    mode: i32,
+) -> Result<(), FsError> {
+    let flags = rustix::fs::FallocateFlags::from_bits_retain(mode as u32);
+    on_disk(|| rustix::fs::fallocate(&*writing.file, flags, offset, len))
+        .map_err(std::io::Error::from)?;
+    writing.touch();
+    Ok(())
 }
 
 /// Writes all of `data` into the plain file, at `offset` or at the end.

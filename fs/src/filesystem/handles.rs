@@ -2,7 +2,8 @@
 //!
 //! What always holds: the counts of an inode cover at least what the kernel has open (a handle is counted before the kernel
 //! hears of it and until the kernel has said that it is gone), so a mode chosen by them is one the kernel accepts.
-//! All cached handles of an inode read the same content, that of the version opened last: they share the kernel's pages.
+//! All cached handles of an inode read the same content, as they share the kernel's pages: one version, from the first byte
+//! that was given out. Who opens another version meanwhile is served beside the pages (`Mode::Direct`).
 use super::{
     Handle, Opened,
     open_plan::{self, InUse, Mode, Source},
@@ -64,6 +65,8 @@ pub(crate) struct OpenHandle {
     pub(crate) served: Served,
     pub(crate) mode: Mode,
     pub(crate) append: bool,
+    /// It can be mapped for writing.
+    pub(crate) maps: bool,
     /// The process group that opened it, where somebody watches process groups.
     pub(crate) group: Option<i32>,
 }
@@ -72,6 +75,10 @@ pub(crate) struct OpenHandle {
 pub(crate) struct OpenInode {
     /// Another node published a version since the content was chosen.
     pub(crate) stale: AtomicBool,
+    /// Bytes of the content were given out, or are in the kernel's pages: what is read from now on is of the same version.
+    given: AtomicBool,
+    /// Another version is current, and bytes of this one were given out: its readers get ESTALE.
+    pub(crate) outdated: AtomicBool,
     /// One look for a newer content at a time.
     pub(crate) refreshing: tokio::sync::Mutex<()>,
     /// When a read of the content last found nobody to give it, and who was tried.
@@ -97,6 +104,8 @@ impl OpenInode {
     fn new(node: Node_) -> Self {
         Self {
             stale: AtomicBool::new(false),
+            given: AtomicBool::new(false),
+            outdated: AtomicBool::new(false),
             refreshing: tokio::sync::Mutex::new(()),
             failed: Mutex::new(None),
             state: Mutex::new(InodeState {
@@ -116,6 +125,18 @@ impl OpenInode {
     pub(crate) fn content(&self) -> (Content, u64) {
         let state = self.state.lock().unwrap();
         (state.content.clone(), state.content_version)
+    }
+
+    /// Bytes of the content are given out.
+    pub(crate) fn note_given(&self) {
+        if !self.given.load(Ordering::Relaxed) {
+            self.given.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether its readers may go on with another version: they have seen nothing of this one.
+    pub(crate) fn may_change(&self) -> bool {
+        !self.given.load(Ordering::Acquire)
     }
 
     /// Later reads of cached handles come from `content`, unless a newer one is there already.
@@ -158,7 +179,10 @@ pub(crate) struct NewHandle {
     pub(crate) source: Source,
     pub(crate) served: Served,
     pub(crate) passthrough_allowed: bool,
+    /// It reads one version, whatever others write (not at the home, where the plain file is the truth).
+    pub(crate) fixed: bool,
     pub(crate) append: bool,
+    pub(crate) maps: bool,
     pub(crate) group: Option<i32>,
 }
 
@@ -226,6 +250,7 @@ impl Table {
             source,
             served,
             append,
+            maps,
             group,
             ..
         } = new;
@@ -243,6 +268,10 @@ impl Table {
             let in_use = InUse {
                 passthrough_same_file: (state.passthrough > 0).then(|| state.backing == identity),
                 through_daemon: state.through_daemon > 0,
+                other_version: new.fixed
+                    && state.through_daemon > 0
+                    && state.content_version != 0
+                    && (state.content_version != version || inode.outdated.load(Ordering::Acquire)),
             };
             let mode = open_plan::mode(&source, new.passthrough_allowed, in_use);
             state.count(mode, &served, identity, self);
@@ -257,6 +286,7 @@ impl Table {
             served,
             mode,
             append,
+            maps,
             group,
         };
         drop(inodes);
@@ -281,7 +311,11 @@ impl Table {
         if pages.len() >= PAGES_MAX {
             pages.clear();
         }
-        pages.insert(ino, version) == Some(version)
+        let kept = pages.insert(ino, version) == Some(version);
+        if kept {
+            inode.note_given();
+        }
+        kept
     }
 
     /// The kernel does not take a backing file for this handle, which it has not heard of yet: it becomes a cached one.
@@ -366,6 +400,12 @@ impl Table {
         }
         state.writers += 1;
         state.writing.clone()
+    }
+
+    /// Whether it is open for writing here, by whomever.
+    pub(crate) fn is_written(&self, ino: Ino) -> bool {
+        let inode = self.inode(ino);
+        inode.is_some_and(|inode| inode.state.lock().unwrap().writers > 0)
     }
 
     /// Whether this is the last writer; it publishes before it goes.

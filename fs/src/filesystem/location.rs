@@ -1,11 +1,6 @@
 //! Who holds what, and bringing whole files here: for commands and calls.
-use super::{
-    FileSystem,
-    handles::{Content, Served},
-    open_plan::Source,
-    opening::Want,
-};
-use crate::{catalog::Located, error::FsError, fetch::Progress, path::TreePath, record::*};
+use super::FileSystem;
+use crate::{catalog::Located, error::FsError, path::TreePath, record::*};
 use std::sync::Arc;
 
 /// A copy of a file, for `ks where`.
@@ -93,30 +88,6 @@ impl FileSystem {
         if node.inode.kind == Kind::Directory {
             return Err(FsError::IsADirectory);
         }
-        let found = self.find(node.ino, Want::READ).await?;
-        let inode = &found.located.node.inode;
-        let size = inode.size;
-        if let (Source::Remote { holders }, None) = (&found.source, inode.blake3) {
-            while let Err(unhashed) = self.ask_holders(&found.located.node, holders).await {
-                if !unhashed.is_computing {
-                    break;
-                }
-                progress(0, size);
-            }
-        }
-        match self.serve(&found, Want::READ).await? {
-            Served::Own(Content::Remote(remote)) => {
-                let told = |at: Progress| progress(at.have_bytes, at.size);
-                remote.fetch_whole(told).await
-            }
-            Served::Own(Content::Live(_)) => Err(FsError::NoHolder {
-                path: path.clone(),
-                tried: "its home is writing it now: no version of it can be fetched".into(),
-            }),
-            _ => {
-                progress(size, size);
-                Ok(())
-            }
-        }
+        self.bring(node.ino, None, &progress).await
     }
 }

@@ -2,7 +2,7 @@
 //! in its place among the changes of others, a change in the data directory.
 use super::{Caller, FileSystem, handles::with_stamp, writing::now};
 use crate::{
-    catalog::{Listing, Node_},
+    catalog::{Committed, Listing, Node_},
     error::FsError,
     path::{STATE_DIR, TreePath},
     record::*,
@@ -77,7 +77,7 @@ impl FileSystem {
         who: Caller,
     ) -> Result<Node_, FsError> {
         if kind == Kind::File {
-            return Ok(self.create_file(parent, name, mode, who).await?.0);
+            return Ok(self.create_file(parent, name, mode, who, false).await?.0);
         }
         if target.len() > TARGET_BYTES_MAX {
             return Err(FsError::NameTooLong);
@@ -86,33 +86,37 @@ impl FileSystem {
         inode.rdev = rdev;
         inode.size = target.len() as u64;
         inode.target = target.to_vec();
-        let node = self.enter(parent, name, inode).await?;
-        self.make_plain(parent, name, &node).await;
-        Ok(node)
+        let entered = self.enter(parent, name, inode).await?;
+        self.make_plain(parent, name, &entered).await;
+        Ok(entered.value)
     }
 
     /// Directories and symlinks stand in the data directory of the node that made them, so that it is a tree by itself.
-    async fn make_plain(&self, parent: Ino, name: &[u8], node: &Node_) {
-        let Ok(path) = self.child_path(parent, name).await else {
-            return;
-        };
-        let made = match node.inode.kind {
-            Kind::Directory => self.store.make_dir(&path, &node.inode),
-            Kind::Symlink => self.store.make_symlink(&path, &node.inode),
+    async fn make_plain(&self, parent: Ino, name: &[u8], entered: &Committed<Node_>) {
+        let Node_ { ino, inode, .. } = &entered.value;
+        let make = |path: &TreePath| match inode.kind {
+            Kind::Directory => self.store.make_dir(path, inode),
+            Kind::Symlink => self.store.make_symlink(path, inode),
             _ => Ok(()),
         };
+        let made = self
+            .applier
+            .at_new_path(entered.event, (parent, name), *ino, make)
+            .await;
         if let Err(error) = made {
-            tracing::warn!(%path, %error, "it is in the tree, but not in the data directory");
+            let name = String::from_utf8_lossy(name);
+            tracing::warn!(%name, %error, "it is in the tree, but not in the data directory");
         }
     }
 
-    /// Enters a new file and makes its plain file; its home is this node.
+    /// Enters a new file and makes its plain file; its home is this node. `is_written`: by the one who asks, from now on.
     pub(super) async fn create_file(
         &self,
         parent: Ino,
         name: &[u8],
         mode: u32,
         who: Caller,
+        is_written: bool,
     ) -> Result<(Node_, File), FsError> {
         if self.options.read_only {
             return Err(FsError::ReadOnly(
@@ -120,10 +124,12 @@ impl FileSystem {
             ));
         }
         let inode = self.new_inode(parent, name, Kind::File, mode, who).await?;
-        let committed = self.catalog.create(parent, name, inode).await?;
-        self.own(&committed).await;
+        let committed = self.enter(parent, name, inode).await?;
         let node = committed.value;
-        let create = |path: &TreePath| self.store.create(path, node.ino, &node.inode);
+        let create = |path: &TreePath| match is_written {
+            true => self.store.create_for_writing(path, node.ino, &node.inode),
+            false => self.store.create(path, node.ino, &node.inode),
+        };
         let made = self
             .applier
             .at_new_path(committed.event, (parent, name), node.ino, create)
@@ -176,10 +182,15 @@ impl FileSystem {
         })
     }
 
-    async fn enter(&self, parent: Ino, name: &[u8], inode: Inode) -> Result<Node_, FsError> {
+    async fn enter(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        inode: Inode,
+    ) -> Result<Committed<Node_>, FsError> {
         let committed = self.catalog.create(parent, name, inode).await?;
         self.own(&committed).await;
-        Ok(committed.value)
+        Ok(committed)
     }
 
     /// A further name for an inode.
@@ -226,11 +237,6 @@ impl FileSystem {
             .await?;
         self.own(&committed).await;
         Ok(())
-    }
-
-    async fn child_path(&self, parent: Ino, name: &[u8]) -> Result<TreePath, FsError> {
-        let above = self.catalog.path_of(parent).await?;
-        Ok(above.ok_or(FsError::NotFound)?.join(name))
     }
 }
 

@@ -112,6 +112,8 @@ pub struct InUse {
     pub passthrough_same_file: Option<bool>,
     /// There are cached or direct opens.
     pub through_daemon: bool,
+    /// They read another version than this open is to.
+    pub other_version: bool,
 }
 
 /// How the kernel serves an open.
@@ -130,6 +132,8 @@ pub fn mode(source: &Source, passthrough_allowed: bool, in_use: InUse) -> Mode {
     let local = matches!(source, Source::Local | Source::Recreate);
     match in_use.passthrough_same_file {
         _ if matches!(source, Source::Forward(_)) => Mode::Direct,
+        // Their pages would be taken for this version's.
+        None if in_use.other_version => Mode::Direct,
         Some(true) if local => Mode::Passthrough,
         Some(_) => Mode::Direct,
         None if local && passthrough_allowed && !in_use.through_daemon => Mode::Passthrough,
@@ -215,14 +219,14 @@ mod tests {
 
         #[test]
         fn the_kernel_never_gets_what_it_refuses(
-            local: bool, forward: bool, allowed: bool, through_daemon: bool, passthrough in proptest::option::of(any::<bool>()),
+            local: bool, forward: bool, allowed: bool, through_daemon: bool, other_version: bool, passthrough in proptest::option::of(any::<bool>()),
         ) {
             let decided_source = match (local, forward) {
                 (true, _) => Source::Local,
                 (false, true) => Source::Forward(NodeId(9)),
                 (false, false) => Source::Empty,
             };
-            let in_use = InUse { passthrough_same_file: passthrough, through_daemon };
+            let in_use = InUse { passthrough_same_file: passthrough, through_daemon, other_version: through_daemon && other_version };
             match mode(&decided_source, allowed, in_use) {
                 Mode::Passthrough => {
                     prop_assert!(local);
@@ -230,8 +234,11 @@ mod tests {
                     prop_assert!(passthrough.is_some() || !through_daemon, "passthrough beside cached");
                     prop_assert!(passthrough.is_some() || allowed);
                 }
-                Mode::Cached => prop_assert!(passthrough.is_none(), "cached beside passthrough"),
-                Mode::Direct => prop_assert!(passthrough.is_some() || !local),
+                Mode::Cached => {
+                    prop_assert!(passthrough.is_none(), "cached beside passthrough");
+                    prop_assert!(!in_use.other_version, "two versions in the same pages");
+                }
+                Mode::Direct => prop_assert!(passthrough.is_some() || !local || in_use.other_version),
             }
         }
     }

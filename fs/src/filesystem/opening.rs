@@ -1,8 +1,13 @@
 //! Opening and creating: from a number to a handle.
+//!
+//! Every open asks the catalog, so that close-to-open holds, with one exception: while Redis is known to be away (no connection,
+//! and nothing heard of it for `redis_client::AWAY_AFTER`) a file is opened for reading as it is remembered, where its whole
+//! current copy is here by both the remembered record and its own `user.ks`. Versions can still be published then by nodes
+//! that reach Redis while this one does not: what is read may be older than those, and is never a mix. Writing waits or fails.
 use super::{
     Caller, FileSystem, Handle, Opened,
     handles::{Content, NewHandle, Served},
-    open_plan::{self, Situation, Source},
+    open_plan::{self, Mode, Situation, Source},
     writing::{Stamp, Writing},
 };
 use crate::{
@@ -30,6 +35,8 @@ pub(super) struct Want {
     pub(super) write: bool,
     pub(super) truncate: bool,
     pub(super) append: bool,
+    /// Open for reading and writing: it can be mapped for writing.
+    pub(super) maps: bool,
 }
 
 impl Want {
@@ -37,6 +44,7 @@ impl Want {
         write: false,
         truncate: false,
         append: false,
+        maps: false,
     };
 
     pub(super) fn of(flags: i32) -> Self {
@@ -45,6 +53,7 @@ impl Want {
             write: flags & libc::O_ACCMODE != libc::O_RDONLY || truncate,
             truncate,
             append: flags & libc::O_APPEND != 0,
+            maps: flags & libc::O_ACCMODE == libc::O_RDWR,
         }
     }
 }
@@ -62,6 +71,8 @@ pub(super) struct Found {
     pub(super) located: Located,
     pub(super) path: TreePath,
     pub(super) source: Source,
+    /// The plain file that was looked at, open for reading.
+    pub(super) file: Option<Arc<File>>,
 }
 
 impl Found {
@@ -79,19 +90,24 @@ impl FileSystem {
         who: Caller,
     ) -> Result<Opened, FsError> {
         let want = Want::of(flags);
+        let ahead = self.fetch_ahead(ino, want, who.pid);
         let found = self.find(ino, want).await?;
         let served = self.serve(&found, want).await?;
+        drop(ahead);
         let privileged = found.node().inode.mode & PRIVILEGE_BITS != 0 && who.uid != 0;
         if want.truncate && privileged {
             self.clear_privileges(ino).await?;
         }
         let group = self.note_open(&found, &served, who);
+        let fixed = !want.write && found.node().inode.home != self.me();
         let opened = self.register(NewHandle {
+            fixed,
             node: found.located.node,
             source: found.source,
             served: served.clone(),
             passthrough_allowed: !(want.write && privileged),
             append: want.append,
+            maps: want.maps,
             group,
         });
         if opened.is_err() {
@@ -122,7 +138,7 @@ impl FileSystem {
         who: Caller,
     ) -> Result<(Node_, Opened), FsError> {
         let want = Want::of(flags);
-        match self.create_file(parent, name, mode, who).await {
+        match self.create_file(parent, name, mode, who, true).await {
             Ok((node, file)) => {
                 let opened = self.open_created(node.clone(), file, want, who).await?;
                 Ok((node, opened))
@@ -148,11 +164,13 @@ impl FileSystem {
         let writing = self.start_writing(&node, file, false)?;
         let group = self.usage.group_of(who.pid);
         let opened = self.register(NewHandle {
+            fixed: false,
             node,
             source: Source::Local,
             served: Served::Writing(writing.clone()),
             passthrough_allowed: true,
             append: want.append,
+            maps: want.maps,
             group,
         });
         if opened.is_err() {
@@ -161,7 +179,7 @@ impl FileSystem {
         opened
     }
 
-    /// The plain file of a file that has no content yet, for writing.
+    /// The plain file of a file that has no content yet, made by `create_for_writing`.
     fn start_writing(
         &self,
         node: &Node_,
@@ -179,7 +197,7 @@ impl FileSystem {
             mtime: stamp.mtime,
             blake3: None,
         };
-        let fresh = Writing::start(&self.store, file, meta, truncated)?;
+        let fresh = Writing::marked(file, meta, truncated);
         let joined = self.table.join_writing(node, Some(Arc::new(fresh)));
         Ok(joined.expect("a fresh one was given"))
     }
@@ -210,13 +228,39 @@ impl FileSystem {
     }
 
     async fn find_once(&self, ino: Ino, want: Want) -> Result<Found, FsError> {
-        let located = self.catalog.located(ino).await?.ok_or(FsError::Stale)?;
+        if let Some(found) = self.find_while_away(ino, want).await {
+            return Ok(found);
+        }
+        match self.catalog.located(ino).await {
+            Ok(located) => self.find_at(located.ok_or(FsError::Stale)?, want).await,
+            // It was not known before that Redis is away.
+            Err(error) => match self.find_while_away(ino, want).await {
+                Some(found) => Ok(found),
+                None => Err(error.into()),
+            },
+        }
+    }
+
+    /// What needs nobody's word while Redis is away: a whole current copy here (see the module).
+    async fn find_while_away(&self, ino: Ino, want: Want) -> Option<Found> {
+        if want.write {
+            return None;
+        }
+        let node = self.catalog.remembered_while_away(ino)?;
+        let holders = Vec::new();
+        let found = self.find_at(Located { node, holders }, want).await.ok()?;
+        matches!(found.source, Source::Local | Source::Empty).then_some(found)
+    }
+
+    async fn find_at(&self, located: Located, want: Want) -> Result<Found, FsError> {
         let inode = &located.node.inode;
+        let ino = located.node.ino;
         let path = self.catalog.path_of(ino).await?.ok_or(FsError::Stale)?;
         let held = |(node, _): &(NodeId, Holding)| *node == self.me();
-        let copy = match inode.home == self.me() || located.holders.iter().any(held) {
-            true => on_disk_copy(self, &path, ino, inode),
-            false => CopyState::Absent,
+        let may_be_here = located.holders.is_empty() || located.holders.iter().any(held);
+        let (copy, file) = match inode.home == self.me() || may_be_here {
+            true => self.store.copy_and_file(&path, ino, inode),
+            false => (CopyState::Absent, None),
         };
         let source = open_plan::source(&Situation {
             inode,
@@ -230,6 +274,7 @@ impl FileSystem {
             path,
             source,
             located,
+            file: file.map(Arc::new),
         })
     }
 
@@ -238,18 +283,37 @@ impl FileSystem {
         match &found.source {
             Source::Local if want.write => self.join_local(found, want).await.map(Served::Writing),
             Source::Local => {
-                let (file, _) = self.open_plain(found, false, false).await?;
-                Ok(Served::Own(Content::Local(Arc::new(file))))
+                let file = match &found.file {
+                    Some(file) => file.clone(),
+                    None => Arc::new(self.open_plain(found, false, false).await?.0),
+                };
+                if found.node().inode.home != self.me() {
+                    super::on_disk(|| self.store.note_used(&file));
+                }
+                Ok(Served::Own(Content::Local(file)))
             }
             Source::Recreate => {
                 let node = found.node();
-                let file = self.store.create(&found.path, node.ino, &node.inode)?;
+                let make =
+                    |path: &TreePath| self.store.create_for_writing(path, node.ino, &node.inode);
+                let file = self.applier.at_path(node.ino, make).await?;
                 let truncated = node.inode.size > 0;
                 self.start_writing(node, file, truncated)
                     .map(Served::Writing)
             }
             Source::Empty => Ok(Served::Own(Content::Empty)),
             Source::Remote { holders } => self.serve_remote(found, holders).await,
+            Source::Forward(_) if self.find_new_home(&found.located).await? => {
+                let found = self.find(found.node().ino, want).await?;
+                match &found.source {
+                    // It died, too, while we looked: the next open tries again.
+                    Source::Forward(home) => {
+                        let forwarded = self.forward(&found, *home, true, want.truncate).await?;
+                        Ok(Served::Forwarded(Arc::new(forwarded)))
+                    }
+                    _ => Box::pin(self.serve(&found, want)).await,
+                }
+            }
             Source::Forward(home) => {
                 let forwarded = self.forward(found, *home, true, want.truncate).await?;
                 Ok(Served::Forwarded(Arc::new(forwarded)))
@@ -436,11 +500,19 @@ impl FileSystem {
     }
 
     /// Forgets a handle; the last writer publishes what is not published.
-    pub async fn release(&self, handle: Handle) {
+    pub async fn release(self: &Arc<Self>, handle: Handle) {
         let Some(gone) = self.table.remove(handle) else {
             return;
         };
         self.unserve(gone.ino, &gone.served).await;
+        self.locks.released(gone.ino, handle).await;
+        let may_be_mapped = gone.maps && gone.mode == Mode::Passthrough;
+        let ino = gone.ino;
+        // Our own descriptor would count as a writer.
+        drop(gone);
+        if may_be_mapped && self.table.inode(ino).is_none() {
+            self.watch_mapping(ino).await;
+        }
     }
 
     pub(super) async fn release_writer(&self, ino: Ino, writing: &Writing) {
@@ -490,10 +562,6 @@ pub(super) fn without_privileges(mode: u32) -> u32 {
         0 => without_user,
         _ => without_user & !libc::S_ISGID,
     }
-}
-
-fn on_disk_copy(file_system: &FileSystem, path: &TreePath, ino: Ino, inode: &Inode) -> CopyState {
-    super::on_disk(|| file_system.store.copy_state(path, ino, inode))
 }
 
 #[cfg(test)]

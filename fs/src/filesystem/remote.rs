@@ -1,7 +1,7 @@
 //! Files of this home that other nodes have open: what `crate::peer::server` calls.
 use super::{
     FileSystem, Stamp,
-    data::{read_local, write_local},
+    data::{allocate_local, read_local, seek_local, write_local},
     handles::{Content, Served},
     opening::Want,
     writing::Writing,
@@ -26,6 +26,14 @@ impl Remote {
         read_local(&self.file, offset, len)
     }
 
+    pub(crate) fn allocate(&self, offset: u64, len: u64, mode: i32) -> Result<(), FsError> {
+        allocate_local(self.writing()?, offset, len, mode)
+    }
+
+    pub(crate) fn seek(&self, offset: u64, whence: i32) -> Result<u64, FsError> {
+        seek_local(&self.file, offset, whence)
+    }
+
     fn writing(&self) -> Result<&Arc<Writing>, FsError> {
         let not_for_writing = || FsError::Io(std::io::Error::from_raw_os_error(libc::EBADF));
         self.writing.as_ref().ok_or_else(not_for_writing)
@@ -43,7 +51,7 @@ impl FileSystem {
         let want = Want {
             write,
             truncate,
-            append: false,
+            ..Want::READ
         };
         let found = self.find(ino, want).await?;
         if found.located.node.inode.home != self.me() {

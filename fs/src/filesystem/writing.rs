@@ -8,7 +8,7 @@ use crate::{
     catalog::CatalogError,
     error::FsError,
     record::{Hash, Ino},
-    store::{LocalMeta, Store, hasher},
+    store::{DIRTY_SIZE, LocalMeta, Store, hasher},
 };
 use std::{
     fs::File,
@@ -21,8 +21,6 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// The size in `user.ks` that says "being written".
-const DIRTY_SIZE: u64 = u64::MAX;
 /// Kernels before 6.13 stamp files with a clock that ticks every 1 to 10 ms: there, a stamp younger than this when it was
 /// taken may hide a later change.
 const COARSE_CLOCK: Duration = Duration::from_millis(20);
@@ -89,7 +87,12 @@ impl Writing {
         truncated: bool,
     ) -> Result<Self, FsError> {
         mark_dirty(store, &file, &meta)?;
-        Ok(Self {
+        Ok(Self::marked(file, meta, truncated))
+    }
+
+    /// As `start`, on a file whose `user.ks` says already that it is written.
+    pub(crate) fn marked(file: File, meta: LocalMeta, truncated: bool) -> Self {
+        Self {
             ino: meta.ino,
             file: Arc::new(file),
             written: AtomicBool::new(truncated),
@@ -98,7 +101,7 @@ impl Writing {
                 coarse: false,
                 marked: true,
             }),
-        })
+        }
     }
 
     /// Another open for writing: the file counts as dirty again.
@@ -182,10 +185,10 @@ impl FileSystem {
         published: &mut Published,
         written: bool,
     ) -> Result<(), FsError> {
-        if !written && !published.differs(writing.stamp()?) {
+        let stamp = writing.stamp()?;
+        if !written && !published.differs(stamp) {
             return self.clean(writing, published);
         }
-        let stamp = writing.stamp()?;
         if stamp.size > hasher::INLINE_BYTES && self.clock.may_hide_changes(stamp) {
             tokio::time::sleep(COARSE_CLOCK).await;
         }

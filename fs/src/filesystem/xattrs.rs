@@ -4,12 +4,18 @@ use crate::{error::FsError, record::*};
 
 /// The prefix of what is kept.
 const USER_PREFIX: &[u8] = b"user.";
-/// The prefix of what belongs to the program.
-const OWN_PREFIX: &[u8] = b"user.ks";
+/// The prefix of what belongs to the program, with the name that plain files carry.
+const OWN_PREFIX: &[u8] = b"user.ks.";
+/// See `OWN_PREFIX`.
+const OWN: &[u8] = b"user.ks";
 /// BLAKE3 of the current version, hexadecimal.
 const BLAKE3: &[u8] = b"user.ks.blake3";
 /// The current version's number.
 const VERSION: &[u8] = b"user.ks.version";
+/// MD5 of the current version, hexadecimal, where it is known.
+const MD5: &[u8] = b"user.ks.md5";
+/// The name of the node that takes the file's writes.
+const HOME: &[u8] = b"user.ks.home";
 /// The names of the nodes that hold the current version, separated by commas.
 const HOLDERS: &[u8] = b"user.ks.holders";
 /// The longest name, as on ext4.
@@ -38,6 +44,11 @@ impl FileSystem {
                 let hash = inode.blake3.ok_or(FsError::NoAttribute)?;
                 Ok(hex::encode(hash).into_bytes())
             }
+            MD5 => {
+                let hash = inode.md5.ok_or(FsError::NoAttribute)?;
+                Ok(hex::encode(hash).into_bytes())
+            }
+            HOME if inode.home != NodeId::NONE => Ok(self.node_name(inode.home).await.into_bytes()),
             VERSION if inode.kind == Kind::File => Ok(inode.version.to_string().into_bytes()),
             _ => {
                 let value = inode.xattrs.get(name);
@@ -64,7 +75,11 @@ impl FileSystem {
     /// The names of an inode's attributes (the program's are not listed: copying tools would try to set them).
     pub async fn list_xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>, FsError> {
         let inode = self.catalog.node(ino).await?.ok_or(FsError::Stale)?.inode;
-        Ok(inode.xattrs.keys().cloned().collect())
+        let names = inode.xattrs.keys();
+        Ok(names
+            .filter(|name| name.starts_with(USER_PREFIX))
+            .cloned()
+            .collect())
     }
 
     /// Sets (`Some`) or removes an attribute; `flags` as setxattr has them.
@@ -78,7 +93,7 @@ impl FileSystem {
         if !name.starts_with(USER_PREFIX) {
             return Err(FsError::Unsupported);
         }
-        if name.starts_with(OWN_PREFIX) {
+        if name == OWN || name.starts_with(OWN_PREFIX) {
             return Err(FsError::NotPermitted(
                 "attributes that begin with user.ks belong to the program",
             ));

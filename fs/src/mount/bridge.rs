@@ -36,6 +36,7 @@ pub(super) struct Asked {
     pub(super) operation: &'static str,
     pub(super) ino: Ino,
     pub(super) pid: u32,
+    pub(super) patient: bool,
 }
 
 impl Asked {
@@ -44,7 +45,21 @@ impl Asked {
             operation,
             ino: ino.0,
             pid: request.pid(),
+            patient: false,
         }
+    }
+
+    /// Whether it asks the catalog in any case: then it is begun where it will wait, and wakes one thread instead of two.
+    fn always_waits(&self) -> bool {
+        matches!(
+            self.operation,
+            "open" | "create" | "close" | "unlink" | "rename" | "mkdir"
+        )
+    }
+
+    /// It may take as long as its caller waits.
+    pub(super) fn patient(self, patient: bool) -> Self {
+        Self { patient, ..self }
     }
 }
 
@@ -81,9 +96,11 @@ impl Bridge {
     {
         let mut work = Box::pin(work);
         let _runtime = self.runtime.enter();
-        let mut context = Context::from_waker(Waker::noop());
-        if let Poll::Ready(result) = work.as_mut().poll(&mut context) {
-            return finish(self, result);
+        if !asked.always_waits() {
+            let mut context = Context::from_waker(Waker::noop());
+            if let Poll::Ready(result) = work.as_mut().poll(&mut context) {
+                return finish(self, result);
+            }
         }
         let slot = Arc::new(Mutex::new(Some(finish)));
         let number = self.requests.hold(self.held(asked, slot.clone()));
@@ -111,6 +128,7 @@ impl Bridge {
             ino: asked.ino,
             pid: asked.pid,
             since: Instant::now(),
+            patient: asked.patient,
             cancel: Box::new(move |error| {
                 let finish = slot.lock().unwrap().take();
                 if let Some(finish) = finish {

@@ -3,15 +3,16 @@ use super::bridge::{Asked, Bridge, attr, caller, file_type, kind_of_mode, tree_t
 use crate::{
     catalog::{AttributeChange, Node_},
     error::FsError,
-    filesystem::{Opened, WriteManner},
+    filesystem::{Locking, Opened, Space, WriteManner},
+    locks::{self, Waiter},
     record::{Ino, Kind},
 };
 use bytes::Bytes;
 use fuser::{
     BsdFileFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::{
     ffi::OsStr,
@@ -95,6 +96,44 @@ fn give_back(bridge: &Arc<Bridge>, opened: Opened) {
     bridge.release(opened.handle());
 }
 
+/// What a lock request wants; `None`: nonsense.
+fn lock_wanted(owner: LockOwner, start: u64, end: u64, typ: i32, pid: u32) -> Option<locks::Want> {
+    let kind = match typ {
+        libc::F_RDLCK => Some(locks::Kind::Shared),
+        libc::F_WRLCK => Some(locks::Kind::Exclusive),
+        libc::F_UNLCK => None,
+        _ => return None,
+    };
+    let last = end.min(locks::Range::WHOLE.last);
+    (start <= last).then_some(locks::Want {
+        owner: owner.0,
+        kind,
+        range: locks::Range { first: start, last },
+        pid,
+    })
+}
+
+fn lock_asked(
+    request: &Request,
+    ino: INodeNo,
+    handle: FileHandle,
+    want: Option<locks::Want>,
+) -> Option<Locking> {
+    Some(Locking {
+        ino: ino.0,
+        handle: handle.0,
+        want: want?,
+        thread: request.pid(),
+    })
+}
+
+fn lock_type(kind: locks::Kind) -> i32 {
+    match kind {
+        locks::Kind::Shared => libc::F_RDLCK,
+        locks::Kind::Exclusive => libc::F_WRLCK,
+    }
+}
+
 fn reads_only(flags: i32) -> bool {
     flags & libc::O_ACCMODE == libc::O_RDONLY
 }
@@ -117,6 +156,8 @@ impl Filesystem for Face {
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            InitFlags::FUSE_POSIX_LOCKS,
+            InitFlags::FUSE_FLOCK_LOCKS,
         ];
         for flag in wanted {
             if let Err(missing) = config.add_capabilities(flag) {
@@ -436,11 +477,15 @@ impl Filesystem for Face {
         request: &Request,
         ino: INodeNo,
         handle: FileHandle,
-        _lock_owner: LockOwner,
+        lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
         let fs = self.bridge.fs.clone();
-        let work = async move { fs.flush(handle.0).await };
+        let work = async move {
+            let flushed = fs.flush(handle.0).await;
+            fs.closed_by(ino.0, lock_owner.0).await;
+            flushed
+        };
         self.empty(Asked::new("close", request, ino), work, reply);
     }
 
@@ -484,6 +529,75 @@ impl Filesystem for Face {
         let fs = self.bridge.fs.clone();
         let work = async move { fs.allocate(handle.0, offset, length, mode).await };
         self.empty(Asked::new("fallocate", request, ino), work, reply);
+    }
+
+    fn getlk(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let want = lock_wanted(lock_owner, start, end, typ, pid);
+        let Some(asked) = lock_asked(request, ino, handle, want) else {
+            return reply.error(Errno::EINVAL);
+        };
+        let fs = self.bridge.fs.clone();
+        let work = async move { fs.lock_in_the_way(asked).await };
+        let question = Asked::new("getlk", request, ino);
+        self.bridge
+            .answer(question, work, move |bridge, result| match result {
+                Ok(Some((kind, range, pid))) => {
+                    reply.locked(range.first, range.last, lock_type(kind), pid);
+                }
+                Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
+                Err(error) => reply.error(bridge.errno("getlk", ino.0, &error)),
+            });
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let want = lock_wanted(lock_owner, start, end, typ, pid);
+        let Some(asked) = lock_asked(request, ino, handle, want) else {
+            return reply.error(Errno::EINVAL);
+        };
+        let fs = self.bridge.fs.clone();
+        let waiter = Waiter::default();
+        let waiting = waiter.clone();
+        let work = async move {
+            fs.lock(asked, sleep.then_some(&waiting)).await?;
+            Ok(asked)
+        };
+        let finish = move |bridge: &Arc<Bridge>, result: Result<Locking, FsError>| {
+            // Where the caller was freed early, the wait ends too.
+            waiter.end();
+            match result {
+                Ok(_) => reply.ok(),
+                Err(error) => reply.error(bridge.errno("lock", ino.0, &error)),
+            }
+        };
+        let question = Asked::new("lock", request, ino).patient(sleep);
+        let undo = |bridge: &Arc<Bridge>, asked: Locking| {
+            let fs = bridge.fs.clone();
+            bridge.detach(async move { fs.lock_unwanted(asked).await });
+        };
+        self.bridge.answer_or_undo(question, work, finish, undo);
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -602,14 +716,13 @@ impl Filesystem for Face {
         let work = async move { Ok(fs.statfs().await) };
         let asked = Asked::new("statfs", request, ino);
         self.bridge
-            .answer(asked, work, move |_, result: Result<_, FsError>| {
-                let (total, free) = result.unwrap_or_default();
-                let (blocks, free) = (total / BLOCK_BYTES, free / BLOCK_BYTES);
+            .answer(asked, work, move |_, result: Result<Space, FsError>| {
+                let space = result.unwrap_or_default();
                 let (unit, name) = (BLOCK_BYTES as u32, crate::filesystem::NAME_BYTES_MAX as u32);
                 reply.statfs(
-                    blocks,
-                    free,
-                    free,
+                    space.total_bytes / BLOCK_BYTES,
+                    space.free_bytes / BLOCK_BYTES,
+                    space.free_here_bytes / BLOCK_BYTES,
                     INODES_SAID,
                     INODES_SAID,
                     unit,
@@ -669,15 +782,24 @@ impl Filesystem for Face {
 
     fn lseek(
         &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _offset: i64,
-        _whence: i32,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
         reply: ReplyLseek,
     ) {
-        // The kernel then takes the whole file for data, which is allowed.
-        reply.error(Errno::ENOSYS);
+        let Ok(from) = u64::try_from(offset) else {
+            return reply.error(Errno::ENXIO);
+        };
+        let fs = self.bridge.fs.clone();
+        let work = async move { fs.seek(handle.0, from, whence).await };
+        let asked = Asked::new("lseek", request, ino);
+        self.bridge
+            .answer(asked, work, move |bridge, result| match result {
+                Ok(position) => reply.offset(position as i64),
+                Err(error) => reply.error(bridge.errno("lseek", ino.0, &error)),
+            });
     }
 
     fn access(&self, _: &Request, _: INodeNo, _: fuser::AccessFlags, reply: ReplyEmpty) {

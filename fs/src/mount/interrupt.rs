@@ -4,7 +4,7 @@
 //! in D state. FUSE_INTERRUPT would tell us, but fuser answers that itself (ENOSYS) and the kernel never asks again. So one
 //! thread, awake only while there are such requests, looks at the signals of those that wait for longer than a moment
 //! (`/proc/<tid>/status`) and answers EINTR for them. It is also the last deadline: nothing is held longer than
-//! `DEADLINE`.
+//! `DEADLINE`, but for who waits for a lock.
 //!
 //! The work behind an answered request runs on to its own end; what it got (a handle) is given back.
 use crate::{error::FsError, record::Ino};
@@ -33,6 +33,8 @@ pub(super) struct Held {
     /// The thread that waits; 0: none that we can see.
     pub(super) pid: u32,
     pub(super) since: Instant,
+    /// It waits for a lock, for as long as its caller does.
+    pub(super) patient: bool,
     pub(super) cancel: Cancel,
 }
 
@@ -117,7 +119,7 @@ fn take_freed(state: &mut State, now: Instant) -> Vec<(Held, FsError)> {
             continue;
         };
         let age = now.saturating_duration_since(held.since);
-        let over = age >= DEADLINE;
+        let over = age >= DEADLINE && !held.patient;
         let interrupted = age >= A_MOMENT && held.pid != 0 && caller_wants_to_go(held.pid);
         if !over && !interrupted {
             continue;
@@ -233,6 +235,7 @@ mod tests {
                 ino: 7,
                 pid: 0,
                 since: now - age,
+                patient: false,
                 cancel: Box::new(|_| {}),
             };
             state.held.insert(number, held);

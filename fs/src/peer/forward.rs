@@ -118,6 +118,19 @@ impl Forwarded {
         }
     }
 
+    /// As fallocate, there.
+    pub(crate) async fn allocate(&self, offset: u64, len: u64, mode: i32) -> Result<(), FsError> {
+        self.done(FileRequest::Allocate { offset, len, mode }).await
+    }
+
+    /// Where the next data or hole is, there.
+    pub(crate) async fn seek(&self, offset: u64, whence: i32) -> Result<u64, FsError> {
+        match self.ask(&FileRequest::Seek { offset, whence }).await? {
+            FileReply::Position(position) => Ok(position),
+            other => Err(self.nonsense(&other)),
+        }
+    }
+
     async fn done(&self, request: FileRequest) -> Result<(), FsError> {
         match self.ask(&request).await? {
             FileReply::Done => Ok(()),

@@ -160,6 +160,11 @@ async fn answer(
                 ctime: stamp.ctime,
             }
         }
+        FileRequest::Allocate { offset, len, mode } => {
+            remote.allocate(offset, len, mode)?;
+            FileReply::Done
+        }
+        FileRequest::Seek { offset, whence } => FileReply::Position(remote.seek(offset, whence)?),
         FileRequest::Sync => {
             file_system.publish_for_peer(remote, true).await?;
             FileReply::Done

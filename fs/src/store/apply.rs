@@ -132,6 +132,7 @@ impl Applier {
         let mut wanted = EventId::default();
         let wait = async {
             wanted = self.shared.catalog.last_event().await?;
+            self.shared.catalog.wake_events();
             // The sender lives as long as we do.
             let _ = position.wait_for(|position| *position >= wanted).await;
             Ok(())
@@ -201,9 +202,23 @@ impl Applier {
     }
 }
 
+/// Whether an event may change the data directory of `me`.
+fn has_effect(event: &Event, me: NodeId) -> bool {
+    match event {
+        Event::Linked { .. } => false,
+        Event::Published { home, .. } => *home != me,
+        _ => true,
+    }
+}
+
 impl Drop for Applier {
     fn drop(&mut self) {
         self.follower.abort();
+        if let Ok(mut file) = self.shared.order.try_lock()
+            && let Err(error) = file.finish()
+        {
+            tracing::debug!(%error, "events without an effect are looked at again at the next start");
+        }
     }
 }
 
@@ -247,7 +262,10 @@ impl Shared {
                     let me = self.store.node_id();
                     return self.advance(&mut order, event_id, Some((me, event)));
                 }
-            } else if position.changed().await.is_err() {
+                continue;
+            }
+            self.catalog.wake_events();
+            if position.changed().await.is_err() {
                 return Err(self.behind(event_id, OWN_WAIT));
             }
         }
@@ -270,13 +288,9 @@ impl Shared {
 
     /// Waits for events and applies them.
     async fn follow_once(&self) -> Result<(), StoreError> {
-        match self.catalog.events(self.position(), BATCH_MAX).await? {
+        let read = self.catalog.events_after(|| self.position(), BATCH_MAX);
+        match read.await? {
             Ok(events) => {
-                if !events.is_empty() {
-                    // The events came on a connection of their own. Redis pushes what they changed before it answers on
-                    // the catalog's: after this, what the catalog remembers is not older than they are.
-                    self.catalog.last_event().await?;
-                }
                 for (id, origin, event) in events {
                     self.apply_next(id, origin, &event).await?;
                 }
@@ -320,8 +334,7 @@ impl Shared {
     /// This node's own change, seen in the stream before its maker has come to apply it: what the catalog remembers may be of
     /// before the change until then. One that nobody comes for (the scan's) is applied a little later.
     async fn leave_to_its_maker(&self, id: EventId, event: &Event) {
-        let has_effect = !matches!(event, Event::Linked { .. } | Event::Published { .. });
-        if !has_effect || !self.has_started.load(Ordering::Acquire) {
+        if !has_effect(event, self.store.node_id()) || !self.has_started.load(Ordering::Acquire) {
             return;
         }
         let mut position = self.position.subscribe();
@@ -347,7 +360,11 @@ impl Shared {
         position: EventId,
         told: Option<(NodeId, &Event)>,
     ) -> Result<(), StoreError> {
-        file.write(position)?;
+        let me = self.store.node_id();
+        match told {
+            Some((_, event)) if !has_effect(event, me) => file.note(position)?,
+            _ => file.write(position)?,
+        }
         self.store.stamp_position(position);
         if let Some((origin, event)) = told {
             (self.on_event)(origin, event);

@@ -3,7 +3,7 @@
 //! Always: a file is acted upon only when its `user.ks` names the inode that was meant. Not for where names move to:
 //! that is `apply`'s.
 use super::meta::{self, Tag};
-use super::{CopyState, LocalMeta, OpenLocal, Store, StoreError, confine, io_at};
+use super::{CopyState, DIRTY_SIZE, LocalMeta, OpenLocal, Store, StoreError, confine, io_at};
 use crate::path::TreePath;
 use crate::record::*;
 use rustix::fs::{
@@ -64,16 +64,37 @@ impl Store {
     /// Makes an empty plain file (its directories too), mode, owner and `user.ks` set. A file of the same inode that stands
     /// there already is emptied; anything else there: `Mismatch`.
     pub fn create(&self, path: &TreePath, ino: Ino, inode: &Inode) -> Result<File, StoreError> {
+        self.create_with(path, ino, inode, false)
+    }
+
+    /// As `create`, for a file that is written from now on: its `user.ks` says so.
+    pub fn create_for_writing(
+        &self,
+        path: &TreePath,
+        ino: Ino,
+        inode: &Inode,
+    ) -> Result<File, StoreError> {
+        self.create_with(path, ino, inode, true)
+    }
+
+    fn create_with(
+        &self,
+        path: &TreePath,
+        ino: Ino,
+        inode: &Inode,
+        is_written: bool,
+    ) -> Result<File, StoreError> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
-        let made = self.with_parents(path, || self.root.open_at(path, flags, 0o600));
-        let file = match made {
-            Ok(descriptor) => File::from(descriptor),
+        let mode = inode.mode & 0o777;
+        let made = self.with_parents(path, || self.root.open_at(path, flags, mode));
+        let (file, is_new) = match made {
+            Ok(descriptor) => (File::from(descriptor), true),
             Err(error) if is(&error, Errno::EXIST) => {
                 let emptied = OpenLocal {
                     write: true,
                     truncate: true,
                 };
-                self.open_file(path, ino, emptied)?.0
+                (self.open_file(path, ino, emptied)?.0, false)
             }
             Err(error) => return Err(self.io(path)(error)),
         };
@@ -81,7 +102,15 @@ impl Store {
             .and_then(|()| self.times_of(&file, inode))
             .map_err(self.io(path))?;
         let stat = rustix::fs::fstat(&file).map_err(|error| self.io(path)(error.into()))?;
-        self.set_meta(&file, &meta_from(ino, inode, &stat))?;
+        let mut meta = meta_from(ino, inode, &stat);
+        if is_written {
+            meta.size = DIRTY_SIZE;
+        }
+        match is_new {
+            true => meta::write_on(&file, stat.st_ino, self.new_tag(Some(meta)))
+                .map_err(self.io(path))?,
+            false => self.set_meta(&file, &meta)?,
+        }
         Ok(file)
     }
 
@@ -116,18 +145,34 @@ impl Store {
 
     /// What the plain file at `path` is worth, compared with the catalog's record of inode `ino`.
     pub fn copy_state(&self, path: &TreePath, ino: Ino, inode: &Inode) -> CopyState {
+        self.copy_and_file(path, ino, inode).0
+    }
+
+    /// As `copy_state`, and the file that was looked at, open for reading, where it is that inode's.
+    pub fn copy_and_file(
+        &self,
+        path: &TreePath,
+        ino: Ino,
+        inode: &Inode,
+    ) -> (CopyState, Option<File>) {
         let Ok(standing) = self.standing(path) else {
-            return CopyState::Absent;
+            return (CopyState::Absent, None);
         };
-        match standing.meta_of(ino) {
-            None => CopyState::Absent,
+        let state = match standing.meta_of(ino) {
+            None => return (CopyState::Absent, None),
             Some(_) if standing.is_dirty() => CopyState::Dirty,
             Some(meta) if meta.version < inode.version => CopyState::Old,
             Some(meta) if meta.version == inode.version && meta.size == inode.size => {
                 CopyState::Current
             }
             Some(_) => CopyState::Dirty,
-        }
+        };
+        let Standing::File { file, .. } = standing else {
+            return (state, None);
+        };
+        // It was opened so that a pipe in its place would not be waited for.
+        let plain = rustix::fs::fcntl_setfl(&file, OFlags::empty());
+        (state, plain.is_ok().then_some(file))
     }
 
     /// Writes `user.ks` of an open file.

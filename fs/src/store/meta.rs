@@ -72,11 +72,13 @@ pub(crate) fn read(file: impl AsFd) -> io::Result<Option<Tag>> {
 
 /// Writes the attribute of an open file or directory; `disk_ino` is filled in.
 pub(crate) fn write(file: impl AsFd, tag: &Tag) -> io::Result<()> {
-    let tag = Tag {
-        disk_ino: rustix::fs::fstat(&file)?.st_ino,
-        ..tag.clone()
-    };
-    let bytes = encode(&tag);
+    let disk_ino = rustix::fs::fstat(&file)?.st_ino;
+    write_on(file, disk_ino, tag.clone())
+}
+
+/// As `write`, on the file that has this number on its disk.
+pub(crate) fn write_on(file: impl AsFd, disk_ino: u64, tag: Tag) -> io::Result<()> {
+    let bytes = encode(&Tag { disk_ino, ..tag });
     Ok(rustix::fs::fsetxattr(
         file,
         ATTRIBUTE,

@@ -56,6 +56,8 @@ pub struct Partial {
     path: PathBuf,
     map: Mutex<GroupMap>,
     save: Mutex<Saved>,
+    /// Told of every mark: others may wait to pass on what comes.
+    grown: tokio::sync::Notify,
     /// It became a plain file, or was given up: nothing more is written under its name. Held only for a rename.
     is_closed: Mutex<bool>,
 }
@@ -97,6 +99,7 @@ impl Partial {
     /// Marks whole groups as had: those that lie wholly in `range`.
     pub fn mark(&self, range: Range<u64>) {
         lock(&self.map).mark(range);
+        self.grown.notify_waiters();
     }
 
     /// How many of its bytes are here.
@@ -154,6 +157,23 @@ impl Partial {
         if is_due { self.save() } else { Ok(()) }
     }
 
+    /// Waits until all of `ranges` is here; `false`: not within `patience`.
+    pub(super) async fn has_soon(&self, ranges: &[Range<u64>], patience: Duration) -> bool {
+        let wait = async {
+            loop {
+                let grown = self.grown.notified();
+                if ranges
+                    .iter()
+                    .all(|range| self.missing(range.clone()).is_empty())
+                {
+                    return;
+                }
+                grown.await;
+            }
+        };
+        tokio::time::timeout(patience, wait).await.is_ok()
+    }
+
     fn close(&self) {
         *lock(&self.is_closed) = true;
     }
@@ -195,6 +215,12 @@ impl Partials {
         let slot = (partial.key.ino, partial.key.version);
         self.live.insert(slot, Arc::downgrade(partial));
         self.on_disk.insert(slot);
+    }
+
+    /// Those that have a file and that nobody has open.
+    pub(super) fn idle(&self) -> Vec<(Ino, u64)> {
+        let slots = self.on_disk.iter().copied();
+        slots.filter(|slot| self.live(*slot).is_none()).collect()
     }
 
     fn live(&self, slot: (Ino, u64)) -> Option<Arc<Partial>> {
@@ -253,6 +279,7 @@ impl Store {
                 had_bytes: map.had_bytes(),
             }),
             map: Mutex::new(map),
+            grown: tokio::sync::Notify::new(),
             is_closed: Mutex::new(false),
         })
     }
@@ -263,7 +290,7 @@ impl Store {
         Ok(())
     }
 
-    fn discard(&self, ino: Ino, version: u64) {
+    pub(super) fn discard(&self, ino: Ino, version: u64) {
         let mut partials = lock(&self.partials);
         if let Some(partial) = partials.live((ino, version)) {
             partial.close();
@@ -325,12 +352,23 @@ impl Store {
         })
     }
 
+    /// The live partial of a content, whatever it has.
+    pub(super) fn partial_under_way(&self, ino: Ino, hash: &Hash) -> Option<Arc<Partial>> {
+        let partials = lock(&self.partials);
+        let mut versions = partials.on_disk.range((ino, 0)..=(ino, u64::MAX));
+        versions.find_map(|slot| {
+            partials
+                .live(*slot)
+                .filter(|partial| partial.key.hash == *hash)
+        })
+    }
+
     pub(super) fn live_partials(&self) -> Vec<Arc<Partial>> {
         let partials = lock(&self.partials);
         partials.live.values().filter_map(Weak::upgrade).collect()
     }
 
-    fn partial_path(&self, ino: Ino, version: u64) -> PathBuf {
+    pub(super) fn partial_path(&self, ino: Ino, version: u64) -> PathBuf {
         self.state_dir().join(format!("partial/{ino}-{version}"))
     }
 }

@@ -312,3 +312,25 @@ proptest! {
         prop_assert_eq!(decode_map(&flipped), None);
     }
 }
+
+#[test]
+fn a_small_content_is_kept_unless_something_is_there() {
+    let (_directory, store) = store();
+    let data = content(9_000, 1);
+    let partial = whole(&store, &data, 3);
+    let key = partial.key().clone();
+    let (path, inode) = (path("small"), record(&key));
+    assert!(
+        !store.keep_small(&key, &data, &path, &inode).unwrap(),
+        "there is a partial"
+    );
+    store.discard_partial(&key).unwrap();
+    assert!(store.keep_small(&key, &data, &path, &inode).unwrap());
+    assert_eq!(std::fs::read(store.datadir().join("small")).unwrap(), data);
+    assert_eq!(store.copy_state(&path, key.ino, &inode), CopyState::Current);
+    assert!(
+        !store.keep_small(&key, &data, &path, &inode).unwrap(),
+        "it stands there already"
+    );
+    assert_eq!(names(&store), Vec::<String>::new());
+}

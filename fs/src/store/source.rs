@@ -24,9 +24,12 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// At most so many contents are kept open for the next request.
 pub const CONTENTS_MAX: usize = 256;
+/// How long a request waits for what is being fetched here: less than who asks waits for a holder that sends nothing.
+const UNDER_WAY_WAIT: Duration = Duration::from_secs(2);
 /// A locator is a path and a number; longer ones are nonsense.
 const LOCATOR_BYTES_MAX: usize = 64 * 1024;
 
@@ -74,7 +77,25 @@ impl BlockSource for StoreSource {
 }
 
 impl StoreSource {
+    /// What is being fetched here right now is passed on as it comes: a request for what is still under way waits a little.
     async fn find(&self, request: &BlockRequest) -> Result<Content, Refusal> {
+        let found = self.find_now(request).await;
+        let Some(Locator::File { ino, .. }) = Locator::decode(&request.locator) else {
+            return found;
+        };
+        let refusal = match found {
+            Err(refusal @ (Refusal::NotHere | Refusal::Changed)) => refusal,
+            found => return found,
+        };
+        match self.store.partial_under_way(ino, &request.hash) {
+            Some(partial) if partial.has_soon(&request.ranges, UNDER_WAY_WAIT).await => {
+                self.find_now(request).await
+            }
+            _ => Err(refusal),
+        }
+    }
+
+    async fn find_now(&self, request: &BlockRequest) -> Result<Content, Refusal> {
         let locator = Locator::decode(&request.locator).ok_or(Refusal::NotHere)?;
         if let Some(content) = self.store.contents.get(&locator, request) {
             return Ok(content);

@@ -83,6 +83,17 @@ impl Store {
     }
 }
 
+/// Whether a tree that is here has these bytes.
+pub(super) fn is_same(known: &Outboard, outboard: &[u8]) -> bool {
+    match known {
+        Outboard::Memory(bytes) => bytes[..] == *outboard,
+        Outboard::File(file) => {
+            let mut bytes = vec![0; outboard.len()];
+            file.read_exact_at(&mut bytes, 0).is_ok() && bytes == outboard
+        }
+    }
+}
+
 fn in_its_directory(path: &Path, act: impl Fn() -> std::io::Result<()>) -> std::io::Result<()> {
     match act() {
         Err(error) if error.kind() == ErrorKind::NotFound => {

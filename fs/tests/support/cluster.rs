@@ -175,6 +175,7 @@ async fn start(
         memory_limit_bytes: 64 * 1024 * 1024,
         read_only: false,
         passthrough: options.passthrough,
+        keeping: Default::default(),
     };
     let fs = FileSystem::start(fs_options, store, catalog, pool)
         .await

@@ -34,7 +34,6 @@ class AsyncClient:
     def __init__(self, url: str | None = None, **keywords: Any) -> None:
         self._make = functools.partial(_client.Client, url, **keywords)
         self._made: _client.Client | None = None
-        self._making = asyncio.Lock()
         self._sender = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="kitchensink-send")
 
     async def _run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -45,10 +44,14 @@ class AsyncClient:
     async def client(self) -> _client.Client:
         """The client that it stands on, connected. Errors: ConnectionFailed."""
         if self._made is None:
-            async with self._making:
-                if self._made is None:
-                    self._made = await self._run(self._make)
+            await self._run(self._connect)
+        assert self._made is not None
         return self._made
+
+    def _connect(self) -> None:
+        """In the sending thread, of which there is one: so it is done once."""
+        if self._made is None:
+            self._made = self._make()
 
     async def __aenter__(self) -> AsyncClient:
         await self.client()

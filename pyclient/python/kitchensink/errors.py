@@ -7,6 +7,7 @@ What a call's own code raises is not here: it is raised again, with its own type
 from __future__ import annotations
 
 import concurrent.futures
+import sys
 from typing import Any
 
 __all__ = [
@@ -31,6 +32,14 @@ __all__ = [
     "WorkerCrashed",
     "WorkerMemoryExceeded",
 ]
+
+
+if sys.version_info >= (3, 11):
+    Late = TimeoutError
+else:
+
+    class Late(concurrent.futures.TimeoutError, TimeoutError):
+        """A wait's `timeout` has passed: the built-in TimeoutError, and that of concurrent.futures, which were two."""
 
 
 class KitchenSinkError(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import html
 import threading
@@ -12,7 +11,7 @@ from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import outcome as outcomes
-from .errors import JobCancelled, KitchenSinkError
+from .errors import JobCancelled, KitchenSinkError, Late
 
 if TYPE_CHECKING:
     from .session import Session
@@ -162,7 +161,7 @@ class Job(Future):  # type: ignore[type-arg]
         if not self.finished:
             deadline = None if timeout is None else time.monotonic() + timeout
             if self._session is None or not self._session.wait(self, deadline):
-                raise concurrent.futures.TimeoutError(f"{self.name} ({self.id}) has not ended within {timeout} s")
+                raise Late(f"{self.name} ({self.id}) has not ended within {timeout} s")
         self._decode()
         decoding = self.__dict__.get("_decoding")
         if decoding is not None and decoding.locked():

@@ -5,14 +5,16 @@ Internal; users find these methods on `Client`.
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import as_completed
+from concurrent.futures import Future, as_completed
 from typing import TYPE_CHECKING, Any
 
 from . import submission
 from .bulk import cancel_rest, cancelled_by_interrupt, in_order
+from .errors import Late
 from .job import Job
 from .options import Options
 from .progress import shown
@@ -123,6 +125,13 @@ def results(jobs: list[Job], ordered: bool, progress: bool | None, timeout: floa
     return _results(jobs, ordered, progress, None if timeout is None else time.monotonic() + timeout)
 
 
+def _as_completed(jobs: list[Job], timeout: float | None) -> Iterator[Future[Any]]:
+    try:
+        yield from as_completed(jobs, timeout)
+    except concurrent.futures.TimeoutError as error:
+        raise Late(str(error)) from None
+
+
 def _results(jobs: list[Job], ordered: bool, progress: bool | None, deadline: float | None) -> Iterator[Any]:
     with cancelled_by_interrupt(jobs), shown(jobs, progress):
         try:
@@ -130,7 +139,7 @@ def _results(jobs: list[Job], ordered: bool, progress: bool | None, deadline: fl
                 for job in jobs:
                     yield job.result(_left(deadline))
             else:
-                for ended in as_completed(jobs, _left(deadline)):
+                for ended in _as_completed(jobs, _left(deadline)):
                     yield ended.result()
         finally:
             cancel_rest(jobs)

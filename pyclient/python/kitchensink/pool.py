@@ -258,14 +258,15 @@ class Pool:
             handles = list(threads.map(put, range(len(items))))
         return dict(zip((own for own, _ in items), handles)) if isinstance(data, dict) else handles
 
-    def gather(self, data: Any) -> Any:
-        """The same with every handle replaced by its value, however nested. Errors: KeyLost (a KeyError), and what the
-        handles' calls raised."""
+    def gather(self, data: Any, timeout: float | None = None) -> Any:
+        """The same with every handle replaced by its value, however nested. Errors: KeyLost (a KeyError), what the
+        handles' calls raised, and TimeoutError, where one of them has not ended within `timeout` seconds."""
         handles = {id(handle): handle for handle in nested.find(data, RemoteValue)}
         if len(handles) > GOING_MAX:
             raise ValueError(f"more than {GOING_MAX} values: gather fewer at once")
         with concurrent.futures.ThreadPoolExecutor(READERS) as threads:
-            values = dict(zip(handles, threads.map(RemoteValue.get, handles.values())))
+            found = threads.map(lambda handle: handle.get(timeout), handles.values())
+            values = dict(zip(handles, found))
         return nested.replace(data, RemoteValue, lambda handle: values[id(handle)])
 
     def set(self, key: str, value: Any) -> RemoteValue:

@@ -68,6 +68,12 @@ impl Decoder {
         Ok(decoder)
     }
 
+    /// Makes room at once for as much as will lie here of `bytes` that are to come: growing would copy it again and again.
+    pub(super) fn make_room(&mut self, bytes: u64) {
+        let room = (EXTENT_BYTES_MAX as u64 + super::GROUP_BYTES).min(bytes);
+        self.extent.reserve(room as usize);
+    }
+
     /// Whether all has come and been verified. (The sink may still wait for `flush`.)
     pub(super) fn is_done(&self) -> bool {
         self.current.is_none()

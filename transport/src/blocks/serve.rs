@@ -12,7 +12,7 @@ use crate::{
 use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -26,6 +26,8 @@ const REQUESTS_MAX: usize = 128;
 const TURN_DEADLINE: Duration = Duration::from_secs(1);
 /// The first piece of an answer is small: its first byte is waited for.
 const PIECE_BYTES_FIRST: usize = 64 << 10;
+/// Answers up to this length take turns with all else that the connection has to send: somebody may wait for them.
+const SHORT_BYTES: u64 = 1 << 20;
 /// Further pieces.
 const PIECE_BYTES: usize = 256 << 10;
 /// Room for a piece: it ends with a whole group and its parents.
@@ -41,6 +43,7 @@ struct Shared {
     turns: Semaphore,
     buffers: Arc<Buffers>,
     bytes_sent: AtomicU64,
+    long_answers: AtomicI32,
 }
 
 impl BlockServer {
@@ -52,6 +55,7 @@ impl BlockServer {
                 turns: Semaphore::new(REQUESTS_MAX),
                 buffers: Buffers::new(BUFFER_BYTES),
                 bytes_sent: AtomicU64::new(0),
+                long_answers: AtomicI32::new(0),
             }),
         }
     }
@@ -114,7 +118,13 @@ impl Shared {
             Err(_) => Err(Refusal::Busy),
         };
         match opened {
-            Ok((layout, content)) => self.send(stream, layout, content).await,
+            Ok((layout, content)) => {
+                let asked = request.ranges.iter().map(|range| range.end - range.start);
+                if asked.sum::<u64>() > SHORT_BYTES {
+                    self.stand_behind(stream);
+                }
+                self.send(stream, layout, content).await
+            }
             Err(refusal) => {
                 tracing::debug!(%refusal, "refused a block request");
                 let head: Result<(), Refusal> = Err(refusal);
@@ -154,7 +164,9 @@ impl Shared {
         }
         self.write(stream, first.into()).await?;
         let user = self.buffers.user();
+        let mut is_long = false;
         while let Some(piece) = layout.next_piece(PIECE_BYTES) {
+            is_long = true;
             let (len, buffer) = (piece.len, user.lend());
             let filled = read_piece(reader, piece, buffer, 0).await?;
             reader = filled.0;
@@ -162,7 +174,18 @@ impl Shared {
         }
         // An error says that the peer has left.
         let _ = stream.send.finish();
+        if is_long {
+            crate::memory::release_at_rest();
+        }
         Ok(())
+    }
+
+    /// A long answer comes after all else that the connection has to send, and after the long answers that were asked for
+    /// before it. Side by side they would be read in small portions, and what is waited for first would come last.
+    fn stand_behind(&self, stream: &mut Stream) {
+        let turn = self.long_answers.fetch_add(1, Ordering::Relaxed) & i32::MAX;
+        // An error says that the peer has left.
+        let _ = stream.send.set_priority(-1 - turn);
     }
 
     async fn write(&self, stream: &mut Stream, bytes: Bytes) -> Result<(), Ended> {

@@ -4,12 +4,12 @@
 //! Takes part: `socket` (under quinn, so that all of this is unseen by it).
 //! Always holds: only full batches of a bulk sender wait, for one turn of the scheduler at most;
 //! anything else goes out at once, after what waits before it. What cannot be sent now is kept and
-//! sent when the socket takes it; what does not fit beside it is refused, as the socket would.
+//! sent when the socket takes it; what does not fit beside it is refused, as the socket would. One connection's datagrams
+//! leave in the order in which they came.
 use quinn::AsyncUdpSocket;
 use quinn::udp::{EcnCodepoint, Transmit};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use tokio::sync::Notify;
 
@@ -19,7 +19,7 @@ const SEND_BYTES_MAX: usize = 65_000;
 const SEND_DATAGRAMS_MAX: usize = 64;
 /// Datagrams of a batch that quinn fills when it has more to send.
 const QUINN_DATAGRAMS: usize = 10;
-/// Threads that fill a batch of their own; more share.
+/// Batches that are filled side by side; connections share them.
 const SLOTS: usize = 4;
 
 /// Batches on their way to one socket.
@@ -92,7 +92,9 @@ impl Batches {
 
     /// Sends, now or very soon.
     pub(super) fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let mut batch = self.slots[slot()].lock().expect("no panic while held");
+        let mut batch = self.slots[slot(transmit.contents)]
+            .lock()
+            .expect("no panic while held");
         let way = Way::of_full(transmit);
         if !way.is_some_and(|way| batch.takes(&way, transmit.contents.len())) {
             // If the socket is full, both this and what waits are sent later.
@@ -173,13 +175,10 @@ impl Drop for Batches {
     }
 }
 
-/// Which batch this thread fills.
-fn slot() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SLOTS;
-    }
-    MINE.with(|mine| *mine)
+/// Which batch a datagram joins: always the same for one connection (short headers begin with a byte of flags and the
+/// connection's id), so that its datagrams leave in order whatever thread it runs on. What overtakes others is taken for a loss.
+fn slot(datagram: &[u8]) -> usize {
+    datagram.get(1).map_or(0, |id| usize::from(*id)) % SLOTS
 }
 
 /// Sends what no full batch took along, once the sender had its next turn.

@@ -38,6 +38,13 @@ const RECEIVE_PAYLOAD_BYTES_MAX: u16 = 65_527;
 const RTT_INITIAL: Duration = Duration::from_millis(100);
 /// Bytes that may be sent before the path is known: on a near network slow start is only slow.
 const WINDOW_INITIAL_BYTES: u64 = 1 << 20;
+/// Packets that a receiver takes before it says so. (Left alone it says so for every second packet or every turn, and each
+/// such word is a system call and a wake-up on both sides.)
+const ACK_AFTER_PACKETS: u32 = 64;
+/// How long it may keep it to itself when fewer come.
+const ACK_DELAY: Duration = Duration::from_millis(5);
+/// Packets that may overtake another before it is taken for lost (quinn's own measure).
+const REORDERED_PACKETS: u32 = 3;
 /// Connections that wait for our attention at most, before any is looked at.
 const INCOMING_MAX: usize = 256;
 
@@ -56,8 +63,7 @@ pub(super) fn client_config(
 ) -> Result<quinn::ClientConfig, NoInitialCipherSuite> {
     let crypto = QuicClientConfig::try_from(identity.client.clone())?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    // Streams are opened by the side that connected; the other opens its welcome.
-    config.transport_config(Arc::new(transport(0, 1, None)));
+    config.transport_config(Arc::new(connecting(None)));
     Ok(config)
 }
 
@@ -77,7 +83,15 @@ pub(super) fn client_config_for(
     peer: SocketAddr,
 ) -> quinn::ClientConfig {
     let mut config = general.clone();
-    config.transport_config(Arc::new(transport(0, 1, Some(peer))));
+    config.transport_config(Arc::new(connecting(Some(peer))));
+    config
+}
+
+/// Of the side that connects: it opens the streams, the other its welcome. It alone says now and then that it lives: the
+/// answer says the same of the other.
+fn connecting(peer: Option<SocketAddr>) -> TransportConfig {
+    let mut config = transport(0, 1, peer);
+    config.keep_alive_interval(Some(KEEP_ALIVE));
     config
 }
 
@@ -115,12 +129,16 @@ fn transport(
     mtu_discovery.upper_bound(mtu_bound(peer));
     let mut cubic = quinn::congestion::CubicConfig::default();
     cubic.initial_window(WINDOW_INITIAL_BYTES);
+    let mut acks = quinn::AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(ACK_AFTER_PACKETS))
+        .max_ack_delay(Some(ACK_DELAY))
+        .reordering_threshold(VarInt::from_u32(REORDERED_PACKETS));
     let mut config = TransportConfig::default();
     config
+        .ack_frequency_config(Some(acks))
         .max_concurrent_bidi_streams(VarInt::from_u32(bidirectional_max))
         .max_concurrent_uni_streams(VarInt::from_u32(unidirectional_max))
         .max_idle_timeout(Some(IDLE_TIMEOUT.try_into().expect("seconds fit")))
-        .keep_alive_interval(Some(KEEP_ALIVE))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES)

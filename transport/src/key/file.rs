@@ -5,6 +5,9 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+/// How every key file begins.
+const HEADER_START: &[u8] = b"kitchensink-";
+
 /// Fills `bytes` from the system's random generator.
 pub(super) fn random(bytes: &mut [u8]) {
     rustls::crypto::ring::default_provider()
@@ -21,15 +24,18 @@ pub(super) fn read_private(path: &Path, limit: u64) -> Result<String, KeyError> 
     };
     let file = File::open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
-    // First whether it can be a key at all: nobody is told to change the mode of something else.
     if !metadata.is_file() || metadata.len() > limit {
+        return Err(KeyError::Malformed(path.to_owned()));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes).map_err(io)?;
+    // First whether it can be a key at all: nobody is told to change the mode of something else.
+    if !bytes.starts_with(HEADER_START) {
         return Err(KeyError::Malformed(path.to_owned()));
     }
     if metadata.permissions().mode() & 0o077 != 0 {
         return Err(KeyError::TooOpen(path.to_owned()));
     }
-    let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes).map_err(io)?;
     String::from_utf8(bytes).map_err(|_| KeyError::Malformed(path.to_owned()))
 }
 

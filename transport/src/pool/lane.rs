@@ -40,11 +40,17 @@ struct State {
 impl State {
     /// Notices a connection that has ended since.
     fn refresh(&mut self, now: Instant) {
-        let ended = |ready: &Ready| ready.connection.close_reason().is_some();
-        if self.ready.as_ref().is_some_and(ended) {
-            self.ready = None;
-            self.link.handle(Event::Lost, now);
+        let ended = |ready: &Ready| ready.connection.close_reason();
+        let Some(reason) = self.ready.as_ref().and_then(ended) else {
+            return;
+        };
+        if let Some(ready) = self.ready.take()
+            && reason != quinn::ConnectionError::LocallyClosed
+        {
+            let peer = ready.connection.remote_address().to_string();
+            self.last_error = Some(ConnectError::Gone(peer));
         }
+        self.link.handle(Event::Lost, now);
     }
 
     /// Forgets the connection; the next who wants one makes another.

@@ -257,6 +257,49 @@ async fn a_silent_peer_stalls() {
     pair.server.close().await;
 }
 
+/// Opens late what the locator calls late.
+struct Late(OneContent);
+
+const LATE: &[u8] = b"late";
+
+impl BlockSource for Late {
+    fn open<'a>(&'a self, asked: &'a BlockRequest) -> BoxFuture<'a, Result<Content, Refusal>> {
+        Box::pin(async move {
+            if asked.locator == LATE {
+                tokio::time::sleep(Duration::from_millis(1500)).await;
+            }
+            self.0.open(asked).await
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_sends_another_answer_is_not_silent() {
+    let data = sample(10);
+    let pair = pair(Late(OneContent::new(&data, false)));
+    let limits = ks_transport::blocks::FetchLimits {
+        stall: Duration::from_millis(500),
+        lane: 0,
+    };
+    let late = {
+        let mut asked = request(&data, &[(0, 10)]);
+        asked.locator = LATE.to_vec();
+        let peer = pair.peer.clone();
+        tokio::spawn(async move {
+            let mut sink = MemorySink::default();
+            fetch(&peer, &asked, limits, &mut sink).await
+        })
+    };
+    while !late.is_finished() {
+        let mut sink = MemorySink::default();
+        let asked = request(&data, &[(0, 10)]);
+        fetch(&pair.peer, &asked, LIMITS, &mut sink).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    late.await.unwrap().unwrap();
+    pair.server.close().await;
+}
+
 #[test]
 fn works_on_one_thread() {
     let runtime = tokio::runtime::Builder::new_current_thread()

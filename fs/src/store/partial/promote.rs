@@ -5,16 +5,48 @@
 use super::super::files::{is, meta_from};
 use super::super::meta::{self, Tag};
 use super::super::{Store, StoreError, io_at, lock, state};
-use super::{Partial, remove_files, with_suffix};
+use super::{ContentKey, GroupMap, Partial, Saved, remove_files, with_suffix};
 use crate::path::TreePath;
 use crate::record::*;
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 use std::io;
-use std::sync::Arc;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// How often a name that changes between looking and renaming is looked at again.
 const RACES_MAX: usize = 4;
+
+impl Partial {
+    /// A whole content in a temporary file that is nobody's partial: the next start removes it, if nothing else does.
+    fn small(store: &Store, key: &ContentKey, data: &[u8]) -> Result<Self, StoreError> {
+        let path = state::temporary_beside(&store.state_dir().join("partial/small"));
+        let file = std::fs::File::options()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io_at(&path))?;
+        file.write_all_at(data, 0).map_err(io_at(&path))?;
+        let mut map = GroupMap::new(key.size);
+        map.mark(0..key.size);
+        Ok(Self {
+            key: key.clone(),
+            data: Arc::new(file),
+            tree: store.nothing.clone(),
+            path,
+            save: Mutex::new(Saved {
+                at: Instant::now(),
+                had_bytes: key.size,
+            }),
+            map: Mutex::new(map),
+            grown: tokio::sync::Notify::new(),
+            is_closed: Mutex::new(true),
+        })
+    }
+}
 
 impl Store {
     /// A whole partial becomes the plain file at `path`: attributes, `user.ks` and tree in place first, then one rename.
@@ -42,6 +74,42 @@ impl Store {
             }
         }
         Err(self.mismatch(path))
+    }
+
+    /// A small whole content becomes the plain file at `path`, as `promote` makes a partial one, without having been a partial
+    /// with a map. It has no tree: one group (`outboard_len` 0). `false`: there is a
+    /// partial of it, or something at `path`: go the way of `promote`.
+    pub fn keep_small(
+        &self,
+        key: &ContentKey,
+        data: &[u8],
+        path: &TreePath,
+        inode: &Inode,
+    ) -> Result<bool, StoreError> {
+        let slot = (key.ino, key.version);
+        let has_partial = lock(&self.partials).on_disk.contains(&slot);
+        if has_partial || ks_transport::blocks::outboard_len(key.size) > 0 {
+            return Ok(false);
+        }
+        if data.len() as u64 != key.size || inode.version != key.version {
+            return Err(self.mismatch(path));
+        }
+        self.ensure_room(key.size)?;
+        let whole = Partial::small(self, key, data)?;
+        let dressed = self.dress(&whole, inode).map_err(io_at(&whole.path));
+        let named = dressed.and_then(|()| {
+            match self.rename_partial(&whole, path, RenameFlags::NOREPLACE) {
+                Ok(()) => Ok(true),
+                Err(error) if is(&error, Errno::EXIST) => Ok(false),
+                Err(error) => Err(self.io(path)(error)),
+            }
+        });
+        match named {
+            Ok(true) => self.sync_when_due(),
+            // It is still ours, and not wanted.
+            _ => drop(std::fs::remove_file(&whole.path)),
+        }
+        named
     }
 
     /// Attributes and `user.ks` of the partial's file.

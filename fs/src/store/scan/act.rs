@@ -245,6 +245,7 @@ impl Scan<'_> {
         match published.await {
             Ok(committed) => {
                 self.report.changed += 1;
+                self.catalog.tell_own(node.ino);
                 self.mark(&entry, &entry.meta_as(node.ino, &committed.value.inode))?;
                 Ok(None)
             }

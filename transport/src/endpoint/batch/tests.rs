@@ -3,7 +3,7 @@ use super::*;
 use quinn::UdpPoller;
 use quinn::udp::RecvMeta;
 use std::pin::Pin;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -175,4 +175,19 @@ async fn a_full_socket_delays_and_loses_nothing() {
     tokio::task::yield_now().await;
     double.full.store(false, Ordering::SeqCst);
     settle(&double, &(0..accepted).collect::<Vec<_>>()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn in_order_whatever_thread_sends() {
+    let double = Arc::new(Double::default());
+    let batches = Batches::new(double.clone());
+    for first in (0..2000).step_by(10) {
+        let batches = batches.clone();
+        let sent =
+            tokio::spawn(
+                async move { batches.send(&transmit(&datagrams(first, 10, 1200), 1200, 1)) },
+            );
+        sent.await.unwrap().unwrap();
+    }
+    settle(&double, &(0..2000).collect::<Vec<_>>()).await;
 }

@@ -1,0 +1,178 @@
+"""Copies on several nodes: given up (never the last), pinned, evicted, spread, and a home that dies."""
+
+import subprocess
+import time
+
+import pytest
+
+from harness import Cluster, wait_for
+from harness.data import MIB, noise
+from harness.node import need_running
+
+REFUSED = 1
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    need_running()
+    with Cluster(3) as cluster:
+        yield cluster.start()
+
+
+def rows(done):
+    import json
+
+    return json.loads(done.stdout)
+
+
+def test_the_last_copy_is_never_dropped(cluster):
+    data = noise(3 * MIB, seed=1)
+    cluster[1].exec(["tee", "/ks/last"], input=data)
+    refused = cluster[1].ks("drop", "/ks/last", check=False)
+    assert refused.status == REFUSED and "last whole copy" in refused.text, refused
+    cluster[2].ks("fetch", "/ks/last")
+    cluster[2].ks("drop", "/ks/last")
+    assert not (cluster[2].datadir / "last").exists()
+    assert set(cluster[1].holders("last")) == {"host1"}
+    assert cluster[2].exec(["cat", "/ks/last"]).stdout == data
+    wait_for(lambda: set(cluster[1].holders("last")) == {"host1", "host2"}, 5)
+
+
+def test_a_home_that_drops_its_copy_hands_the_file_over(cluster):
+    data = noise(2 * MIB, seed=2)
+    cluster[1].exec(["tee", "/ks/moves"], input=data)
+    cluster[3].ks("fetch", "/ks/moves")
+    cluster[1].ks("drop", "/ks/moves")
+    assert not (cluster[1].datadir / "moves").exists()
+    holders = cluster[2].holders("moves")
+    assert set(holders) == {"host3"} and holders["host3"]["home"]
+    cluster[1].shell("printf tail >> /ks/moves")
+    assert cluster[2].exec(["cat", "/ks/moves"]).stdout == data + b"tail"
+    assert (cluster[3].datadir / "moves").read_bytes() == data + b"tail"
+
+
+def test_two_nodes_drop_the_last_two_copies_at_once(cluster):
+    for turn in range(5):
+        path = f"/ks/race{turn}"
+        data = noise(MIB, seed=turn)
+        cluster[1].exec(["tee", path], input=data)
+        cluster[2].ks("fetch", path)
+        drops = [node.spawn(node_drop(node, path), stdout=subprocess.DEVNULL) for node in (cluster[1], cluster[2])]
+        statuses = [drop.wait(timeout=30) for drop in drops]
+        assert statuses.count(0) <= 1, statuses
+        assert len(cluster[3].holders(f"race{turn}")) >= 1
+        assert cluster[3].exec(["cat", path]).stdout == data
+
+
+def node_drop(node, path):
+    from harness.node import PROGRAM
+
+    return [PROGRAM, "drop", path]
+
+
+def test_a_file_that_is_being_written_is_not_dropped(cluster):
+    cluster[1].shell("echo first > /ks/written")
+    cluster[2].ks("fetch", "/ks/written")
+    writer = cluster[1].spawn(
+        ["bash", "-c", "exec 3>>/ks/written; echo ready; read; echo second >&3"], stdin=-1, stdout=-1
+    )
+    try:
+        assert writer.stdout.readline() == b"ready\n"
+        refused = cluster[1].ks("drop", "/ks/written", check=False)
+        assert refused.status == REFUSED and "open for writing" in refused.text, refused
+    finally:
+        writer.communicate(b"\n", timeout=20)
+    assert cluster[3].exec(["cat", "/ks/written"]).text == "first\nsecond\n"
+
+
+def test_push_brings_a_file_to_all_and_the_first_holder_sends_it_about_once(cluster):
+    data = noise(48 * MIB, seed=5)
+    cluster[1].exec(["tee", "/ks/spread"], input=data)
+    before = cluster[1].read_counters()["bytes_sent"]
+    done = cluster[1].ks("push", "/ks/spread", "--all", "--json")
+    assert {row["node"] for row in rows(done)} == {"host1", "host2", "host3"} and all(row["ok"] for row in rows(done))
+    sent = cluster[1].read_counters()["bytes_sent"] - before
+    assert set(cluster[2].holders("spread")) == {"host1", "host2", "host3"}
+    for node in cluster.nodes:
+        assert (node.datadir / "spread").read_bytes() == data
+    assert sent < 1.5 * len(data), f"host1 sent {sent} bytes of {len(data)}"
+
+
+def test_push_to_a_node_that_is_not_there_fails(cluster):
+    cluster[1].shell("echo x > /ks/nowhere")
+    failed = cluster[1].ks("push", "/ks/nowhere", "--to", "host9", check=False)
+    assert failed.status == 1 and "host9" in failed.error
+
+
+def test_what_is_pinned_stays_and_what_was_used_least_goes(make_cluster):
+    cluster = make_cluster(2)
+    first, second = cluster.nodes
+    first.start("--num-workers", "1")
+    cluster.copy_key(first, second)
+    second.start("--join", "host1", "--num-workers", "1", "--cache-limit", "10M")
+    names = [f"c{number}" for number in range(6)]
+    for number, name in enumerate(names):
+        first.exec(["tee", f"/ks/{name}"], input=noise(3 * MIB, seed=number))
+    second.ks("pin", "/ks/c0")
+    for name in names:
+        second.ks("fetch", f"/ks/{name}")
+        time.sleep(0.05)
+
+    def here():
+        return {path.name for path in second.datadir.glob("c*")}
+
+    wait_for(lambda: len(here()) <= 3, 15, "eviction")
+    time.sleep(1)
+    assert here() == {"c0", "c4", "c5"}
+    for number, name in enumerate(names):
+        assert set(first.holders(name)) == ({"host1", "host2"} if name in here() else {"host1"})
+        assert second.exec(["cat", f"/ks/{name}"]).stdout == noise(3 * MIB, seed=number)
+    assert "c0" in here()
+    second.shell("echo mine > /ks/mine")
+    for name in names:
+        second.exec(["cat", f"/ks/{name}"])
+    time.sleep(3)
+    assert (second.datadir / "mine").exists(), "what is at home here is no fetched data"
+
+
+def test_a_dead_home_is_replaced_and_fenced(make_cluster):
+    cluster = make_cluster(3).start()
+    data = noise(2 * MIB, seed=8)
+    cluster[2].exec(["tee", "/ks/heir"], input=data)
+    cluster[2].exec(["touch", "/ks/empty"])
+    cluster[3].ks("fetch", "/ks/heir")
+    cluster[2].kill9()
+    wait_for(lambda: [n["alive"] for n in cluster[1].ks_json("nodes")].count(True) == 2, 15)
+    cluster[1].shell("printf more >> /ks/heir; echo filled > /ks/empty")
+    assert cluster[3].exec(["cat", "/ks/heir"]).stdout == data + b"more"
+    holders = cluster[1].holders("heir")
+    assert set(holders) == {"host3"} and holders["host3"]["home"]
+    # What the old home still wrote, unpublished, is not lost: it is kept under another name.
+    (cluster[2].datadir / "heir").write_bytes(b"written behind the back")
+    cluster[2].restart()
+    assert cluster[2].exec(["cat", "/ks/heir"]).stdout == data + b"more"
+    assert cluster[1].exec(["cat", "/ks/empty"]).text == "filled\n"
+    conflicts = [name for name in cluster[1].exec(["ls", "/ks"]).text.split() if name.startswith("heir.conflict")]
+    assert conflicts and cluster[1].exec(["cat", f"/ks/{conflicts[0]}"]).text == "written behind the back"
+
+
+def test_replicas_are_made_inherited_and_made_again(make_cluster):
+    cluster = make_cluster(3).start("--repair-after", "3s")
+    first, second, third = cluster.nodes
+    data = noise(2 * MIB, seed=3)
+    first.shell("mkdir -p /ks/safe/deep")
+    first.exec(["tee", "/ks/safe/old"], input=data)
+    first.ks("replicate", "/ks/safe", "-n", "2")
+    assert len(first.holders("safe/old")) == 2
+    first.exec(["tee", "/ks/safe/deep/new"], input=data)
+    wait_for(lambda: len(first.holders("safe/deep/new")) == 2, 40, "a new file inherits the number")
+    assert "ks.replicas" not in first.python("reply(os.listxattr('/ks/safe'))").text
+    first.shell("printf tail >> /ks/safe/old")
+    wait_for(lambda: len(first.holders("safe/old")) == 2, 40, "a new version is copied again")
+    away = next(node for node in (second, third) if node.name in first.holders("safe/old"))
+    stays = third if away is second else second
+    away.kill9()
+    wait_for(lambda: {"host1", stays.name} <= set(first.holders("safe/old")), 60, "a lost copy is made again")
+    assert (stays.datadir / "safe/old").read_bytes() == data + b"tail"
+    refused = first.ks("replicate", "/ks/safe", "-n", "3", check=False)
+    assert refused.status == 1 and "no further node" in refused.text

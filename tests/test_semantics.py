@@ -1,0 +1,33 @@
+"""The examples of SEMANTICS.md, replayed in their order on three hosts."""
+
+import re
+
+from harness.hosts import REPOSITORY
+
+COMMAND = re.compile(r"    host([1-3])\$ (.*)")
+
+
+def examples():
+    """[line number, host, command, what it prints]."""
+    found = []
+    for number, line in enumerate((REPOSITORY / "SEMANTICS.md").read_text().splitlines(), 1):
+        if match := COMMAND.fullmatch(line):
+            found.append([number, int(match[1]), match[2], ""])
+        elif line.startswith("    ") and found:
+            found[-1][3] += line[4:] + "\n"
+    return found
+
+
+def test_the_examples_do_what_the_document_says(trio):
+    told = examples()
+    assert len(told) > 20
+    background = []
+    for number, host, command, printed in told:
+        if command.endswith("&"):
+            background.append(trio[host].spawn(["bash", "-c", command.removesuffix("&")]))
+            continue
+        done = trio[host].exec(["bash", "-c", command], check=False)
+        said = done.text + done.error
+        assert said.rstrip("\n") == printed.rstrip("\n"), f"SEMANTICS.md:{number}: {done}"
+    for process in background:
+        assert process.wait(timeout=10) == 0
