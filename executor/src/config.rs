@@ -10,7 +10,7 @@ use std::time::Duration;
 pub const DEFAULT_PORT: u16 = 6323;
 
 /// No disk and no memory is larger, bytes: 8 EiB.
-const SIZE_BYTES_MAX: f64 = 9.223_372_036_854_775_8e18;
+const SIZE_BYTES_MAX: f64 = 9.223_372_036_854_776e18;
 
 /// A size as people write it: `200M`, `1.5G`, `4096`, or a share of the disk, `5%`.
 #[derive(Clone, Copy, Debug, PartialEq)]

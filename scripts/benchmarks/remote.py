@@ -115,7 +115,7 @@ def cpu_seconds(pids: list) -> float:
 
 
 class Cost:
-    """The CPU seconds that reading takes both sides: the processes which serve the reader, and those which serve the holder."""
+    """The CPU seconds that reading takes both sides: the processes that serve the reader, and the holder's."""
 
     def __init__(self, reader: list, holder: list):
         self.sides = {"reader's side": reader, "holder's side": holder}
@@ -278,7 +278,8 @@ def beside_sshfs(report: Report, pair: Pair) -> None:
                 speeds.append(done["bytes"] / done["seconds"] / 1e6)
             beside("read, cold, sequential", SEQUENTIAL, statistics.median(speeds), "MB/s")
             for side in cost.sides:
-                beside(f"read, cold, sequential, {CPU} {side}", f"{SEQUENTIAL}, {CPU} {side}", cost.per_gib(side), "s/GiB")
+                ours = f"{SEQUENTIAL}, {CPU} {side}"
+                beside(f"read, cold, sequential, {CPU} {side}", ours, cost.per_gib(side), "s/GiB")
             lone = run_inside(reader, "read_random", f"{SSHFS_MOUNT}/random0", RANDOM_READS)
             beside("read, cold, random 4 KiB, p50", "remote read, cold, random 4 KiB, p50", lone["p50"] * 1e3, "ms")
             before = pair.received()
@@ -297,9 +298,9 @@ def beside_sshfs(report: Report, pair: Pair) -> None:
 
 
 def fill_page_cache(directory: Path) -> None:
-    """A virtual machine gets its memory from the machine below when it is touched for the first time, which is slower than
-    a network. So the page cache is filled with a file of holes: from then on pages are used again, by us and by what we
-    are compared with."""
+    """A virtual machine gets its memory from the machine below when it is touched for the first time, which is slower
+    than a network. So the page cache is filled with a file of holes: from then on pages are used again, by us and by
+    what we are compared with."""
     holes = directory / "holes"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with holes.open("wb") as file:
