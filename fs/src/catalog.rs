@@ -574,7 +574,7 @@ impl Catalog {
     pub async fn set_holdings(&self, held: &[(Ino, Holding)]) -> Result<(), CatalogError> {
         let mut pipeline = redis::pipe();
         for (ino, holding) in held {
-            let change = self.holding_change(*ino, Some(holding.clone()));
+            let change = self.holding_change(*ino, Some(*holding));
             pipeline.cmd("EVALSHA").arg(changes::COMMIT.sha1()).arg(0);
             for word in change.arguments(self.me(), self.nonce()) {
                 pipeline.arg(word);
@@ -585,7 +585,7 @@ impl Catalog {
             // Redis does not know the script yet: the calls one by one bring it along.
             Err(RedisError::Refused(_)) => {
                 for (ino, holding) in held {
-                    self.set_holding(*ino, Some(holding.clone())).await?;
+                    self.set_holding(*ino, Some(*holding)).await?;
                 }
                 Ok(())
             }

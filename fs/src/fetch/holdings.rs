@@ -53,7 +53,7 @@ async fn pass_on(catalog: Catalog, mut arriving: mpsc::Receiver<Note>) {
         {
             notes.push(note);
         }
-        let held: Vec<(Ino, Holding)> = notes.iter().map(|n| (n.ino, n.holding.clone())).collect();
+        let held: Vec<(Ino, Holding)> = notes.iter().map(|n| (n.ino, n.holding)).collect();
         let answer = catalog.set_holdings(&held).await;
         let answer = answer.map_err(|error| error.to_string());
         for note in notes.drain(..) {

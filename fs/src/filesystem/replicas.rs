@@ -25,13 +25,16 @@ const LISTED: &str = "ks:replicated";
 /// More copies than this are refused.
 pub const REPLICAS_MAX: usize = 1024;
 
+/// What a look rests on: the last event, the listed files, who is heard of.
+type Seen = (EventId, BTreeSet<Ino>, Vec<(NodeId, bool)>);
+
 /// What is known between two looks.
 #[derive(Default)]
 struct Watch {
     /// Since when nodes have not been heard of.
     away: HashMap<NodeId, Instant>,
     /// What the last look rested on; the same: nothing is to be done. `None`: something failed, look again.
-    seen: Option<(EventId, BTreeSet<Ino>, Vec<(NodeId, bool)>)>,
+    seen: Option<Seen>,
 }
 
 /// Runs until the file system is gone.
