@@ -1,4 +1,4 @@
-"""Calls that cannot be: a typed error at once, with the cure in it; and nothing is run again that a user's code raised."""
+"""Calls that cannot be: a typed error at once, with the cure in it. Nothing is run again that a user's code raised."""
 
 import pytest
 
