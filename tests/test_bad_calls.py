@@ -1,4 +1,4 @@
-"""Calls that cannot be: a typed error at once, with the cure in it; and nothing is run again that a user's code raised."""
+"""Calls that cannot be: a typed error at once, with the cure in it. Nothing is run again that a user's code raised."""
 
 import pytest
 
@@ -19,7 +19,7 @@ CASES = {
     "no function": ("c.call(5)", "TypeError", ["function"]),
     "a format that is not registered": ("Client(fmt='yaml')", "TypeError", ["yaml", "register_serialization"]),
     "an argument for which raw is no format": ("Client(fmt='raw').call(len, 'text')", "NotSerializable", ["bytes"]),
-    "an argument that JSON has no word for": ("Client(fmt='json').call(len, {1, 2})", "NotSerializable", ["argument 1"]),
+    "an argument without a JSON form": ("Client(fmt='json').call(len, {1, 2})", "NotSerializable", ["argument 1"]),
     "a name that is not registered": ("c.call('nothing', _async=False)", "NotRegistered", ["default:nothing"]),
     "a module that is not there": ("c.call('nomodule:f', _async=False)", "ModuleNotFoundError", ["nomodule"]),
     "a name of a module that it has not": ("c.call('math:nothing', _async=False)", "AttributeError", ["nothing"]),

@@ -134,17 +134,16 @@ async fn a_redis_that_dies_keeps_what_was_locked() {
     let redis = TestRedis::start().await;
     let (first, second) = (node(&redis, 1).await, node(&redis, 2).await);
     try_lock(&first, exclusive(10)).await.unwrap();
-    let (_, task) = waiting(&second, INO, exclusive(20));
+    let (_, task) = waiting(&second, INO, want(20, Some(Kind::Exclusive), 0, 4));
     tokio::time::sleep(Duration::from_millis(200)).await;
     redis.kill();
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let (_, third) = waiting(&second, INO, want(21, Some(Kind::Shared), 0, 0));
+    let (_, third) = waiting(&second, INO, want(21, Some(Kind::Exclusive), 5, 9));
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert!(!task.is_finished() && !third.is_finished());
     try_lock(&first, free(10)).await.unwrap();
     let granted = tokio::time::timeout(Duration::from_secs(15), task).await;
     granted.expect("in time").unwrap().unwrap();
-    second.closed(INO, 20).await;
     let granted = tokio::time::timeout(Duration::from_secs(15), third).await;
     granted.expect("in time").unwrap().unwrap();
 }

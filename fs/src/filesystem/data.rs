@@ -105,7 +105,7 @@ impl FileSystem {
         }
     }
 
-    /// The holders have changed the version that is open. Where nothing of it was given out yet, the newer one is read from
+    /// The holders have changed the version that is open. Where nothing of it was given out yet, a newer one of the same size is read from
     /// now on, as `refresh` does when it is told; else ESTALE, as a mix would be worse.
     /// Not for a version whose bytes were wrong: nothing unchecked is read in its place.
     async fn read_newer(
@@ -121,6 +121,11 @@ impl FileSystem {
         let (_, version) = open.inode.content();
         let found = self.find(open.ino, Want::READ).await?;
         let current = found.located.node.inode.version;
+        if current > version && found.located.node.inode.size != open.inode.node().inode.size {
+            // The kernel would cut it off at the old size.
+            open.inode.outdated.store(true, Ordering::Release);
+            return Err(FsError::Stale);
+        }
         let served = match current > version {
             true => self.serve(&found, Want::READ).await?,
             // It is being written where it lives: read there, as on opening.
@@ -140,8 +145,8 @@ impl FileSystem {
         }
     }
 
-    /// Another node published: cached handles that have read nothing yet read the new version from now on, the others nothing
-    /// any more. Where it cannot be had, the old one stays.
+    /// Another node published: cached handles that have read nothing yet read the new version from now on (if it is as
+    /// long: the kernel goes by the size it knows), the others nothing any more. Where it cannot be had, the old one stays.
     async fn refresh(&self, open: &OpenHandle) {
         let _one = open.inode.refreshing.lock().await;
         if !open.inode.stale.swap(false, Ordering::AcqRel) {
@@ -163,7 +168,8 @@ impl FileSystem {
         if current <= version || found.located.node.inode.home == self.me() {
             return;
         }
-        if !open.inode.may_change() {
+        let other_size = found.located.node.inode.size != open.inode.node().inode.size;
+        if other_size || !open.inode.may_change() {
             open.inode.outdated.store(true, Ordering::Release);
             return;
         }

@@ -4,8 +4,12 @@
 //! may open, map, close (numpy's memmap does) and go on writing. Nothing tells us when it ends; but as long as anybody can write
 //! to a file the kernel grants no read lease on it. So such files are looked at once a second, and published when the last
 //! mapping is gone.
-use super::{Change, FileSystem, handles::Served, opening::Want};
-use crate::{error::FsError, record::Ino, store::OpenLocal};
+use super::{Change, FileSystem, handles::Served, opening::Want, writing::mark_dirty};
+use crate::{
+    error::FsError,
+    record::Ino,
+    store::{LocalMeta, OpenLocal},
+};
 use std::{
     collections::HashSet,
     fs::File,
@@ -29,10 +33,13 @@ pub(super) struct Mapped {
 }
 
 impl FileSystem {
-    /// A file's last writer, which could map it, is gone: if it is mapped still, it is kept in sight.
+    /// A file's last writer, which could map it, is gone: if it is mapped still, it is kept in sight, and counts as being written.
     pub(super) async fn watch_mapping(self: &Arc<Self>, ino: Ino) {
-        if !self.is_mapped(ino).await {
+        let Some((file, meta)) = self.mapped_file(ino).await else {
             return;
+        };
+        if let Err(error) = mark_dirty(&self.store, &file, &meta) {
+            tracing::warn!(ino, %error, "a mapped file does not say that it is being written");
         }
         let first = {
             let mut files = self.mapped.files.lock().unwrap();
@@ -51,23 +58,22 @@ impl FileSystem {
         }
     }
 
-    async fn is_mapped(&self, ino: Ino) -> bool {
-        let Ok(Some(path)) = self.catalog.path_of(ino).await else {
-            return false;
-        };
+    /// The plain file, where somebody can write to it.
+    async fn mapped_file(&self, ino: Ino) -> Option<(File, LocalMeta)> {
+        let path = self.catalog.path_of(ino).await.ok()??;
         let how = OpenLocal {
             write: false,
             truncate: false,
         };
-        let opened = self.store.open_file(&path, ino, how);
-        opened.is_ok_and(|(file, _)| somebody_may_write(&file))
+        let (file, meta) = self.store.open_file(&path, ino, how).ok()?;
+        somebody_may_write(&file).then_some((file, meta))
     }
 
     /// `true`: files are left.
     async fn look_at_mapped(&self) -> bool {
         let files: Vec<Ino> = self.mapped.files.lock().unwrap().iter().copied().collect();
         for ino in files {
-            if self.is_mapped(ino).await {
+            if self.mapped_file(ino).await.is_some() {
                 continue;
             }
             if let Err(error) = self.publish_unmapped(ino).await {

@@ -128,7 +128,8 @@ impl Writing {
     }
 }
 
-fn mark_dirty(store: &Store, file: &File, meta: &LocalMeta) -> Result<(), FsError> {
+/// Says in the file itself that it is being written.
+pub(super) fn mark_dirty(store: &Store, file: &File, meta: &LocalMeta) -> Result<(), FsError> {
     let dirty = LocalMeta {
         size: DIRTY_SIZE,
         ..meta.clone()

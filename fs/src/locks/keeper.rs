@@ -70,7 +70,7 @@ impl Locks {
         if let Err(error) = settled {
             tracing::warn!(%error, "the lease of this node's locks is not renewed");
         }
-        if number % RENEW_TABLES_EVERY == 0 {
+        if number.is_multiple_of(RENEW_TABLES_EVERY) {
             self.renew_tables().await;
         }
         true

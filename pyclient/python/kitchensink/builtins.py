@@ -19,6 +19,7 @@ __all__ = [
     "begin_file",
     "delete_directory",
     "delete_file",
+    "drop_here",
     "end_file",
     "fetch_here",
     "file_format",
@@ -207,6 +208,16 @@ def fetch_here(url: str) -> None:
     from ._client import client
 
     client().fetch(_local(url))
+
+
+def drop_here(url: str) -> None:
+    """Gives up the copy of the node that runs this. Errors: KitchenSinkError."""
+    from ._client import client
+
+    session = client()._connected()
+    for row in session.ask({"Drop": {"paths": [os.fsencode(_local(url))]}}, "Report"):
+        if not row["ok"]:
+            raise KitchenSinkError(f"{url}: {row['error']}")
 
 
 def md5sum(url: str) -> str:

@@ -199,14 +199,62 @@ class DataMethods:
         else:
             self._on_node("delete_directory", self._url(url))
 
-    def reducetree(self, pattern: str) -> list[str]:
-        """Removes the files that match, all of their copies, and returns their data urls.
+    # Copies
+
+    def drop(self, *urls: DataUrl, node: str | None = None) -> None:
+        """Gives up the copies that a node (None: the client's) has of these files. Errors: KitchenSinkError, where it
+        would be the last whole copy that can be reached, or is pinned."""
+        for url in urls:
+            self._on_node("drop_here", self._url(url), _node=node or self.node, _no_route_data=True)
+
+    def reducedata(self, *urls: DataUrl, number: int = 0, remove_host: str | None = None) -> list[str]:
+        """Leaves `number` copies of each of these files, and returns the data urls of those that had more. 0 removes
+        the file from the tree. `remove_host`: the node (name or url) whose copy goes first."""
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise TypeError(f"number is how many copies stay, not {number!r}")
+        asked = [self._url(url) for url in urls]
+        if number == 0:
+            self.delete(*asked)
+            return asked
+        first = None if remove_host is None else self.node_of_url(remove_host)
+        _, found = self.data_info(asked)
+        reduced = []
+        for url in asked:
+            homes = {copy["node"] for copy in found[url][1]["copies"] if copy["home"]}
+            # Those that go first come last: the home stays longest, `remove_host` not at all.
+            holders = sorted(found[url][0], key=lambda name: (name == first, name not in homes, name))
+            for name in holders[number:]:
+                self.drop(url, node=name)
+            reduced += [url] if len(holders) > number else []
+        return reduced
+
+    def reducetree(self, pattern: str, number: int = 0, remove_host: str | None = None) -> list[str]:
+        """`reducedata` of the files that match; by itself it removes them from the tree.
 
         >>> c.reducetree("memoize/*")
+        >>> c.reducetree("flights/*", number=1, remove_host="host3")
         """
+        return self.reducedata(*self.path_search(pattern), number=number, remove_host=remove_host)
+
+    def move_data_pattern(self, pattern: str, from_host: str, to_host: str | None = None) -> list[str]:
+        """Takes the copies of the files that match away from a node (name or url), and returns their data urls. What no
+        other node holds is brought to `to_host` before, else to any other node that may write."""
+        source = self.node_of_url(from_host)
+        target = None if to_host is None else self.node_of_url(to_host)
+        others = sorted(name for name in self.hosts(to_write=True) if name != source)
+        if not others or target == source:
+            raise NotPlaceable(f"there is no node beside {source} to take the files")
         found = self.path_search(pattern)
-        self.delete(*found)
-        return found
+        moved = [url for url, (holders, _) in self.data_info(found)[1].items() if source in holders] if found else []
+        for url in moved:
+            holders = self.data_info([url])[1][url][0]
+            if len(holders) == 1 or (target is not None and target not in holders):
+                self._bring(url, target or random.choice(others))
+            self.drop(url, node=source)
+        return moved
+
+    def _bring(self, url: str, node: str) -> None:
+        self._on_node("fetch_here", url, _node=node, _no_route_data=True, _timeout=SPREAD_SECONDS)
 
 
 def _located(row: dict[str, Any], hosts: dict[str, str]) -> Located:
