@@ -324,7 +324,7 @@ impl Catalog {
         .await?;
         redis.subscribe(feed::CHANNEL).await?;
         let cluster = make_tree(&redis).await?;
-        Ok(Self {
+        let catalog = Self {
             shared: Arc::new(Shared {
                 redis,
                 me,
@@ -337,7 +337,12 @@ impl Catalog {
                 nodes,
                 cluster,
             }),
-        })
+        };
+        // Known from the start: it is asked for whatever else Redis does.
+        if let Err(error) = catalog.node(ROOT).await {
+            tracing::warn!(%error, "the tree's root cannot be read; run: ks doctor");
+        }
+        Ok(catalog)
     }
 
     /// The connection, for others' keys.

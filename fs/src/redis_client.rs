@@ -269,7 +269,8 @@ impl Redis {
 
     /// Whether a connection stands, as far as is known.
     pub fn is_connected(&self) -> bool {
-        self.shared.link.live.borrow().is_some()
+        let link = &self.shared.link;
+        link.silent_since.lock().unwrap().is_none() && link.live.borrow().is_some()
     }
 
     /// Whether there is no connection, and has not been for `AWAY_AFTER`.
@@ -301,14 +302,20 @@ impl Redis {
     /// The connection, or the next one when it comes before `deadline` and while the gap is bridged.
     async fn live_until(&self, deadline: Instant) -> Result<Live, RedisError> {
         let link = &self.shared.link;
-        if let Some(live) = &*link.live.borrow() {
+        if let Some(live) = &*link.live.borrow()
+            && live.is_usable()
+        {
             return Ok(live.clone());
         }
         let now = Instant::now();
         let silent_since = link.silent_since.lock().unwrap().unwrap_or(now);
         let deadline = deadline.min(silent_since + BRIDGED).max(now);
         let mut changes = link.live.subscribe();
-        let waited = tokio::time::timeout_at(deadline, changes.wait_for(Option::is_some)).await;
+        let waited = tokio::time::timeout_at(
+            deadline,
+            changes.wait_for(|live| live.as_ref().is_some_and(Live::is_usable)),
+        )
+        .await;
         match waited {
             Ok(Ok(live)) => Ok(live.clone().expect("waited for it")),
             _ => Err(RedisError::Unreachable(
@@ -328,6 +335,11 @@ fn script_command(verb: &str, body: &str, keys: &[&[u8]], args: &[&[u8]]) -> red
 }
 
 impl Live {
+    /// Not found dead yet.
+    fn is_usable(&self) -> bool {
+        !*self.lost.borrow()
+    }
+
     /// Turns an answer into ours; one that tells of a dead connection wakes the keeper.
     fn judge<T>(&self, answer: Result<redis::RedisResult<T>, Late>) -> Result<T, RedisError> {
         let error = match answer {
@@ -348,8 +360,14 @@ impl Live {
                 _ => Duration::ZERO,
             };
             let since = Instant::now() - silent_for;
-            self.silent_since.lock().unwrap().get_or_insert(since);
-            self.lost.send_replace(true);
+            self.lost.send_if_modified(|lost| {
+                // Late answers of a connection that was replaced long ago say nothing of the present one.
+                let first = !std::mem::replace(lost, true);
+                if first {
+                    self.silent_since.lock().unwrap().get_or_insert(since);
+                }
+                first
+            });
         }
         Err(error)
     }

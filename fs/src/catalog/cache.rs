@@ -14,7 +14,7 @@ mod clock;
 
 use super::namespace::Record;
 use super::transaction::Place;
-use crate::record::{Entry, Ino, Kind, Time};
+use crate::record::{Entry, Ino, Kind, ROOT, Time};
 use clock::Clock;
 use std::collections::{BTreeMap, HashMap};
 
@@ -169,9 +169,11 @@ impl Cache {
 
     /// Nothing can be trusted any more.
     pub fn reset(&mut self) {
+        // The root is asked for whatever happens; other directories only when somebody is in them.
+        let (record, meta) = (self.inode(ROOT), self.meta(ROOT));
+        self.note_last(ROOT, record, meta);
         self.inodes.clear();
         self.directories.clear();
-        self.last_known.clear();
         self.recent.clear();
         self.sequence += 1;
         self.floor = self.sequence;

@@ -126,7 +126,7 @@ impl Catalog {
         if let Some(node) = remembered(&mut self.shared.memory.locked(), ino) {
             return Ok(Some(node));
         }
-        if self.redis().is_away()
+        if !self.redis().is_connected()
             && let Some(node) = self.last_known(ino)
         {
             return Ok(Some(node));
@@ -141,7 +141,8 @@ impl Catalog {
                 .flatten()
                 .map(|(record, meta)| node_of(ino, record.inode, meta))),
             Err(CatalogError::Redis(error)) => {
-                let known = self.last_known(ino).filter(|_| self.redis().is_away());
+                let gone = !self.redis().is_connected();
+                let known = self.last_known(ino).filter(|_| gone);
                 known.map(Some).ok_or(error.into())
             }
             Err(error) => Err(error),
@@ -458,7 +459,7 @@ impl Catalog {
             return Ok(Some(record));
         }
         if cached
-            && self.redis().is_away()
+            && !self.redis().is_connected()
             && let Some((record, _)) = self.shared.memory.locked().last_known(ino)
         {
             return Ok(Some(record));

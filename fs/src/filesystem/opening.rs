@@ -29,6 +29,9 @@ const HASH_WAIT: Duration = Duration::from_secs(20);
 /// Set-user-id and set-group-id.
 pub(super) const PRIVILEGE_BITS: u32 = 0o6000;
 
+/// How often an open that waits for the catalog looks whether Redis is away.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
 /// What open flags ask for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Want {
@@ -231,7 +234,19 @@ impl FileSystem {
         if let Some(found) = self.find_while_away(ino, want).await {
             return Ok(found);
         }
-        match self.catalog.located(ino).await {
+        let asked = self.catalog.located(ino);
+        tokio::pin!(asked);
+        let answer = loop {
+            match tokio::time::timeout(LOOK_AGAIN, &mut asked).await {
+                Ok(answer) => break answer,
+                Err(_) => {
+                    if let Some(found) = self.find_while_away(ino, want).await {
+                        return Ok(found);
+                    }
+                }
+            }
+        };
+        match answer {
             Ok(located) => self.find_at(located.ok_or(FsError::Stale)?, want).await,
             // It was not known before that Redis is away.
             Err(error) => match self.find_while_away(ino, want).await {
