@@ -49,16 +49,18 @@ pub fn parse(table: &[u8]) -> Vec<MountLine> {
 /// Those that can be reached: nothing was mounted over them, nor over a directory above them.
 pub fn reachable(table: &[MountLine]) -> Vec<&MountLine> {
     let lines = table.iter();
-    lines.filter(|line| !is_hidden(table, line, 0)).collect()
+    lines
+        .filter(|line| !is_hidden(table, line, line.id, 0))
+        .collect()
 }
 
 /// What is mounted over a directory stands on the same mount as what it hides below that directory; what is mounted over a
-/// mount's own root stands on that mount.
-fn is_hidden(table: &[MountLine], line: &MountLine, depth: usize) -> bool {
+/// mount's own root stands on that mount (and hides it from all but `seen_from`, if that is it).
+fn is_hidden(table: &[MountLine], line: &MountLine, seen_from: u64, depth: usize) -> bool {
     let covers = |other: &&MountLine| {
         let on_top = other.parent == line.id && other.mountpoint == line.mountpoint;
         let above = other.parent == line.parent && line.mountpoint.starts_with(&other.mountpoint);
-        other.id != line.id && (on_top || above)
+        other.id != line.id && other.id != seen_from && (on_top || above)
     };
     if table.iter().any(|other| covers(&other)) {
         return true;
@@ -66,7 +68,7 @@ fn is_hidden(table: &[MountLine], line: &MountLine, depth: usize) -> bool {
     let parent = table.iter().find(|other| other.id == line.parent);
     // The root may be named as its own parent.
     let parent = parent.filter(|parent| parent.id != line.id && depth < table.len());
-    parent.is_some_and(|parent| is_hidden(table, parent, depth + 1))
+    parent.is_some_and(|parent| is_hidden(table, parent, line.id, depth + 1))
 }
 
 fn parse_line(line: &[u8]) -> Option<MountLine> {
