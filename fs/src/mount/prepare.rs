@@ -13,8 +13,8 @@ use std::{
 /// The path as the mount table has it, without looking at the mount point itself (a symlink is followed).
 pub(super) fn resolved(mountpoint: &Path) -> std::io::Result<PathBuf> {
     let mut absolute = std::path::absolute(mountpoint)?;
-    if std::fs::symlink_metadata(&absolute).is_ok_and(|found| found.is_symlink()) {
-        let target = std::fs::read_link(&absolute)?;
+    // Reading a link asks nothing of a mounted tree, as looking at its attributes would: it may be dead or hang.
+    if let Ok(target) = std::fs::read_link(&absolute) {
         absolute = std::path::absolute(absolute.with_file_name(target))?;
     }
     match (absolute.parent(), absolute.file_name()) {
