@@ -123,6 +123,9 @@ pub struct Request {
     pub body: Ask,
 }
 
+/// The stream of an `Output` that is a note of ours on the call's output: something of it is missing.
+pub const NOTE_STREAM: u8 = 0;
+
 /// What a client asks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Ask {
@@ -142,6 +145,11 @@ pub enum Ask {
     },
     /// Wants the updates of jobs that another connection submitted (their end, at once if they have ended).
     Attach {
+        /// Which.
+        jobs: Vec<JobId>,
+    },
+    /// These jobs end with this connection: they are cancelled when it closes before them. Not answered.
+    Tie {
         /// Which.
         jobs: Vec<JobId>,
     },

@@ -1,10 +1,10 @@
 //! One client's connection: asks and tells (`protocol`). On the control socket (unix) and on QUIC streams alike.
 //!
 //! What always holds: a frame that is too long or nonsense ends this connection and nothing else; jobs go on when their
-//! client's connection is gone; a client that does not read costs a bounded amount of memory beside the ends of its jobs.
+//! client's connection is gone (but for those that are tied to it); a client that does not read costs a bounded amount of memory beside the ends of its jobs.
 use crate::frames::{self, Decoder};
 use crate::outlet::Outlet;
-use crate::protocol::{Answer, Ask, Request, Tell, VERSION};
+use crate::protocol::{Answer, Ask, JobId, Request, Tell, VERSION};
 use crate::service::Executor;
 use crate::service::callers::Audience;
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use ks_transport::frame::Stream;
 use ks_transport::identity::{PeerIdentity, Role};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tokio::io::AsyncRead;
 use tokio::net::UnixListener;
@@ -27,6 +27,8 @@ mod copies;
 const QUESTIONS_MAX: usize = 64;
 /// So few calls may have ended before their client would have read that they were accepted: the answer waits for the first end, for a moment.
 const FEW_CALLS: usize = 4;
+/// Jobs that are tied to one session at most.
+const TIED_MAX: usize = 10_000;
 /// Connections to the control socket at once.
 const SESSIONS_MAX: usize = 4_096;
 /// A client has to introduce itself within this.
@@ -148,6 +150,8 @@ struct Session {
     audience: Arc<Audience>,
     rights: Rights,
     questions: Arc<Semaphore>,
+    /// Jobs that end with this session.
+    tied: Mutex<Vec<JobId>>,
 }
 
 /// Serves a session to its end.
@@ -162,6 +166,7 @@ async fn serve(
         audience,
         rights,
         questions: Arc::new(Semaphore::new(QUESTIONS_MAX)),
+        tied: Mutex::default(),
     });
     let mut decoder = Decoder::default();
     let greeted =
@@ -186,6 +191,12 @@ async fn serve(
         }
     }
     session.executor.callers.leave(&session.audience);
+    let tied = std::mem::take(&mut *session.tied.lock().unwrap());
+    if !tied.is_empty()
+        && let Err(error) = session.executor.cancel(&tied).await
+    {
+        tracing::warn!(%error, "jobs whose client has gone cannot be cancelled now");
+    }
 }
 
 impl Session {
@@ -239,6 +250,12 @@ impl Session {
                     }
                     Ok(()) => self.reply(request, Answer::Accepted),
                     Err(error) => self.fail(request, error.kind(), error.to_string()),
+                }
+            }
+            Ask::Tie { jobs } => {
+                let mut tied = self.tied.lock().unwrap();
+                if tied.len() + jobs.len() <= TIED_MAX {
+                    tied.extend(jobs);
                 }
             }
             Ask::Ping => self.reply(

@@ -3,7 +3,9 @@ use super::connect;
 use anyhow::{Context, bail};
 use clap::Args;
 use ks_executor::control::{Control, absolute, failed};
-use ks_executor::protocol::{Ask, Call, FunctionRef, Outcome, Part, Payload, Tell, Update};
+use ks_executor::protocol::{
+    Ask, Call, FunctionRef, NOTE_STREAM, Outcome, Part, Payload, Tell, Update,
+};
 use serde_bytes::ByteBuf;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -43,6 +45,11 @@ impl RunArgs {
         }
         let call = self.call(&control)?;
         let job = call.job.clone();
+        // Whatever ends this program ends the command, too.
+        let tie = Ask::Tie {
+            jobs: vec![job.clone()],
+        };
+        control.send(tie, &[]).await?;
         let sent = control
             .send(
                 Ask::Submit {
@@ -53,6 +60,7 @@ impl RunArgs {
             )
             .await?;
         let mut cancelled = false;
+        let mut is_cut = false;
         loop {
             let next = tokio::select! {
                 next = control.next() => next?,
@@ -65,8 +73,14 @@ impl RunArgs {
             match next {
                 (Tell::Reply { request, answer }, _) if request == sent => drop(failed(answer)?),
                 (Tell::Update { job: of, update }, frame) if of == job => {
-                    if let Some(status) = show(update, &frame)? {
-                        return Ok(status);
+                    is_cut |=
+                        matches!(&update, Update::Output { stream, .. } if *stream == NOTE_STREAM);
+                    match show(update, &frame)? {
+                        Some(_) if is_cut => bail!(
+                            "not all of the output came (see above): have the command write to a file in the tree"
+                        ),
+                        Some(status) => return Ok(status),
+                        None => {}
                     }
                 }
                 _ => {}

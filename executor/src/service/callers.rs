@@ -6,7 +6,7 @@ use super::learned::Key;
 use super::{Executor, payload};
 use crate::frames;
 use crate::outlet::Outlet;
-use crate::protocol::{Outcome, Part, Tell, Update};
+use crate::protocol::{NOTE_STREAM, Outcome, Part, Tell, Update};
 use crate::queue::record::StoredEnd;
 use bytes::Bytes;
 use ks_fs::record::NodeId;
@@ -123,7 +123,7 @@ pub(super) fn dropped_note(bytes: u64, next: &Update) -> Update {
         format!("[kitchensink: {bytes} bytes of output were dropped, as they were not read]\n");
     Update::Output {
         node,
-        stream: 2,
+        stream: NOTE_STREAM,
         data: note.into_bytes().into(),
     }
 }

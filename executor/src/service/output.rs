@@ -3,7 +3,7 @@
 //!
 //! `Output` is pure. What always holds: what is let through is in order; every byte that is left out is counted and told.
 use super::Executor;
-use crate::protocol::Update;
+use crate::protocol::{NOTE_STREAM, Update};
 use crate::queue::record::Wrote;
 use serde_bytes::ByteBuf;
 use std::collections::VecDeque;
@@ -135,7 +135,11 @@ impl Executor {
             (run.origin, passed)
         };
         if passed.dropped_before > 0 {
-            self.tell(origin, job, self.output(2, &note(passed.dropped_before)));
+            self.tell(
+                origin,
+                job,
+                self.output(NOTE_STREAM, &note(passed.dropped_before)),
+            );
         }
         for piece in data[..passed.bytes].chunks(PIECE_BYTES) {
             self.tell(origin, job, self.output(stream, piece));

@@ -7,7 +7,9 @@ use super::tend::Closing;
 use crate::frames;
 use crate::job::{Action, Ending, Event, Life, State};
 use crate::placement::why_here;
-use crate::protocol::{FunctionRef, INLINE_BYTES, Outcome, Part, Payload, Report, Update};
+use crate::protocol::{
+    FunctionRef, INLINE_BYTES, NOTE_STREAM, Outcome, Part, Payload, Report, Update,
+};
 use crate::queue::record::{self, StoredCall, StoredEnd, StoredFunction, Wrote};
 use crate::queue::{Claimed, Finish};
 use crate::worker::{Answered, Exit, Worker};
@@ -420,7 +422,7 @@ impl Executor {
     fn finish(self: &Arc<Self>, mut over: Over, outcome: Outcome, may_retry: bool) {
         let dropped_bytes = over.run.output.take_dropped();
         if dropped_bytes > 0 && over.run.stored.call.intermediate_results {
-            let note = self.output(2, &output::note(dropped_bytes));
+            let note = self.output(NOTE_STREAM, &output::note(dropped_bytes));
             self.tell(over.run.origin, &over.job, note);
         }
         let kind = kind_of(&outcome);

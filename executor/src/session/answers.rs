@@ -59,7 +59,7 @@ impl Session {
             Ask::Replicate { paths, count } => self.replicate(paths, count).await,
             Ask::Verify { paths } => self.verify(paths).await,
             Ask::Shutdown => self.shutdown(),
-            Ask::Ping | Ask::Hello { .. } | Ask::Submit { .. } => return,
+            Ask::Ping | Ask::Hello { .. } | Ask::Submit { .. } | Ask::Tie { .. } => return,
         };
         match answered {
             Ok(answer) => self.reply(request, answer),
