@@ -365,6 +365,10 @@ impl Executor {
             self.follow_entry(&job, entered);
         }
         self.start_calls();
+        if self.board.lock().unwrap().has_waiting() {
+            // Those that no worker takes soon are given back to other nodes (`STUCK`): somebody has to look.
+            self.claim_soon.notify_one();
+        }
         if !submitted.known.is_empty() {
             self.attach_recorded(&submitted.known).await?;
         }
