@@ -88,6 +88,36 @@ def test_run_passes_a_signal_as_a_status(cluster):
     assert done.status != 0
 
 
+def test_run_ends_with_its_client(cluster):
+    def sleepers():
+        return [pid for pid, line in cluster.hosts.processes(2).items() if line == "sleep 345"]
+
+    client = cluster[1].spawn([PROGRAM, "run", "--node", "host2", "--", "sleep", "345"])
+    try:
+        wait_for(sleepers, 20, "the command runs on host2")
+    finally:
+        client.kill()
+        client.wait(timeout=5)
+    wait_for(lambda: not sleepers(), 15, "the command ends with its client")
+
+
+def test_run_says_when_output_is_missing(cluster):
+    size = 60 * MIB
+    done = cluster[1].ks("run", "--node", "host2", "--", "head", "-c", size, "/dev/zero", check=False)
+    if done.status == 0:
+        assert len(done.stdout) == size
+    else:
+        assert done.status == 1 and "not all of the output came" in done.error
+        assert len(done.stdout) < size
+
+
+def test_run_in_a_directory_of_the_tree(cluster):
+    done = cluster[1].shell(f"cd /ks/data && {PROGRAM} run -- wc -c two.bin")
+    assert done.text.split() == [str(MIB), "two.bin"]
+    missing = cluster[1].ks("run", "--near", "/ks/nope", "--", "hostname", check=False)
+    assert missing.status == 1 and "/ks/nope" in missing.error
+
+
 def test_doctor(cluster):
     done = cluster[1].ks("doctor", check=False)
     assert done.status in (0, 1) and done.text.strip()
