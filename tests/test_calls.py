@@ -11,7 +11,7 @@ import pytest
 
 from harness import Cluster, wait_for
 from harness.data import MIB, noise
-from harness.node import PYTHON, need_running
+from harness.node import PYTHON, REPLY, need_running
 
 MONTHS = range(1, 13)
 MONTH_BYTES = 2 * MIB
@@ -168,6 +168,36 @@ def test_a_segfault_is_told_and_the_next_call_works(cluster):
     number, waited, answer, text = cluster[1].ask(code)
     assert number == signal.SIGSEGV and waited < 1 and answer == 5
     assert "on node host" in text
+
+
+def test_a_call_cannot_spoil_the_workplace_of_the_next(cluster):
+    code = """
+    import os, sys
+    def spoil(how):
+        os.chdir("/tmp")
+        if how == "descriptors":
+            os.close(1); os.close(2)
+        elif how == "streams":
+            sys.stdout.close(); sys.stderr.close()
+        elif how == "elsewhere":
+            os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+        return os.getpid()
+    def work():
+        print("heard")
+        os.system("echo heard, too")
+        return os.getcwd(), os.getpid()
+    answers = []
+    for how in ("descriptors", "streams", "elsewhere"):
+        for _ in range(2):
+            c.call(spoil, how, _node="host2", _async=False)
+        answers += [c.call(work, _node="host2", _async=False)[0] for _ in range(4)]
+    reply(answers)
+    """
+    done = cluster[1].client(code)
+    lines = done.text.splitlines()
+    assert lines.count("heard") == lines.count("heard, too") == 12, done
+    (answers,) = [json.loads(line.removeprefix(REPLY)) for line in lines if line.startswith(REPLY)]
+    assert answers == ["/"] * 12
 
 
 def test_an_exit_is_told(cluster):

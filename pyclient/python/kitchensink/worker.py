@@ -31,6 +31,7 @@ from . import __about__, _native, blobs, own_modules, paths, rpc, serialization,
 from .errors import KitchenSinkError, NotRegistered, NotSerializable
 from .outcome import CAUSES_MAX
 from .protocol import Buffer, pack, place_payload, unpack, variant
+from .workplace import Workplace
 
 FUNCTIONS_MAX = 4_096
 """Functions that are kept."""
@@ -121,7 +122,7 @@ class Worker:
         self._blobs = blobs.below(os.path.join(os.environ.get("KS_DATADIR", "/nonexistent"), ".ks"))
         self._interruptible = False
         self._interrupted = False
-        self._stdout, self._stderr = sys.stdout, sys.stderr
+        self._workplace = Workplace()
 
     def serve(self) -> None:
         """Runs calls until the node says `Exit` or is gone."""
@@ -214,15 +215,19 @@ class Worker:
         return {"Returned": place_payload(buffers, segments)}, segments
 
     def _flush(self) -> None:
-        """All that the call printed is in the pipes after this, whether Python or C code printed it."""
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-        if sys.stdout is not self._stdout or sys.stderr is not self._stderr:
-            sys.stdout, sys.stderr = self._stdout, self._stderr
-            self._flush()
-            return
+        """All that the call printed is in the pipes after this, whether Python or C code printed it; the next call prints there, too."""
+        replaced = sys.stdout, sys.stderr
+        _flush_both()
+        self._workplace.restore()
+        if (sys.stdout, sys.stderr) != replaced:
+            _flush_both()
         _native.flush_c_streams()
+
+
+def _flush_both() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
 _PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex})
