@@ -202,7 +202,8 @@ def test_a_redis_that_paused_leaves_all_nodes_alive(make_cluster):
     (redis,) = [pid for pid, line in cluster.hosts.processes(1).items() if "redis-server" in line]
     os.kill(redis, signal.SIGSTOP)
     try:
-        for step in range(8):  # longer than a command's deadline and a node's liveness; the free space changes meanwhile
+        # Longer than a command may take and a node may be silent; the free space changes meanwhile.
+        for step in range(8):
             for node in cluster.nodes:
                 (node.home / f"filler{step}").write_bytes(bytes(MIB))
             time.sleep(1)
@@ -239,7 +240,9 @@ def quick(node, *argv, seconds=2.0):
 @pytest.mark.parametrize("how", ["killed", "paused"])
 def test_what_is_local_and_known_is_read_while_redis_is_away(make_cluster, how):
     cluster = make_cluster(2).start()
-    cluster[2].shell("mkdir /ks/d && echo mine > /ks/d/mine && ln -s mine /ks/d/link && ls -l /ks /ks/d && cat /ks/d/mine")
+    cluster[2].shell(
+        "mkdir /ks/d && echo mine > /ks/d/mine && ln -s mine /ks/d/link && ls -l /ks /ks/d && cat /ks/d/mine"
+    )
     (server,) = [pid for pid, line in cluster.hosts.processes(1).items() if "redis-server" in line]
     if how == "killed":
         cluster[1].kill9()
@@ -266,7 +269,9 @@ def test_what_is_local_and_known_is_read_while_redis_is_away(make_cluster, how):
             cluster[1].restart()
         else:
             os.kill(server, signal.SIGCONT)
-    wait_for(lambda: cluster[2].exec(["bash", "-c", "echo more >> /ks/d/mine"], check=False, timeout=40).status == 0, 40)
+    wait_for(
+        lambda: cluster[2].exec(["bash", "-c", "echo more >> /ks/d/mine"], check=False, timeout=40).status == 0, 40
+    )
     wait_for(lambda: cluster[1].exec(["cat", "/ks/d/mine"], check=False, timeout=40).text == "mine\nmore\n", 40)
 
 
