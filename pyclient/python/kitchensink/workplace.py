@@ -1,4 +1,4 @@
-"""What a worker's calls find around them: the process's output and its directory, put back when a call has changed them."""
+"""What a call finds around it: the process's output and its directory, put back when a call has changed them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ __all__ = ["Workplace"]
 
 
 class Workplace:
-    """Remembers how the process stands now; `restore` makes it so again. What costs nothing to leave alone is left: environment
-    variables, imported modules, threads."""
+    """Remembers how the process stands now; `restore` makes it so again.
+
+    Environment variables, imported modules and threads stay as calls leave them.
+    """
 
     def __init__(self) -> None:
         self._outputs = [(number, os.dup(number), os.fstat(number)) for number in (1, 2)]
