@@ -215,7 +215,7 @@ class Worker:
         return {"Returned": place_payload(buffers, segments)}, segments
 
     def _flush(self) -> None:
-        """All that the call printed is in the pipes after this, whether Python or C code printed it; so will be the next's."""
+        """All that the call printed is in the pipes after this, Python's output and C code's; so will be the next's."""
         replaced = sys.stdout, sys.stderr
         _flush_both()
         self._workplace.restore()
