@@ -721,7 +721,9 @@ async fn clients_that_do_not_keep_to_the_protocol_harm_nobody() {
         match deaf.update().await.1 {
             Update::Ended { .. } => ends += 1,
             Update::Output {
-                stream: 2, data, ..
+                stream: NOTE_STREAM,
+                data,
+                ..
             } => {
                 let note = String::from_utf8(data.into_vec()).unwrap();
                 dropped += note.split(' ').nth(1).unwrap().parse::<u64>().unwrap();

@@ -399,6 +399,7 @@ async fn keep(link: Arc<Link>, first: Live) {
     loop {
         // Errors only when the sender is gone, and `live` holds it.
         let _ = live.lost.subscribe().wait_for(|lost| *lost).await;
+        *link.trouble.lock().unwrap() = format!("{}: the connection was lost", link.target);
         link.live.send_replace(None);
         let now = Instant::now();
         link.silent_since.lock().unwrap().get_or_insert(now);

@@ -257,6 +257,8 @@ async fn a_paused_redis_costs_a_deadline_and_comes_back() {
     kill_process(pid, Signal::CONT).unwrap();
     assert!(matches!(answer, Err(RedisError::Timeout(_))), "{answer:?}");
     assert!(started.elapsed() < ks_fs::redis_client::COMMAND_DEADLINE + Duration::from_secs(1));
-    assert_eq!(text(&redis, &get("kept")).await, "yes");
+    // Until it is connected again, commands fail at once.
     until("the reset", || !pushes.lock().unwrap().is_empty()).await;
+    until("the connection", || redis.is_connected()).await;
+    assert_eq!(text(&redis, &get("kept")).await, "yes");
 }
