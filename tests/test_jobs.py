@@ -203,7 +203,8 @@ def under_load(cluster, kill):
     assert ends is not None and sum(ends.values()) == CALLS, ends
     # Not in the tree: the marks have to be there whoever dies.
     ran = [file.stat().st_size for file in marks.iterdir()]
-    assert set(ran) <= {1}, "no call ran twice"
+    # 0: killed between the making of its mark and the writing.
+    assert set(ran) <= {0, 1}, "no call ran twice"
     assert ends.get("returned", 0) <= len(ran)
     return ends, seconds
 
