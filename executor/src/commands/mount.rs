@@ -83,11 +83,11 @@ fn foreground(args: MountArgs) -> anyhow::Result<ExitCode> {
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
-/// Threads that run the node's tasks: half the cores. Work goes from task to task in short steps, and a thread that is woken for
+/// Threads that run the node's tasks: half the cores, and two at least, as the disk may keep one. Work goes from task to task in short steps, and a thread that is woken for
 /// one costs more than the step; the kernel's side of the mount, the disk and the Python workers have threads of their own.
 fn threads() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (cores / 2).max(1)
+    (cores / 2).max(2)
 }
 
 /// A node's life: from its start to a signal, `ks umount` or the end of its mount.
