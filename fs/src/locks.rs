@@ -101,8 +101,9 @@ struct Owed {
 struct Local {
     files: HashMap<Ino, Mine>,
     owed: Vec<Owed>,
-    /// Locks that others took while this node was cut off.
-    lost: HashSet<(Ino, Owner)>,
+    /// Locks that others took while this node was cut off, and the handles that they were taken through: the owner is told
+    /// until it gives back, or closes the last of them.
+    lost: HashMap<(Ino, Owner), HashSet<Handle>>,
     keeper_runs: bool,
 }
 
@@ -244,7 +245,7 @@ impl Locks {
     ) -> Result<(), FsError> {
         {
             let local = self.local.lock().unwrap();
-            if local.lost.contains(&(ino, lock.owner)) || local.files.len() >= OWNERS_MAX {
+            if local.lost.contains_key(&(ino, lock.owner)) || local.files.len() >= OWNERS_MAX {
                 return Err(errno(libc::ENOLCK));
             }
         }
@@ -384,7 +385,12 @@ impl Locks {
             return;
         }
         let owners: Vec<Owner> = {
-            let local = self.local.lock().unwrap();
+            let mut local = self.local.lock().unwrap();
+            // The kernel's numbers of owners are used again: what was lost must not meet the next one.
+            local.lost.retain(|(lost, _), handles| {
+                *lost != ino || !handles.remove(&handle) || !handles.is_empty()
+            });
+            self.count(&local);
             let handles = local.files.get(&ino).map(|mine| &mine.handles);
             let through = handles.into_iter().flatten();
             through

@@ -3,6 +3,7 @@ use ks_fs::catalog::Catalog;
 use ks_fs::error::FsError;
 use ks_fs::locks::{Kind, LEASE, Locks, Range, Space, Waiter, Want};
 use ks_fs::record::NodeId;
+use ks_fs::redis_client::{Redis, Script};
 use ks_fs::testing::TestRedis;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -146,6 +147,42 @@ async fn a_redis_that_dies_keeps_what_was_locked() {
     granted.expect("in time").unwrap().unwrap();
     let granted = tokio::time::timeout(Duration::from_secs(15), third).await;
     granted.expect("in time").unwrap().unwrap();
+}
+
+/// As if the node had been cut off for longer than its lease, and its file's table taken over.
+async fn forget_all_locks(server: &TestRedis) {
+    let connected = Redis::connect(server.target(), false, Arc::new(|_| {})).await;
+    let script = Script::new(
+        "for _, key in ipairs(redis.call('KEYS', 'ks:k*')) do redis.call('DEL', key) end return 1",
+    );
+    connected.unwrap().script(&script, &[], &[]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_lock_is_told_until_its_handle_is_closed() {
+    let server = TestRedis::start().await;
+    let (first, second) = (node(&server, 1).await, node(&server, 2).await);
+    // A blocked flock would give up what it had; asking for this space changes nothing.
+    let spaces = &[Space::Process];
+    let lock = |locks: Arc<Locks>, handle, want| async move {
+        errno(locks.change(INO, handle, &want, spaces, None).await)
+    };
+    assert_eq!(lock(first.clone(), HANDLE, exclusive(10)).await, 0);
+    forget_all_locks(&server).await;
+    assert_eq!(lock(second.clone(), HANDLE, exclusive(20)).await, 0);
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while lock(first.clone(), HANDLE, exclusive(10)).await != libc::ENOLCK {
+        assert!(Instant::now() < deadline, "the loss is noticed");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    second.released(INO, HANDLE).await;
+    assert_eq!(
+        lock(first.clone(), HANDLE, exclusive(10)).await,
+        libc::ENOLCK
+    );
+    // The handle is closed; the kernel gives the owner's number to another.
+    first.released(INO, HANDLE).await;
+    assert_eq!(lock(first.clone(), HANDLE + 1, exclusive(10)).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

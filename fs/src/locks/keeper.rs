@@ -118,13 +118,23 @@ impl Locks {
                     pid = lock.pid,
                     "a lock was lost: this node was cut off for longer than its lease, and another took it"
                 );
-                self.note_gone(ino, &lock.owner, &lock.range);
-                let mut local = self.local.lock().unwrap();
-                local.lost.insert((ino, lock.owner));
-                self.count(&local);
+                self.note_lost(ino, &lock);
             }
         }
         Ok(())
+    }
+
+    fn note_lost(&self, ino: Ino, lock: &Lock) {
+        let handles = {
+            let local = self.local.lock().unwrap();
+            let mine = local.files.get(&ino);
+            mine.and_then(|mine| mine.handles.get(&lock.owner).cloned())
+        };
+        self.note_gone(ino, &lock.owner, &lock.range);
+        let mut local = self.local.lock().unwrap();
+        let lost = local.lost.entry((ino, lock.owner)).or_default();
+        lost.extend(handles.unwrap_or_default());
+        self.count(&local);
     }
 
     async fn enter_again(&self, ino: Ino, lock: &Lock) -> Result<Step, FsError> {
