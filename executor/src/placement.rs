@@ -6,6 +6,8 @@
 use ks_fs::record::NodeId;
 use std::fmt::Write;
 
+pub mod habits;
+pub mod pattern;
 pub mod resolve;
 
 /// How fast a node is assumed to fetch from a peer, bytes a millisecond (a gigabit link carries about this much).

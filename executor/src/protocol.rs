@@ -106,6 +106,10 @@ pub struct Call {
     /// The interpreter's name; `None`: the default one.
     #[serde(default)]
     pub python: Option<String>,
+    /// Short arguments of a call that names no file, by position ("0") or keyword, as `str()` writes them: earlier calls may have shown
+    /// how paths are made of them.
+    #[serde(default)]
+    pub texts: Vec<(String, ByteBuf)>,
 }
 fn default_queue() -> String {
     "default".into()

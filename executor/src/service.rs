@@ -33,6 +33,7 @@ mod listing;
 mod memory;
 mod output;
 pub mod payload;
+mod recall;
 mod recover;
 mod run;
 mod tend;

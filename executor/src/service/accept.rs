@@ -2,9 +2,9 @@
 use super::Executor;
 use super::board::{Entered, Run};
 use super::callers::Audience;
-use super::learned;
 use super::output::Output;
 use super::payload::{self, PayloadError, part_bytes};
+use super::recall::{self, Remembered};
 use crate::job::Life;
 use crate::placement::{self, FileFact, NodeFact, Wish, resolve};
 use crate::protocol::{Call, FunctionCode, FunctionRef, INLINE_BYTES, Tell};
@@ -13,8 +13,7 @@ use crate::queue::{self, BATCH_BYTES_MAX, BATCH_JOBS_MAX, QueueError, Submission
 use bytes::Bytes;
 use ks_fs::path::TreePath;
 use ks_fs::redis_client::RedisError;
-use serde_bytes::ByteBuf;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,20 +52,13 @@ impl SubmitError {
     }
 }
 
+/// A call that was not accepted: its name, the exception's name, and why.
+type Refused = (String, &'static str, String);
+
 /// A call that was placed, with what is recorded of it.
 struct Accepted {
     stored: Arc<StoredCall>,
     submission: Submission,
-}
-
-impl Accepted {
-    /// It was placed by what earlier calls opened.
-    fn say_learned(&mut self) {
-        let mut stored = Arc::unwrap_or_clone(self.stored.clone());
-        stored.why += " (files that this call opened before)";
-        self.submission.body = encode(&stored);
-        self.stored = Arc::new(stored);
-    }
 }
 
 impl Executor {
@@ -131,17 +123,18 @@ impl Executor {
         segments: &[Bytes],
     ) -> Result<Vec<Accepted>, SubmitError> {
         let mut calls = calls;
-        let learned = self.recall(&mut calls);
+        let remembered = self.remember(&mut calls);
         let nodes = self.nodes.get(self.fs.catalog()).await?;
         let routed = |call: &&Call| {
             let names_data = !call.paths.is_empty() || !call.locality.is_empty();
             names_data && !call.no_route_data
         };
-        let paths: Vec<TreePath> = calls
+        let mut paths: Vec<TreePath> = calls
             .iter()
             .filter(routed)
             .flat_map(resolve::tree_paths)
             .collect();
+        paths.extend(recall::paths(&remembered));
         let files = match paths.is_empty() {
             true => HashMap::new(),
             false => resolve::files(self.fs.catalog(), paths).await?,
@@ -149,13 +142,8 @@ impl Executor {
         let mut accepted = Vec::with_capacity(calls.len());
         for mut call in calls {
             self.keep_payload(&mut call.args, segments).await?;
-            match self.place_one(call, &nodes, &files) {
-                Ok(mut one) => {
-                    if learned.contains(&one.submission.job) {
-                        one.say_learned();
-                    }
-                    accepted.push(one);
-                }
+            match self.place_known(call, &nodes, &files, &remembered) {
+                Ok(one) => accepted.push(one),
                 Err((job, kind, reason)) => {
                     let ended = self.failure(kind, reason);
                     self.update_caller(&job, ended, self.me().node);
@@ -165,29 +153,21 @@ impl Executor {
         Ok(accepted)
     }
 
-    /// Calls that name no file get those as hints that the same call opened before; which calls these are. What such calls
-    /// open now is noted when they end.
-    fn recall(&self, calls: &mut [Call]) -> HashSet<String> {
-        let mut recalled = HashSet::new();
-        for call in calls {
-            let Some(key) = learned::key(call) else {
-                continue;
-            };
-            self.callers.learn_from(&call.job, key);
-            let Some(files) = self.learned.files(&key) else {
-                continue;
-            };
-            let absolute = |file: &ByteBuf| {
-                let mut path = self.mountpoint.clone();
-                path.push(b'/');
-                path.extend_from_slice(file);
-                ByteBuf::from(path)
-            };
-            call.locality = files.iter().map(absolute).collect();
-            call.mountpoint = Some(self.mountpoint.clone().into());
-            recalled.insert(call.job.clone());
+    /// Places a call by what is known of it; where that is impossible, or nothing is known, by what it says itself.
+    fn place_known(
+        &self,
+        mut call: Call,
+        nodes: &[NodeFact],
+        files: &HashMap<TreePath, Vec<Arc<FileFact>>>,
+        remembered: &Remembered,
+    ) -> Result<Accepted, Refused> {
+        let known = remembered.get(&call.job);
+        let how = known.and_then(|known| self.choose(&mut call, known, files));
+        if how.is_some() && placement::place(&self.wish(&call, files), nodes).is_err() {
+            call.locality.clear();
+            return self.place_one(call, nodes, files, None);
         }
-        recalled
+        self.place_one(call, nodes, files, how)
     }
 
     fn place_one(
@@ -195,7 +175,8 @@ impl Executor {
         call: Call,
         nodes: &[NodeFact],
         files: &HashMap<TreePath, Vec<Arc<FileFact>>>,
-    ) -> Result<Accepted, (String, &'static str, String)> {
+        how_known: Option<String>,
+    ) -> Result<Accepted, Refused> {
         if let Err((kind, reason)) = self.check(&call) {
             return Err((call.job, kind, reason));
         }
@@ -222,11 +203,17 @@ impl Executor {
             places: queue::places_text(&placement.places),
             here,
         };
+        let is_learned = how_known.is_some();
+        let why = match how_known {
+            Some(how) => format!("{} ({how})", placement.why),
+            None => placement.why,
+        };
         let stored = StoredCall {
             call,
             keeper: self.me().node,
-            why: placement.why,
+            why,
             costs: placement.costs,
+            is_learned,
         };
         submission.body = encode(&stored);
         Ok(Accepted {
@@ -277,7 +264,7 @@ impl Executor {
         }
     }
 
-    fn wish<'a>(
+    pub(super) fn wish<'a>(
         &self,
         call: &'a Call,
         files: &'a HashMap<TreePath, Vec<Arc<FileFact>>>,

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from typing import Any, Callable, Union
 
-from . import decorated, functions, paths, serialize
+from . import decorated, functions, paths, serialize, texts
 from .blobs import BLOB_BYTES
 from .errors import NotSerializable
 from .functions import Serialized
@@ -94,6 +94,10 @@ class Maker:
             call["paths"] = found.paths
             call["locality"] = self._hints(options)
             call["mountpoint"] = self._mountpoint
+        elif args or kwargs:
+            found_texts = texts.find(args, kwargs)
+            if found_texts:
+                call["texts"] = found_texts
         call.update(options.fields)
         if self._session.blobs is not None and any(size_of(buffer) >= BLOB_BYTES for buffer in buffers):
             buffers = self._session.blobs.keep(buffers)
