@@ -138,6 +138,7 @@ impl RunArgs {
             no_route_data: false,
             intermediate_results: true,
             python: None,
+            texts: Vec::new(),
         })
     }
 }

@@ -78,7 +78,9 @@ impl Habits {
     /// About what it takes in memory.
     pub fn size_bytes(&self) -> usize {
         let patterns = self.habits.iter().flat_map(|habit| &habit.patterns);
-        128 + patterns.map(|pattern| 32 + pattern.size_bytes()).sum::<usize>()
+        128 + patterns
+            .map(|pattern| 32 + pattern.size_bytes())
+            .sum::<usize>()
     }
 
     fn trusts(&self, habit: &Habit) -> bool {
@@ -115,7 +117,11 @@ impl Habit {
     /// Keeps the ways of reading that made what was opened; which files those are.
     fn learn<'a>(&mut self, texts: &Texts, opened: &HashSet<&'a [u8]>) -> Vec<&'a [u8]> {
         debug_assert!(self.patterns.len() <= READINGS_MAX);
-        let made: Vec<_> = self.patterns.iter().map(|pattern| pattern.make(texts)).collect();
+        let made: Vec<_> = self
+            .patterns
+            .iter()
+            .map(|pattern| pattern.make(texts))
+            .collect();
         if made.iter().all(Option::is_none) {
             return Vec::new();
         }
@@ -125,7 +131,8 @@ impl Habit {
             self.misses += 1;
         } else {
             let mut confirmed = made.iter().map(|path| found(path).is_some());
-            self.patterns.retain(|_| confirmed.next().expect("one for each"));
+            self.patterns
+                .retain(|_| confirmed.next().expect("one for each"));
             self.hits += 1;
         }
         if self.hits.max(self.misses) >= COUNT_MAX {

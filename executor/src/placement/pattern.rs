@@ -68,7 +68,10 @@ impl Pattern {
 
     /// Whether it makes the same path of whatever arguments.
     pub fn is_constant(&self) -> bool {
-        !self.0.iter().any(|piece| matches!(piece, Piece::Slot { .. }))
+        !self
+            .0
+            .iter()
+            .any(|piece| matches!(piece, Piece::Slot { .. }))
     }
 
     /// About what it takes in memory.
@@ -191,7 +194,10 @@ fn regions(path: &[u8], texts: &Texts) -> Vec<Region> {
     found.sort_by(|a, b| (b.1 - b.0, &a.0, &a.2).cmp(&(a.1 - a.0, &b.0, &b.2)));
     let mut regions: Vec<Region> = Vec::new();
     for (start, end, filling) in found {
-        match regions.iter_mut().find(|known| start < known.end && known.start < end) {
+        match regions
+            .iter_mut()
+            .find(|known| start < known.end && known.start < end)
+        {
             Some(same) if (same.start, same.end) == (start, end) => same.fillings.push(filling),
             Some(_) => {}
             None => regions.push(Region {
@@ -282,7 +288,10 @@ fn places_of_number(text: &[u8], path: &[u8]) -> Vec<(usize, usize, usize)> {
     let mut places = Vec::new();
     let mut at = 0;
     while at < path.len() {
-        let length = path[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let length = path[at..]
+            .iter()
+            .take_while(|byte| byte.is_ascii_digit())
+            .count();
         let run = &path[at..at + length];
         if run == text {
             places.push((at, at + length, 0));
@@ -292,7 +301,9 @@ fn places_of_number(text: &[u8], path: &[u8]) -> Vec<(usize, usize, usize)> {
             }
         } else if run.len() > text.len()
             && run.ends_with(text)
-            && run[..run.len() - text.len()].iter().all(|byte| *byte == b'0')
+            && run[..run.len() - text.len()]
+                .iter()
+                .all(|byte| *byte == b'0')
         {
             places.push((at, at + length, length));
         }

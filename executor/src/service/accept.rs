@@ -6,12 +6,14 @@ use super::output::Output;
 use super::payload::{self, PayloadError, part_bytes};
 use super::recall::{self, Remembered};
 use crate::job::Life;
-use crate::placement::{self, FileFact, NodeFact, Wish, resolve};
+use crate::placement::resolve::{self, Files};
+use crate::placement::{self, FileFact, NodeFact, Wish};
 use crate::protocol::{Call, FunctionCode, FunctionRef, INLINE_BYTES, Tell};
 use crate::queue::record::{StoredCall, StoredFunction, encode};
 use crate::queue::{self, BATCH_BYTES_MAX, BATCH_JOBS_MAX, QueueError, Submission};
 use bytes::Bytes;
 use ks_fs::path::TreePath;
+use ks_fs::record::NodeId;
 use ks_fs::redis_client::RedisError;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -158,12 +160,15 @@ impl Executor {
         &self,
         mut call: Call,
         nodes: &[NodeFact],
-        files: &HashMap<TreePath, Vec<Arc<FileFact>>>,
+        files: &Files,
         remembered: &Remembered,
     ) -> Result<Accepted, Refused> {
+        if let Err(reason) = self.check_locality(&call, nodes, files) {
+            return Err((call.job, "NotPlaceable", reason));
+        }
         let known = remembered.get(&call.job);
         let how = known.and_then(|known| self.choose(&mut call, known, files));
-        if how.is_some() && placement::place(&self.wish(&call, files), nodes).is_err() {
+        if how.is_some() && placement::place(&self.wish(&call, files, nodes), nodes).is_err() {
             call.locality.clear();
             return self.place_one(call, nodes, files, None);
         }
@@ -174,13 +179,13 @@ impl Executor {
         &self,
         call: Call,
         nodes: &[NodeFact],
-        files: &HashMap<TreePath, Vec<Arc<FileFact>>>,
+        files: &Files,
         how_known: Option<String>,
     ) -> Result<Accepted, Refused> {
         if let Err((kind, reason)) = self.check(&call) {
             return Err((call.job, kind, reason));
         }
-        let placement = match placement::place(&self.wish(&call, files), nodes) {
+        let placement = match placement::place(&self.wish(&call, files, nodes), nodes) {
             Ok(placement) => placement,
             Err(error) => {
                 let reason = format!("{}: {error}", call.name);
@@ -200,7 +205,7 @@ impl Executor {
             queue,
             priority: call.priority,
             retries: call.retries,
-            places: queue::places_text(&placement.places),
+            places: queue::places_text(&placement),
             here,
         };
         let is_learned = how_known.is_some();
@@ -240,6 +245,32 @@ impl Executor {
         self.check_registered(call)
     }
 
+    /// A hint names a path in the tree, or a node: one that names nothing was not meant so.
+    fn check_locality(&self, call: &Call, nodes: &[NodeFact], files: &Files) -> Result<(), String> {
+        let Some(mountpoint) = call.mountpoint.as_ref().filter(|_| !call.no_route_data) else {
+            return Ok(());
+        };
+        for hint in &call.locality {
+            let path = resolve::tree_path(hint, mountpoint);
+            let is_there = |path: &TreePath| files.get(path).is_some_and(|seen| seen.is_there);
+            if path.as_ref().is_some_and(is_there) || hinted_node(hint, mountpoint, nodes).is_some()
+            {
+                continue;
+            }
+            let why = match path {
+                Some(_) => "is not there",
+                None => "is not in the tree",
+            };
+            return Err(format!(
+                "{}: its _locality {} {why}: name a file or a directory under {}, or a node",
+                call.name,
+                String::from_utf8_lossy(hint),
+                String::from_utf8_lossy(mountpoint),
+            ));
+        }
+        Ok(())
+    }
+
     /// A node that runs registered functions only refuses code before anything of it is unpickled, and shell commands.
     /// Which names are registered its workers know: they refuse the others before they unpickle their arguments.
     pub(super) fn check_registered(&self, call: &Call) -> Result<(), (&'static str, String)> {
@@ -267,18 +298,29 @@ impl Executor {
     pub(super) fn wish<'a>(
         &self,
         call: &'a Call,
-        files: &'a HashMap<TreePath, Vec<Arc<FileFact>>>,
+        files: &'a Files,
+        nodes: &[NodeFact],
     ) -> Wish<'a> {
         let mut needed: Vec<&FileFact> = Vec::new();
         if !call.no_route_data && !files.is_empty() {
             for path in resolve::tree_paths(call) {
-                for file in files.get(&path).into_iter().flatten() {
+                for file in files.get(&path).into_iter().flat_map(|seen| &seen.files) {
                     if !needed.iter().any(|known| std::ptr::eq(*known, &**file)) {
                         needed.push(file);
                     }
                 }
             }
         }
+        let mountpoint = call.mountpoint.as_ref().map_or(&[][..], |path| &path[..]);
+        let near = call.locality.iter().filter(|_| !call.no_route_data);
+        let near = near.filter_map(|hint| {
+            let path = resolve::tree_path(hint, mountpoint);
+            let is_there =
+                path.is_some_and(|path| files.get(&path).is_some_and(|seen| seen.is_there));
+            (!is_there)
+                .then(|| hinted_node(hint, mountpoint, nodes))
+                .flatten()
+        });
         // Who names the node means it, unless a threshold is named too.
         let default = call.node.is_none().then_some(self.options.data_threshold);
         Wish {
@@ -286,7 +328,10 @@ impl Executor {
             queue: &call.queue,
             python: call.python.as_deref(),
             node: call.node.as_deref(),
+            near: near.collect(),
             threshold_bytes: call.data_threshold.or(default),
+            data: data_key(&resolve::tree_paths(call)),
+            seed: u64::from_str_radix(call.job.get(..16).unwrap_or_default(), 16).unwrap_or(0),
         }
     }
 
@@ -325,7 +370,7 @@ impl Executor {
             Err(QueueError::Redis(RedisError::Lost(_) | RedisError::Timeout(_))) => {
                 self.unsure
                     .store(true, std::sync::atomic::Ordering::Relaxed);
-                self.queue.submit(functions, &submissions, 0).await?
+                self.queue.submit(functions, &submissions, 0usize).await?
             }
             other => other?,
         };
@@ -420,6 +465,29 @@ impl Executor {
             Entered::Known => {}
         }
     }
+}
+
+/// The node that a hint names: the name alone, or (as clients write it) below the mount point.
+fn hinted_node(hint: &[u8], mountpoint: &[u8], nodes: &[NodeFact]) -> Option<NodeId> {
+    let below = hint
+        .strip_prefix(mountpoint)
+        .and_then(|rest| rest.strip_prefix(b"/"));
+    let name = below.unwrap_or(hint);
+    let node = nodes.iter().find(|node| node.name.as_bytes() == name)?;
+    Some(node.id)
+}
+
+/// Tells calls that need the same files from others.
+fn data_key(paths: &[TreePath]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    for path in paths {
+        hasher.update(path.as_bytes()).update(&[0]);
+    }
+    u64::from_le_bytes(
+        hasher.finalize().as_bytes()[..8]
+            .try_into()
+            .expect("8 of 32 bytes"),
+    )
 }
 
 /// How many of the first fit in one script call.

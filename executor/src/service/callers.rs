@@ -302,8 +302,13 @@ impl Executor {
             ended @ Update::Ended { .. } => {
                 if let Some((audience, learn)) = self.callers.take(job) {
                     // One that failed may not have come to open what it opens.
-                    if let (Some(lesson), Update::Ended { outcome: Outcome::Returned(_), report }) =
-                        (learn, &ended)
+                    if let (
+                        Some(lesson),
+                        Update::Ended {
+                            outcome: Outcome::Returned(_),
+                            report,
+                        },
+                    ) = (learn, &ended)
                     {
                         self.learned.note(&lesson, &report.files);
                     }

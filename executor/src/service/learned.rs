@@ -60,7 +60,11 @@ impl Learned {
     /// What a call will be remembered by. `None`: it says itself where its data is, wants to run anywhere, or many are being learned from.
     pub fn lesson(&self, call: &Call) -> Option<Lesson> {
         let says = !call.paths.is_empty() || !call.locality.is_empty();
-        if says || call.no_route_data || call.node.is_some() || Arc::strong_count(&self.alive) > LESSONS_MAX {
+        if says
+            || call.no_route_data
+            || call.node.is_some()
+            || Arc::strong_count(&self.alive) > LESSONS_MAX
+        {
             return None;
         }
         let mut hasher = blake3::Hasher::new();
@@ -72,7 +76,13 @@ impl Learned {
         Some(Lesson {
             function: *hasher.finalize().as_bytes(),
             call: with_arguments(hasher, call),
-            texts: call.texts.iter().filter(fits).take(TEXTS_MAX).cloned().collect(),
+            texts: call
+                .texts
+                .iter()
+                .filter(fits)
+                .take(TEXTS_MAX)
+                .cloned()
+                .collect(),
             _alive: self.alive.clone(),
         })
     }
@@ -119,7 +129,9 @@ fn with_arguments(mut hasher: blake3::Hasher, call: &Call) -> Option<Key> {
         let Part::Inline(bytes) = part else {
             return None;
         };
-        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+        hasher
+            .update(&(bytes.len() as u64).to_le_bytes())
+            .update(bytes);
     }
     Some(*hasher.finalize().as_bytes())
 }
@@ -174,7 +186,11 @@ impl<T> Bounded<T> {
             let Some((number, key)) = self.order.pop_front() else {
                 return;
             };
-            if self.things.get(&key).is_some_and(|(now, _, _)| *now == number) {
+            if self
+                .things
+                .get(&key)
+                .is_some_and(|(now, _, _)| *now == number)
+            {
                 self.remove(&key);
             }
         }
@@ -233,7 +249,10 @@ mod tests {
         let opened = Known::Opened(vec![file("f/2013-01.csv")]);
         assert_eq!(learned.recall(&lesson("2013-01")), Some(opened));
         let guess = Guess::from([(b"f/2014-12.csv".to_vec(), "f/{day}.csv".to_owned())]);
-        assert_eq!(learned.recall(&lesson("2014-12")), Some(Known::Guessed(vec![guess])));
+        assert_eq!(
+            learned.recall(&lesson("2014-12")),
+            Some(Known::Guessed(vec![guess]))
+        );
         let mut large = of_day("2014-12");
         large.args.parts = vec![Part::Segment(1)];
         let lesson = learned.lesson(&large).unwrap();
@@ -258,7 +277,9 @@ mod tests {
         for n in 0..1_000 {
             bounded.put(key(n % 60), n, 10);
             bounded.shrink(50, 300);
-            assert!(bounded.things.len() <= 30 && bounded.order.len() <= 2 * bounded.things.len() + 16);
+            assert!(
+                bounded.things.len() <= 30 && bounded.order.len() <= 2 * bounded.things.len() + 16
+            );
             assert_eq!(bounded.bytes, 10 * bounded.things.len());
         }
         assert_eq!(bounded.get(&key(999 % 60)), Some(&999));

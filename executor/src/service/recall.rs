@@ -5,18 +5,14 @@
 use super::Executor;
 use super::learned::Known;
 use crate::placement::habits::Guess;
-use crate::placement::{FileFact, resolve};
+use crate::placement::resolve::{self, Files};
 use crate::protocol::Call;
 use ks_fs::path::TreePath;
 use serde_bytes::ByteBuf;
 use std::collections::HashMap;
-use std::sync::Arc;
 
 /// What is known of calls that name no file, by job.
 pub(super) type Remembered = HashMap<String, Known>;
-/// What files there are, by path.
-type Files = HashMap<TreePath, Vec<Arc<FileFact>>>;
-
 impl Executor {
     /// What is known of these calls. What they open now is noted when they end.
     pub(super) fn remember(&self, calls: &mut [Call]) -> Remembered {
@@ -53,7 +49,7 @@ impl Executor {
     }
 
     fn absolute(&self, path: &[u8]) -> ByteBuf {
-        ByteBuf::from([&self.mountpoint, &b"/"[..], path].concat())
+        ByteBuf::from([&self.mountpoint[..], b"/", path].concat())
     }
 }
 
@@ -61,7 +57,10 @@ impl Executor {
 pub(super) fn paths(remembered: &Remembered) -> Vec<TreePath> {
     let of = |known: &Known| -> Vec<TreePath> {
         match known {
-            Known::Opened(paths) => paths.iter().filter_map(|path| TreePath::new(path)).collect(),
+            Known::Opened(paths) => paths
+                .iter()
+                .filter_map(|path| TreePath::new(path))
+                .collect(),
             Known::Guessed(guesses) => {
                 let paths = guesses.iter().flat_map(|guess| guess.keys());
                 paths.filter_map(|path| TreePath::new(path)).collect()
@@ -92,25 +91,38 @@ fn chosen(guesses: &[Guess], files: &Files) -> (Vec<ByteBuf>, String) {
 
 fn is_there(path: &[u8], files: &Files) -> bool {
     let path = TreePath::new(path);
-    path.is_some_and(|path| files.get(&path).is_some_and(|files| !files.is_empty()))
+    path.is_some_and(|path| files.get(&path).is_some_and(|seen| !seen.files.is_empty()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::placement::{FileFact, resolve::Seen};
+    use std::sync::Arc;
 
     #[test]
     fn a_guess_counts_where_one_of_its_paths_is_there() {
-        let file = || vec![Arc::new(FileFact { size_bytes: 1, holders: Vec::new() })];
+        let file = || {
+            let fact = FileFact {
+                size_bytes: 1,
+                holders: Vec::new(),
+            };
+            Seen {
+                is_there: true,
+                files: vec![Arc::new(fact)],
+            }
+        };
         let path = |text: &str| TreePath::new(text.as_bytes()).unwrap();
         let files = Files::from([
             (path("1/2"), file()),
-            (path("2/1"), Vec::new()),
+            (path("2/1"), Seen::default()),
             (path("3"), file()),
             (path("03"), file()),
         ]);
         let guess = |paths: &[&str]| -> Guess {
-            let pairs = paths.iter().map(|path| (path.as_bytes().to_vec(), "p".to_owned()));
+            let pairs = paths
+                .iter()
+                .map(|path| (path.as_bytes().to_vec(), "p".to_owned()));
             pairs.collect()
         };
         let (paths, how) = chosen(&[guess(&["1/2", "2/1"]), guess(&["3", "03"])], &files);

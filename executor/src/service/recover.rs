@@ -106,13 +106,13 @@ impl Executor {
         let files = resolve::files(self.fs.catalog(), resolve::tree_paths(call))
             .await
             .map_err(|_| None)?;
-        let mut placed = placement::place(&self.wish(call, &files), nodes);
+        let mut placed = placement::place(&self.wish(call, &files, nodes), nodes);
         if placed.is_err() && stored.is_learned {
             stored.call.locality.clear();
-            placed = placement::place(&self.wish(&stored.call, &files), nodes);
+            placed = placement::place(&self.wish(&stored.call, &files, nodes), nodes);
         }
         match placed {
-            Ok(placement) => Ok(queue::places_text(&placement.places)),
+            Ok(placement) => Ok(queue::places_text(&placement)),
             Err(error) => Err(Some(format!("{}: {error}", stored.call.name))),
         }
     }

@@ -357,6 +357,7 @@ pub fn call(number: usize, name: &str) -> Call {
         no_route_data: false,
         intermediate_results: true,
         python: None,
+        texts: Vec::new(),
     }
 }
 

@@ -1,7 +1,8 @@
-"""The short arguments of a call that names no file, as texts: from what earlier calls opened, the node sees how paths are
-made of them (`day="2013-01"` in `/ks/flights/2013-01.csv`), and places the next call by such a path.
+"""The short arguments of a call that names no file, as texts: from what earlier calls opened, the node sees how paths
+are made of them (`day="2013-01"` in `/ks/flights/2013-01.csv`), and places the next call by such a path.
 
-Internal. Numbers, strings, dates and the like as `str()` writes them, also inside of a list or tuple that is an argument.
+Internal. Numbers, strings, dates and the like as `str()` writes them, also inside of a list or tuple that is an
+argument.
 """
 
 from __future__ import annotations

@@ -42,8 +42,14 @@ fn the_second_call_is_guessed_right() {
 #[test]
 fn what_can_be_read_in_two_ways_is_settled_by_the_next_call() {
     let calls = [("1", "1"), ("1", "2"), ("3", "4")].map(|(m, d)| vec![("m", m), ("d", d)]);
-    let (_, guessed) = run(&calls, |call| vec![format!("{}/{}.csv", call[0].1, call[1].1)]);
-    assert_eq!(guessed[1], [["1/2.csv", "2/1.csv"]], "two may be; who asks looks which is there");
+    let (_, guessed) = run(&calls, |call| {
+        vec![format!("{}/{}.csv", call[0].1, call[1].1)]
+    });
+    assert_eq!(
+        guessed[1],
+        [["1/2.csv", "2/1.csv"]],
+        "two may be; who asks looks which is there"
+    );
     assert_eq!(guessed[2], [["3/4.csv"]]);
 }
 
@@ -56,7 +62,10 @@ fn a_function_whose_files_cannot_be_guessed_is_not_guessed_at() {
         vec![format!("table/{}.csv", (at * 7919) % 101)]
     };
     let (_, guessed) = run(&calls, table);
-    assert!(!guessed[1].is_empty(), "one call may be all there is to know");
+    assert!(
+        !guessed[1].is_empty(),
+        "one call may be all there is to know"
+    );
     assert!(guessed[2..].iter().all(Vec::is_empty), "{guessed:?}");
 }
 

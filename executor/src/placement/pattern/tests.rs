@@ -3,9 +3,8 @@ use proptest::prelude::*;
 use serde_bytes::ByteBuf;
 
 pub(in crate::placement) fn texts(pairs: &[(&str, &str)]) -> Vec<(String, ByteBuf)> {
-    let text = |(name, text): &(&str, &str)| {
-        ((*name).to_owned(), ByteBuf::from(text.as_bytes().to_vec()))
-    };
+    let text =
+        |(name, text): &(&str, &str)| ((*name).to_owned(), ByteBuf::from(text.as_bytes().to_vec()));
     pairs.iter().map(text).collect()
 }
 
@@ -25,11 +24,27 @@ fn made(path: &str, before: &[(&str, &str)], after: &[(&str, &str)]) -> Vec<Stri
 #[test]
 fn an_argument_stands_in_the_path() {
     let one = |path, before, after| made(path, &[("day", before)], &[("day", after)]);
-    assert_eq!(one("flights/2013-01.csv", "2013-01", "2014-12"), ["flights/2014-12.csv"]);
-    assert_eq!(one("a/AAPL/AAPL.csv", "AAPL", "IBM").len(), 3, "each may be there by chance");
-    assert_eq!(one("2013/01/05.csv", "2013-01-05", "2014-12-31"), ["2014/12/31.csv"]);
-    assert_eq!(one("20130105.h5", "2013-01-05", "2014-12-31"), ["20141231.h5"]);
-    assert_eq!(one("20130105.h5", "2013-01-05 00:00:00", "2014-12-31 01:00:00"), ["20141231.h5"]);
+    assert_eq!(
+        one("flights/2013-01.csv", "2013-01", "2014-12"),
+        ["flights/2014-12.csv"]
+    );
+    assert_eq!(
+        one("a/AAPL/AAPL.csv", "AAPL", "IBM").len(),
+        3,
+        "each may be there by chance"
+    );
+    assert_eq!(
+        one("2013/01/05.csv", "2013-01-05", "2014-12-31"),
+        ["2014/12/31.csv"]
+    );
+    assert_eq!(
+        one("20130105.h5", "2013-01-05", "2014-12-31"),
+        ["20141231.h5"]
+    );
+    assert_eq!(
+        one("20130105.h5", "2013-01-05 00:00:00", "2014-12-31 01:00:00"),
+        ["20141231.h5"]
+    );
     assert_eq!(one("x/index.h5", "2013-01", "2014-12"), ["x/index.h5"]);
 }
 
@@ -39,16 +54,30 @@ fn numbers_are_filled_up_with_zeros_where_they_were() {
     assert_eq!(one("part-0007.h5", "7", "12"), ["part-0012.h5"]);
     assert_eq!(one("part-7.h5", "7", "12"), ["part-12.h5"]);
     assert_eq!(one("part-07.h5", "07", "12"), ["part-12.h5"]);
-    assert_eq!(one("part-12.h5", "12", "7"), ["part-07.h5", "part-7.h5"], "by chance or by rule");
+    assert_eq!(
+        one("part-12.h5", "12", "7"),
+        ["part-07.h5", "part-7.h5"],
+        "by chance or by rule"
+    );
     assert_eq!(one("part-12.h5", "12", "13"), ["part-13.h5"]);
-    assert_eq!(one("part-123.h5", "12", "13"), ["part-123.h5"], "another number");
+    assert_eq!(
+        one("part-123.h5", "12", "13"),
+        ["part-123.h5"],
+        "another number"
+    );
     assert_eq!(one("day1.csv", "1", "2"), ["day2.csv"]);
 }
 
 #[test]
 fn a_text_inside_of_a_longer_word_is_there_by_chance() {
-    assert_eq!(made("datasets/x", &[("0", "data")], &[("0", "more")]), ["datasets/x"]);
-    assert_eq!(made("data_sets/x", &[("0", "data")], &[("0", "more")]), ["more_sets/x"]);
+    assert_eq!(
+        made("datasets/x", &[("0", "data")], &[("0", "more")]),
+        ["datasets/x"]
+    );
+    assert_eq!(
+        made("data_sets/x", &[("0", "data")], &[("0", "more")]),
+        ["more_sets/x"]
+    );
 }
 
 #[test]
@@ -58,16 +87,26 @@ fn several_arguments_stand_each_in_its_place() {
     assert_eq!(made("f/2013/01.csv", &before, &after), ["f/2014/12.csv"]);
     let same = [("month", "1"), ("day", "1")];
     let other = [("month", "1"), ("day", "2")];
-    assert_eq!(made("1/1.csv", &same, &other), ["1/2.csv", "2/1.csv"], "either way round");
+    assert_eq!(
+        made("1/1.csv", &same, &other),
+        ["1/2.csv", "2/1.csv"],
+        "either way round"
+    );
     let lacking = [("0", "2014")];
-    assert_eq!(made("f/2013/01.csv", &before, &lacking), Vec::<String>::new());
+    assert_eq!(
+        made("f/2013/01.csv", &before, &lacking),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
 fn patterns_are_shown_with_their_arguments() {
     let shown = |path: &str, pairs| readings(path.as_bytes(), &texts(pairs))[0].to_string();
     assert_eq!(shown("f/2013-01.csv", &[("day", "2013-01")]), "f/{day}.csv");
-    assert_eq!(shown("f/2013/01.csv", &[("day", "2013-01")]), "f/{day:0}/{day:1}.csv");
+    assert_eq!(
+        shown("f/2013/01.csv", &[("day", "2013-01")]),
+        "f/{day:0}/{day:1}.csv"
+    );
 }
 
 #[test]
