@@ -123,9 +123,8 @@ class Trial:
     def tell(self):
         """One line for those who read along (`pytest -s`)."""
         ends = ", ".join(f"{count} {end}" for end, count in self.ends.most_common())
-        print(
-            f"\nkill {self.name}: {len(self.waits)} moments x {self.size['calls']} calls: {ends}; longest wait {max(self.waits):.1f} s"
-        )
+        size = f"{len(self.waits)} moments x {self.size['calls']} calls"
+        print(f"\nkill {self.name}: {size}: {ends}; longest wait {max(self.waits):.1f} s")
 
 
 def kill9(pid):

@@ -1,8 +1,9 @@
-"""A load of calls for tests that kill things: a program that runs in a host and keeps an account of how each call ended.
+"""A load of calls for tests that kill things: a program that runs in a host and tells at its end how each call ended.
 
-`python load.py FILE.json` with `{"marks": DIR, "ids": FILE, "calls": N, "retries": R}`. Every call appends its number to a file of the node that
-runs it (`O_APPEND`, one write), so that what ran, and how often, is known whoever dies. The program says `begun` when
-its first call has returned, and at its end one line of JSON: see `main`. It knows nothing of clusters or of who kills.
+`python load.py FILE.json` with `{"marks": DIR, "ids": FILE, "calls": N, "retries": R}`. Every call appends its number
+to a file of the node that runs it (`O_APPEND`, one write), so that what ran, and how often, is known whoever dies. The
+program says `begun` when its first call has returned, and at its end one line of JSON: see `main`. It knows nothing of
+clusters or of who kills.
 """
 
 import collections
@@ -40,7 +41,7 @@ class Account:
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.told = collections.Counter()
+        self.told: collections.Counter = collections.Counter()
         self.ended = {}
 
     def end(self, number):
