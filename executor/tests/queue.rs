@@ -255,7 +255,7 @@ async fn a_node_waits_until_it_is_eligible_and_first_choices_come_first() {
         .collect();
     assert_eq!(got, [id(1), id(3), id(5)]);
     assert_eq!(one.claim(1).await, [id(0)]);
-    tokio::time::sleep(Duration::from_millis(320)).await;
+    tokio::time::sleep(Duration::from_millis(450)).await;
     // Its own first, then the others' in order, as they have waited for longer than it would fetch; what was claimed is not offered again.
     assert_eq!(two.claim(100).await, [id(7), id(2), id(4), id(6)]);
     assert!(one.claim(100).await.is_empty());
@@ -440,6 +440,7 @@ async fn the_scripts_and_their_model_agree() {
     let mut model = Model::default();
     let mut chance = Chance(7);
     let mut taken_of_others = 0;
+    let mut running = Vec::new();
     for step in 0..500u64 {
         let member = chance.below(4);
         if chance.below(5) < 2 {

@@ -7,7 +7,7 @@ local node, incarnation, lease_ms = ARGV[1], ARGV[2], ARGV[3]
 local want = tonumber(ARGV[4])
 local token = node .. ':' .. incarnation
 local now = clock_ms()
-local LOOKED_AT_MAX, MARGIN_MS, LOOK_AGAIN_MS, COPIES_KEPT_S = 64, 20, 50, 600
+local LOOKED_AT_MAX, MARGIN_MS, LOOK_AGAIN_MS, COPIES_KEPT_S = 64, 100, 50, 600
 hold(node, incarnation, lease_ms)
 
 local ready = {}
@@ -53,10 +53,15 @@ while #taken < want do
   end
 end
 
+-- How many calls run at once at a node, how long they take, since when it takes none, how many run.
 local function pace(other, since)
   local known = redis.call('HGET', 'ks:pace', other)
-  local slots, call_ms, claimed = string.match(known or '', '^(%d+) (%d+) (%d+)$')
-  return math.max(tonumber(slots or 1), 1), tonumber(call_ms or 0), tonumber(claimed or since)
+  local slots, call_ms, claimed, its = string.match(known or '', '^(%d+) (%d+) (%d+) (%x+)$')
+  if not slots then
+    return 1, 0, tonumber(since), 0
+  end
+  local running = redis.call('SCARD', 'ks:c:' .. other .. ':' .. its)
+  return tonumber(slots), tonumber(call_ms), math.max(tonumber(claimed), tonumber(since)), running
 end
 
 -- From which node a job's data would be fetched, and when its turn comes there.
@@ -102,8 +107,10 @@ local function from_when(job)
   local at = now
   for _, other in ipairs(first_choices) do
     local backlog = redis.call('ZCARD', 'ks:q:' .. job[3] .. ':' .. other)
-    local slots, call_ms, claimed = pace(other, job[6])
-    local wait = math.floor(backlog * math.max(call_ms, now - claimed) / slots)
+    local slots, call_ms, claimed, running = pace(other, job[6])
+    local ahead = math.max(backlog - math.max(slots - running, 0), 0)
+    slots = math.max(slots, 1)
+    local wait = math.floor(math.max(ahead * call_ms, backlog * (now - claimed)) / slots)
     if wait < wanted then
       at = math.max(at, claimed + math.ceil(wanted * slots / math.max(backlog, 1)))
     end
@@ -143,7 +150,7 @@ for i = 8, #ARGV do
 end
 if #mine > 0 then
   redis.call('SADD', 'ks:c:' .. token, unpack(mine))
-  work(node, ARGV[6], ARGV[7], now)
+  work(node, incarnation, ARGV[6], ARGV[7], now)
 end
 
 for _, key in ipairs(ready) do

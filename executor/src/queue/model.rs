@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 /// Jobs of others that a node with free slots looks at.
 pub const LOOKED_AT_MAX: usize = 64;
 /// A job is left to those who have its data where it would wait so much longer there at most.
-pub const MARGIN_MS: u64 = 20;
+pub const MARGIN_MS: u64 = 100;
 /// Time between two looks at least.
 pub const LOOK_AGAIN_MS: u64 = 50;
 
@@ -56,14 +56,17 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// How long a job waits there that comes after `backlog` others. A node that stands still is thought to go on so.
-    pub fn wait_ms(&self, backlog: u64, now_ms: u64) -> u64 {
+    /// How long a job waits there that comes after the others of `backlog`, `running` being under way. One that takes none though it could
+    /// is thought to go on so.
+    fn wait_ms(&self, backlog: u64, running: u64, now_ms: u64) -> u64 {
         let stands_ms = now_ms.saturating_sub(self.claimed_ms);
-        backlog * self.call_ms.max(stands_ms) / self.slots.max(1)
+        let free = self.slots.saturating_sub(running);
+        let works_ms = backlog.saturating_sub(free) * self.call_ms;
+        works_ms.max(backlog * stands_ms) / self.slots.max(1)
     }
 
-    /// When `wait_ms` of so many will be `wanted_ms`, if it stands still.
-    pub fn reaches_ms(&self, backlog: u64, wanted_ms: u64) -> u64 {
+    /// When `wait_ms` of so many will be `wanted_ms`, if it takes none until then.
+    fn reaches_ms(&self, backlog: u64, wanted_ms: u64) -> u64 {
         self.claimed_ms + (wanted_ms * self.slots.max(1)).div_ceil(backlog.max(1))
     }
 }
@@ -101,6 +104,8 @@ pub struct Model {
     /// Jobs whose data a node lacks.
     lacking: HashMap<NodeId, BTreeSet<(Rank, u64)>>,
     paces: HashMap<NodeId, Pace>,
+    /// How many jobs each node has taken that have not ended.
+    running: HashMap<NodeId, u64>,
     /// When the fetches from a node that are thought to be under way are over.
     busy: HashMap<NodeId, u64>,
     /// Nodes that have fetched data for jobs of others, and when they have it.
@@ -154,6 +159,7 @@ impl Model {
                 claimed_ms: now_ms,
             };
             self.paces.insert(node, pace);
+            *self.running.entry(node).or_default() += taken.len() as u64;
         }
         let is_left =
             !self.anywhere.is_empty() || self.ready.get(&node).is_some_and(|line| !line.is_empty());
@@ -163,6 +169,13 @@ impl Model {
             None => Next::Nothing,
         };
         (taken, next)
+    }
+
+    /// A job that the node took has ended.
+    pub fn finish(&mut self, node: NodeId) {
+        if let Some(running) = self.running.get_mut(&node) {
+            *running = running.saturating_sub(1);
+        }
     }
 
     fn take_of_others(
@@ -207,12 +220,14 @@ impl Model {
         let mut from_ms = now_ms;
         for place in waiting.first_choices() {
             let backlog = self.ready.get(&place.node).map_or(0, BTreeSet::len) as u64;
-            let pace = self.paces.get(&place.node).copied().unwrap_or(Pace {
+            let mut pace = self.paces.get(&place.node).copied().unwrap_or(Pace {
                 slots: 1,
                 call_ms: 0,
-                claimed_ms: waiting.since_ms,
+                claimed_ms: 0,
             });
-            if pace.wait_ms(backlog, now_ms) < wanted_ms {
+            pace.claimed_ms = pace.claimed_ms.max(waiting.since_ms);
+            let running = self.running.get(&place.node).copied().unwrap_or(0);
+            if pace.wait_ms(backlog, running, now_ms) < wanted_ms {
                 from_ms = from_ms.max(pace.reaches_ms(backlog, wanted_ms));
             }
         }

@@ -39,7 +39,7 @@ if #going > 0 then
 end
 if #claimed > 0 then
   if #claimed < count then
-    work(node, ARGV[5], ARGV[6], now)
+    work(node, incarnation, ARGV[5], ARGV[6], now)
   end
   redis.call('SADD', 'ks:c:' .. token, unpack(claimed))
 end

@@ -118,6 +118,7 @@ pub fn run(setting: &Setting, rule: &mut dyn Rule) -> Outcome {
                     before => (before + call_ms) / 2,
                 };
                 world.free[node] += 1;
+                rule.end(node);
                 ended += 1;
                 world.outcome.makespan_ms = now_ms;
                 world.outcome.mean_ms += now_ms - setting.jobs[job].at_ms;

@@ -10,6 +10,8 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 pub trait Rule {
     /// Calls have come; the nodes that hear of it.
     fn come(&mut self, world: &World, jobs: &[usize], now_ms: u64) -> Vec<usize>;
+    /// A call has ended at a node.
+    fn end(&mut self, _node: usize) {}
     /// What a node with free workers takes, and when it wants to look again by itself.
     fn take(&mut self, world: &World, node: usize, now_ms: u64) -> (Vec<usize>, Option<u64>);
 }
@@ -75,6 +77,10 @@ impl Rule for Ours {
             self.places.insert(*job, places);
         }
         told.into_iter().collect()
+    }
+
+    fn end(&mut self, node: usize) {
+        self.queue.finish(NodeId(node as u64));
     }
 
     fn take(&mut self, world: &World, node: usize, now_ms: u64) -> (Vec<usize>, Option<u64>) {
