@@ -404,7 +404,7 @@ pub struct Report {
     pub pid: u32,
     /// Why it ran there, for people.
     pub why: String,
-    /// Bytes of its data that each node would have had to fetch when it was placed.
+    /// Bytes of its data that each node would have had to fetch when it was placed, the least first; of many nodes the first 32.
     pub costs: Vec<(String, u64)>,
     /// From its acceptance to its start.
     pub queued_us: u64,

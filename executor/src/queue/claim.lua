@@ -7,7 +7,7 @@ local node, incarnation, lease_ms = ARGV[1], ARGV[2], ARGV[3]
 local want = tonumber(ARGV[4])
 local token = node .. ':' .. incarnation
 local now = clock_ms()
-local LOOKED_AT_MAX, MARGIN_MS, LOOK_AGAIN_MS, COPIES_KEPT_S = 64, 100, 50, 600
+local LOOKED_AT_MAX, MARGIN_MS, LOOK_AGAIN_MS, COPIES_KEPT_S = 32, 100, 50, 600
 hold(node, incarnation, lease_ms)
 
 local ready = {}

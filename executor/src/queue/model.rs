@@ -13,7 +13,7 @@ use ks_fs::record::NodeId;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Jobs of others that a node with free slots looks at.
-pub const LOOKED_AT_MAX: usize = 64;
+pub const LOOKED_AT_MAX: usize = 32;
 /// A job is left to those who have its data where it would wait so much longer there at most.
 pub const MARGIN_MS: u64 = 100;
 /// Time between two looks at least.
