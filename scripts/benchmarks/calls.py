@@ -7,8 +7,8 @@ from harness import Cluster
 from harness.data import MIB, noise, write_noise
 
 from .files import at_rest
+from .pair import LARGE_BYTES, Pair, Streams
 from .peers import COMMON, LIBRARIES, PING_PONG, POOL, WARM
-from .remote import LARGE_BYTES, Pair, Streams
 from .report import Report, alternate
 
 FILES = 100
