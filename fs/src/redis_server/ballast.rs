@@ -14,15 +14,18 @@ const MIB: u64 = 1 << 20;
 const BALLAST_BYTES: u64 = 32 * MIB;
 /// What one look gives back.
 const STEP_BYTES: u64 = 4 * MIB;
-/// A disk with less than this is full.
-const FULL_BYTES: u64 = MIB;
+/// A disk with less than this may be full: file systems refuse new blocks while they still count some as free (ext4 keeps
+/// up to 16 MiB), so it is tried.
+const SCARCE_BYTES: u64 = 64 * MIB;
+/// What has to go in, or the disk is full.
+const TRIAL_BYTES: u64 = MIB;
 /// With more than this, what is kept aside is made whole again.
 const ROOMY_BYTES: u64 = 16 * BALLAST_BYTES;
 
-/// How large the ballast is to be, from the disk's free bytes and its size so far.
-fn wanted(free_bytes: u64, ballast_bytes: u64) -> u64 {
+/// How large the ballast is to be, from the disk's free bytes, whether it is full, and its size so far.
+fn wanted(free_bytes: u64, full: bool, ballast_bytes: u64) -> u64 {
     match free_bytes {
-        free if free < FULL_BYTES => ballast_bytes.saturating_sub(STEP_BYTES),
+        _ if full => ballast_bytes.saturating_sub(STEP_BYTES),
         free if free > ROOMY_BYTES => BALLAST_BYTES,
         _ => ballast_bytes,
     }
@@ -49,11 +52,9 @@ impl Ballast {
     /// Looks at the disk, and takes or gives back.
     pub(super) fn look(&mut self) -> io::Result<()> {
         let disk = fstatvfs(&self.file)?;
-        let free = match rustix::process::geteuid().is_root() {
-            true => disk.f_bfree,
-            false => disk.f_bavail,
-        };
-        let bytes = wanted(free.saturating_mul(disk.f_frsize), self.bytes);
+        let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let full = free_bytes < SCARCE_BYTES && !self.more_goes_in()?;
+        let bytes = wanted(free_bytes, full, self.bytes);
         if bytes < self.bytes {
             self.file.set_len(bytes)?;
             tracing::error!(
@@ -67,6 +68,15 @@ impl Ballast {
         self.bytes = bytes;
         Ok(())
     }
+
+    fn more_goes_in(&self) -> io::Result<bool> {
+        let tried = fallocate(&self.file, FallocateFlags::empty(), self.bytes, TRIAL_BYTES);
+        self.file.set_len(self.bytes)?;
+        match tried {
+            Err(rustix::io::Errno::NOSPC) => Ok(false),
+            tried => tried.map(|()| true).map_err(io::Error::from),
+        }
+    }
 }
 
 /// Looks now and then, for as long as the task lives.
@@ -77,7 +87,9 @@ pub(super) async fn keep(mut ballast: Ballast) {
         let Ok((result, kept)) = looked else { return };
         ballast = kept;
         match result {
-            Err(ref error) if !told => tracing::warn!(%error, "no space can be kept aside for Redis"),
+            Err(ref error) if !told => {
+                tracing::warn!(%error, "no space can be kept aside for Redis")
+            }
             _ => {}
         }
         told = result.is_err();
@@ -91,19 +103,19 @@ mod tests {
 
     #[test]
     fn a_full_disk_gets_it_back_a_step_at_a_time() {
-        let mut bytes = wanted(ROOMY_BYTES + 1, 0);
+        let mut bytes = wanted(ROOMY_BYTES + 1, false, 0);
         assert_eq!(bytes, BALLAST_BYTES);
         for left in (0..BALLAST_BYTES / STEP_BYTES).rev() {
-            bytes = wanted(0, bytes);
+            bytes = wanted(0, true, bytes);
             assert_eq!(bytes, left * STEP_BYTES);
         }
-        assert_eq!(wanted(0, 0), 0);
+        assert_eq!(wanted(0, true, 0), 0);
     }
 
     #[test]
     fn it_grows_only_where_there_is_much_room() {
-        assert_eq!(wanted(ROOMY_BYTES, STEP_BYTES), STEP_BYTES);
-        assert_eq!(wanted(FULL_BYTES, STEP_BYTES), STEP_BYTES);
-        assert_eq!(wanted(ROOMY_BYTES + 1, STEP_BYTES), BALLAST_BYTES);
+        assert_eq!(wanted(ROOMY_BYTES, false, STEP_BYTES), STEP_BYTES);
+        assert_eq!(wanted(0, false, STEP_BYTES), STEP_BYTES);
+        assert_eq!(wanted(ROOMY_BYTES + 1, false, STEP_BYTES), BALLAST_BYTES);
     }
 }
