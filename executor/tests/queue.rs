@@ -440,7 +440,7 @@ async fn the_scripts_and_their_model_agree() {
     let mut model = Model::default();
     let mut chance = Chance(7);
     let mut taken_of_others = 0;
-    let mut running = Vec::new();
+    let mut running: Vec<(u64, u64)> = Vec::new();
     for step in 0..500u64 {
         let member = chance.below(4);
         if chance.below(5) < 2 {
