@@ -129,7 +129,7 @@ fn pool(py: Python<'_>, key_path: &Path, deadline: Option<Instant>) -> PyResult<
 fn identity(path: &Path) -> Result<Identity, String> {
     match ClientKey::load(path) {
         Ok(key) => Identity::from_client_key(&key).map_err(|error| error.to_string()),
-        Err(KeyError::Malformed(_) | KeyError::OfClient(_)) => {
+        Err(KeyError::Malformed(_)) => {
             let key = ClusterKey::load(path).map_err(|error| error.to_string())?;
             Identity::client(&key, &name()).map_err(|error| error.to_string())
         }
