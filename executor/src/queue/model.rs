@@ -192,7 +192,7 @@ impl Model {
             if taken.len() == want {
                 return (taken, Some(now_ms + LOOK_AGAIN_MS));
             }
-            let from_ms = self.from_ms(node, job, now_ms);
+            let from_ms = self.eligible_ms(node, job, now_ms);
             if from_ms > now_ms {
                 let at_ms = from_ms.max(now_ms + LOOK_AGAIN_MS);
                 look_ms = Some(look_ms.map_or(at_ms, |known| known.min(at_ms)));
@@ -206,7 +206,7 @@ impl Model {
     }
 
     /// From when on a node may take a job whose data it lacks, as things stand now.
-    fn from_ms(&self, node: NodeId, job: u64, now_ms: u64) -> u64 {
+    fn eligible_ms(&self, node: NodeId, job: u64, now_ms: u64) -> u64 {
         let waiting = &self.jobs[&job];
         let mut wanted_ms = 1;
         if !self.has(node, waiting.data) {
