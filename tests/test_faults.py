@@ -87,6 +87,37 @@ def noise_sum(path):
     return subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True, timeout=60).stdout.split()[0]
 
 
+def timed_read(node, path):
+    """(its text or None, seconds)."""
+    done = node.exec(["cat", f"/ks/{path}"], check=False, timeout=35)
+    return (done.text if done.status == 0 else None), done.seconds
+
+
+def test_reads_of_what_only_a_dead_node_has_end_soon_and_work_when_it_is_back(make_cluster):
+    cluster = make_cluster(3)
+    for number in range(8):
+        cluster[3].put(f"gone/{number}", f"text {number}" + "x" * 20_000)
+    cluster.start()
+    cluster[2].ks("fetch", "/ks/gone/0")
+    wait_for(lambda: set(cluster[1].holders("gone/0")) == {"host2", "host3"}, 20)
+    cluster[1].exec(["ls", "-l", "/ks/gone"])
+    cluster[3].kill9()
+    # Its heart-beat goes on for some seconds in everybody's eyes.
+    text, seconds = timed_read(cluster[1], "gone/1")
+    assert text is None and seconds < 7, seconds
+    wait_for(lambda: cluster[1].status()["nodes"]["alive"] == 2, 15)
+    text, seconds = timed_read(cluster[1], "gone/2")
+    assert text is None and seconds < 3, seconds
+    for number in range(2, 8):
+        text, seconds = timed_read(cluster[1], f"gone/{number}")
+        assert text is None and seconds < 1, (number, seconds)
+    text, seconds = timed_read(cluster[1], "gone/0")
+    assert text == "text 0" + "x" * 20_000 and seconds < 1, seconds
+    cluster[3].restart()
+    for number in range(1, 8):
+        wait_for(lambda number=number: (timed_read(cluster[1], f"gone/{number}")[0] or "").startswith("text"), 5)
+
+
 def test_one_of_two_holders_dies_during_a_read(make_cluster):
     cluster = make_cluster(3)
     sha256 = write_noise(cluster[2].datadir / "large", LARGE_BYTES)

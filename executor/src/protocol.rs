@@ -174,6 +174,8 @@ pub enum Ask {
     Nodes,
     /// Answered by `Status`.
     Status,
+    /// Whether the catalog's records can be read; answered by `Status`, after as long as reading them takes.
+    Records,
     /// Answered by `Where`.
     Where {
         /// Under this node's mount point, or relative to the tree's root.
