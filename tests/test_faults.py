@@ -337,3 +337,42 @@ def test_random_kills_lose_nothing_that_was_acknowledged(make_cluster):
         for path, text in acknowledged.items():
             got = wait_for(lambda node=node, path=path: node.exec(["cat", path], check=False, timeout=40), 60)
             assert got.text == text, (node.name, path)
+
+
+def small_disk(node, size):
+    """The node's data directory becomes an ext4 of its own, in the node's own view; gone with the host."""
+    image = node.home / "disk.img"
+    done = node.shell(
+        f"truncate -s {size} {image} && mkfs.ext4 -q -m 0 {image} && mount -o loop {image} {node.datadir}", check=False
+    )
+    if done.status != 0:
+        pytest.skip(f"no loop device here: {done.error}")
+
+
+def test_a_full_disk_serves_readers_and_partial_files_make_room(make_cluster):
+    cluster = make_cluster(2)
+    large = write_noise(cluster[1].datadir / "large", 160 * MIB)
+    small_disk(cluster[2], "96M")
+    try:
+        cluster.start()
+        # More than the disk has: read whole, not kept, and the disk is not filled to its end.
+        assert large in cluster[2].exec(["sha256sum", "/ks/large"], timeout=55).text
+        free = cluster[2].status()["disk"]["free_bytes"]
+        assert free > MIB, free
+        fetching = cluster[2].ks("fetch", "/ks/large", check=False, timeout=40)
+        assert fetching.status == 1 and "space" in fetching.error.lower(), fetching
+        # What is here in part and read by nobody goes when somebody writes.
+        script = "head -c 50M /dev/urandom | tee /ks/mine | sha256sum > /tmp/sum"
+        wait_for(lambda: cluster[2].shell(script, check=False, timeout=40).status == 0, 60, "there is room again")
+        assert cluster[1].exec(["sha256sum", "/ks/mine"]).text.split()[0] in cluster[2].exec(["cat", "/tmp/sum"]).text
+        # The disk full to its last block, not by us.
+        cluster[2].shell(f"dd if=/dev/zero of={cluster[2].datadir}/.ks/filler bs=64K status=none", check=False)
+        assert large in cluster[2].exec(["sha256sum", "/ks/large"], timeout=55).text
+        began = time.monotonic()
+        refused = cluster[2].shell("head -c 1M /dev/urandom > /ks/more", check=False, timeout=30)
+        assert refused.status != 0 and "space" in refused.error.lower() and time.monotonic() - began < 10
+        cluster[2].shell(f"rm {cluster[2].datadir}/.ks/filler")
+        assert cluster[1].exec(["sha256sum", "/ks/mine"]).text.split()[0] in cluster[2].exec(["cat", "/tmp/sum"]).text
+        cluster[2].stop()
+    finally:
+        cluster[2].shell(f"umount {cluster[2].datadir}", check=False)

@@ -142,7 +142,9 @@ def test_doctor_names_records_that_cannot_be_read(make_cluster):
     cluster[1].shell("mkdir /ks/d; echo x > /ks/d/file; echo x > /ks/other")
     ino = cluster[1].shell("stat -c %i /ks/d/file").text.strip()
     assert "records" in cluster[1].ks("doctor", check=False).text
-    socket = next((cluster[1].datadir / ".ks/redis").glob("*.sock"))
-    cluster[1].exec(["redis-cli", "-s", socket, "set", f"ks:i:{ino}", "nonsense"])
+    redis = cluster[1].datadir / ".ks/redis"
+    password = (redis / "password").read_text().strip()
+    command = ["redis-cli", "-s", redis / "redis.sock", "--no-auth-warning", "-a", password]
+    assert cluster[1].exec([*command, "set", f"ks:i:{ino}", "nonsense"]).text == "OK\n"
     doctor = cluster[1].ks("doctor", check=False)
     assert doctor.status == 1 and "d/file: its record cannot be read" in doctor.text, doctor

@@ -472,10 +472,12 @@ impl Core {
                     _ => tracing::debug!(path = %self.path, %holder, %error, "a fetch failed"),
                 }
                 self.step(Event::Failed { request, failure });
+                // Who waits keeps the plan's time, which is another now: the holder is to be asked again.
+                self.waiters.ring();
             }
         }
         if self.backing.is_whole() {
-            self.waiters.whole();
+            self.waiters.ring();
             self.complete();
         } else {
             self.save_now_and_then();

@@ -43,6 +43,8 @@ enum Manner {
     Refuses(Refusal),
     /// Nobody answers there, and that is known.
     Away,
+    /// Nobody answers there until then.
+    GoneUntil(Instant),
 }
 
 struct Peer {
@@ -111,7 +113,12 @@ impl World {
         let peer = &self.peers[&node];
         peer.asked.fetch_add(1, Ordering::SeqCst);
         let name = format!("peer-{}", node.0);
-        if let Manner::Away = peer.manner {
+        let is_gone = match peer.manner {
+            Manner::Away => true,
+            Manner::GoneUntil(time) => Instant::now() < time,
+            _ => false,
+        };
+        if is_gone {
             return Err(FetchError::Peer(PeerError::Lost(name)));
         }
         if let Manner::Refuses(refusal) = &peer.manner {
@@ -299,6 +306,35 @@ async fn a_holder_that_is_known_to_be_away_costs_nothing() {
     sleep(Duration::from_millis(1100)).await;
     core.read(0, 4096).await.expect_err("nobody is there");
     assert_eq!(world.asked(1), 2, "and then asked again");
+    settled(&core, &budget).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_only_holder_is_asked_again_as_soon_as_it_may_be_back() {
+    let back = Instant::now() + Duration::from_millis(500);
+    let world = World::new(MIB, &[Manner::GoneUntil(back)]);
+    let (core, budget) = open(&world, u64::MAX, 64 * MIB);
+    let began = Instant::now();
+    let (data, _) = core.read(0, 4096).await.expect("a read");
+    assert_eq!(data, world.slice(0, 4096));
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
+    settled(&core, &budget).await;
+
+    // One that never comes back is given up when it has been asked often enough, long before nothing has come for `no_progress`.
+    let never = Instant::now() + Duration::from_secs(3600);
+    let world = World::new(MIB, &[Manner::GoneUntil(never)]);
+    let (core, budget) = open(&world, u64::MAX, 64 * MIB);
+    let began = Instant::now();
+    core.read(0, 4096).await.expect_err("nobody is there");
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        began.elapsed()
+    );
     settled(&core, &budget).await;
 }
 

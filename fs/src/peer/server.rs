@@ -46,7 +46,7 @@ impl Handler for FileServer {
             };
             let Ok(_place) = places.try_acquire_owned() else {
                 let busy = failed(&FsError::TooManyOpen(STREAMS_MAX));
-                let _ = write(&mut stream, &busy).await;
+                let _ = say(&mut stream, &busy).await;
                 return;
             };
             let Ok(request) = timeout(REQUEST_DEADLINE, stream.read(MESSAGE_BYTES_MAX)).await
@@ -57,7 +57,7 @@ impl Handler for FileServer {
             match request {
                 Ok(Some(FileRequest::Hash { ino, version })) => {
                     let reply = hash(&file_system, ino, version).await;
-                    let _ = write(&mut stream, &reply).await;
+                    let _ = say(&mut stream, &reply).await;
                 }
                 Ok(Some(FileRequest::Open {
                     ino,
@@ -74,7 +74,7 @@ impl Handler for FileServer {
 }
 
 /// One answer; an error also where nobody takes it.
-async fn write(stream: &mut Stream, reply: &FileReply) -> Result<(), FrameError> {
+async fn say(stream: &mut Stream, reply: &FileReply) -> Result<(), FrameError> {
     let written = timeout(ANSWER_DEADLINE, stream.write(reply)).await;
     written.unwrap_or_else(|_| {
         let why = format!("the answer was not taken within {ANSWER_DEADLINE:?}");
@@ -103,7 +103,7 @@ async fn serve_open(
     let remote = match opened {
         Ok(remote) => remote,
         Err(error) => {
-            let _ = write(&mut stream, &failed(&error)).await;
+            let _ = say(&mut stream, &failed(&error)).await;
             return;
         }
     };
@@ -127,13 +127,13 @@ async fn serve_requests(
         },
         Err(error) => failed(&error),
     };
-    write(stream, &opened).await?;
+    say(stream, &opened).await?;
     while let Some(request) = stream.read(MESSAGE_BYTES_MAX).await? {
         let reply = match answer(file_system, remote, request).await {
             Ok(reply) => reply,
             Err(error) => failed(&error),
         };
-        write(stream, &reply).await?;
+        say(stream, &reply).await?;
     }
     Ok(())
 }
