@@ -226,5 +226,7 @@ def test_holes_of_a_remote_file_are_holes_in_the_copy(make_cluster):
     wait_for(copy.exists, 20)
     assert copy.stat().st_size == 64 * MIB
     assert copy.stat().st_blocks * 512 < 3 * MIB
-    script = 'import os; f = os.open("/ks/sparse", os.O_RDONLY); print(os.lseek(f, 0, os.SEEK_DATA), os.lseek(f, 6 << 20, os.SEEK_DATA))'
+    script = """import os
+f = os.open("/ks/sparse", os.O_RDONLY)
+print(os.lseek(f, 0, os.SEEK_DATA), os.lseek(f, 6 << 20, os.SEEK_DATA))"""
     assert cluster[2].exec(["python3", "-c", script]).text.split() == [str(5 * MIB), str(40 * MIB)]

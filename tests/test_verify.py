@@ -1,5 +1,6 @@
 """A flipped bit is found on any holder, mended from another, and named when there is none."""
 
+import hashlib
 import json
 import os
 
@@ -148,3 +149,31 @@ def test_doctor_names_records_that_cannot_be_read(make_cluster):
     assert cluster[1].exec([*command, "set", f"ks:i:{ino}", "nonsense"]).text == "OK\n"
     doctor = cluster[1].ks("doctor", check=False)
     assert doctor.status == 1 and "d/file: its record cannot be read" in doctor.text, doctor
+
+
+def test_md5_is_computed_when_asked_for_and_kept_with_the_version(make_cluster):
+    cluster, data = make_cluster(3).start(), noise(5 * MIB, seed=31)
+    expected = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    cluster[1].exec(["tee", "/ks/summed"], input=data)
+    (row,) = cluster[2].ks_json("where", "/ks/summed")
+    assert row["md5"] is None, "nobody has asked for it"
+    (row,) = cluster[2].ks_json("where", "--md5", "/ks/summed")
+    assert row["md5"] == expected, "computed where the file is"
+    assert not (cluster[2].datadir / "summed").exists()
+    script = 'import os; print(os.getxattr("/ks/summed", "user.ks.md5").decode())'
+    for node in cluster.nodes:
+        assert node.exec(["python3", "-c", script]).text.strip() == expected
+    # Fetched whole, and compared with it by the way.
+    cluster[3].ks("fetch", "/ks/summed")
+    assert (cluster[3].datadir / "summed").read_bytes() == data
+    assert "MD5" not in cluster[3].log()
+    # Another version has another.
+    cluster[2].shell("printf more >> /ks/summed")
+    (row,) = cluster[1].ks_json("where", "/ks/summed")
+    assert row["md5"] is None
+    again = hashlib.md5(data + b"more", usedforsecurity=False).hexdigest()
+    assert cluster[2].exec(["python3", "-c", script]).text.strip() == again
+    assert cluster[1].ask('reply(c.md5("summed"))')[0][1] == again
+    cluster[1].exec(["touch", "/ks/empty"])
+    (row,) = cluster[1].ks_json("where", "--md5", "/ks/empty")
+    assert row["kind"] == "file"

@@ -180,6 +180,9 @@ pub enum Ask {
     Where {
         /// Under this node's mount point, or relative to the tree's root.
         paths: Vec<ByteBuf>,
+        /// With the MD5 of files, which is computed where nobody has asked for it yet.
+        #[serde(default)]
+        md5: bool,
     },
     /// Brings files to this node; `Progress` updates, then `Done`.
     Fetch {

@@ -556,6 +556,15 @@ impl Catalog {
         Ok(())
     }
 
+    /// Adds the MD5 of a version; no-op when the version is not current any more.
+    pub async fn set_md5(&self, ino: Ino, version: u64, md5: Md5) -> Result<(), CatalogError> {
+        self.change(&format!("inode {ino}"), |known, _| {
+            attributes::set_md5(known, ino, version, md5)
+        })
+        .await?;
+        Ok(())
+    }
+
     /// What this node holds of a file now; no-op when the file is gone. One round trip.
     pub async fn set_holding(
         &self,

@@ -63,6 +63,13 @@ pub(crate) enum CopyRequest {
         /// Nodes whose copies were found good.
         good: Vec<NodeId>,
     },
+    /// Compute its MD5; `Progress`, then `Md5`.
+    Md5 {
+        /// Which file.
+        ino: Ino,
+        /// Which of its versions.
+        version: u64,
+    },
 }
 
 /// What answers a `CopyRequest`.
@@ -88,6 +95,8 @@ pub(crate) enum CopyReply {
         /// For people.
         message: String,
     },
+    /// To `Md5`.
+    Md5(Md5),
 }
 
 /// What a copy turned out to be worth when it was re-read.

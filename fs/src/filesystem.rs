@@ -43,6 +43,7 @@ pub(crate) mod handles;
 mod location;
 mod locking;
 mod mapped;
+mod md5;
 mod names;
 mod open_plan;
 mod opening;
@@ -171,6 +172,8 @@ pub struct FileSystem {
     watcher: RwLock<Option<Arc<dyn Watcher>>>,
     passthrough: AtomicBool,
     counts: Counts,
+    /// One MD5 is computed at a time.
+    md5_turn: tokio::sync::Mutex<()>,
     /// How far the scrub is.
     scrubbed: Mutex<Option<crate::copies::scrub::Progress>>,
     /// Ends the scrub with the file system.
@@ -273,6 +276,7 @@ impl FileSystem {
             clock,
             watcher: RwLock::new(None),
             counts: Counts::default(),
+            md5_turn: Default::default(),
             scrubbed: Mutex::default(),
             scrub: Mutex::default(),
         });

@@ -28,6 +28,7 @@ mod pins;
 pub mod scan;
 pub mod source;
 mod state;
+mod sums;
 #[cfg(test)]
 mod testing;
 pub mod trees;
@@ -44,6 +45,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+pub(crate) use sums::{md5_of, md5_of_file};
 
 /// Why the data directory did not do what was asked. Every message names the file.
 #[derive(Debug, thiserror::Error)]

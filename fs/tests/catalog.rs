@@ -671,7 +671,7 @@ async fn records_that_cannot_be_read_are_named_and_troubles_are_told() {
     found.sort();
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(
-        found[0].starts_with("d/f1499: ") && found[1].starts_with("odd: "),
+        found[0].starts_with("/d/f1499: ") && found[1].starts_with("/odd: "),
         "{found:?}"
     );
 

@@ -52,7 +52,7 @@ impl Session {
             Ask::Nodes => self.nodes().await,
             Ask::Status => Ok(Answer::Status(self.status().await)),
             Ask::Records => self.records().await,
-            Ask::Where { paths } => self.locate(paths).await,
+            Ask::Where { paths, md5 } => self.locate(paths, md5).await,
             Ask::Fetch { paths } => self.fetch(request, paths).await,
             Ask::Drop { paths } => self.drop_copies(paths).await,
             Ask::Pin { paths, pinned } => self.pin(paths, pinned).await,
@@ -152,15 +152,31 @@ impl Session {
         })
     }
 
-    async fn locate(&self, paths: Vec<ByteBuf>) -> Result<Answer, Refusal> {
+    async fn locate(&self, paths: Vec<ByteBuf>, md5: bool) -> Result<Answer, Refusal> {
         let mut found = Vec::with_capacity(paths.len());
         for path in paths {
             let tree_path = self.in_tree(&path)?;
+            if md5 {
+                self.compute_md5(&tree_path).await?;
+            }
             let place = self.executor.fs.where_is(&tree_path).await;
             let place = place.map_err(|e| (kind_of(&e), self.said_of(&tree_path, &e)))?;
             found.push(serde_json::to_value(place).map_err(|e| ("ProtocolError", e.to_string()))?);
         }
         Ok(Answer::Where(found))
+    }
+
+    async fn compute_md5(&self, path: &TreePath) -> Result<(), Refusal> {
+        let fs = &self.executor.fs;
+        let node = fs.catalog().resolve(path).await;
+        let node = node.map_err(|e| ("CatalogUnavailable", e.to_string()))?;
+        let Some(node) = node.filter(|node| node.inode.kind == Kind::File) else {
+            return Ok(());
+        };
+        let computed = fs.md5(node.ino).await;
+        computed
+            .map(drop)
+            .map_err(|e| ("OSError", self.said_of(path, &e)))
     }
 
     async fn fetch(&self, request: u64, paths: Vec<ByteBuf>) -> Result<Answer, Refusal> {

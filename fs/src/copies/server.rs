@@ -105,6 +105,10 @@ async fn answer(
             Ok(condition) => return CopyReply::Checked(condition),
             Err(error) => Err(error.into()),
         },
+        CopyRequest::Md5 { ino, version } => match file_system.md5_here(ino, version).await {
+            Ok(md5) => return CopyReply::Md5(md5),
+            Err(error) => Err(error.into()),
+        },
         CopyRequest::Mend { ino, good } => file_system.mend_copy(ino, &good, progress).await,
     };
     match done {

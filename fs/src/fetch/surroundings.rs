@@ -7,10 +7,10 @@ use super::holdings::Holdings;
 use crate::catalog::Catalog;
 use crate::error::FsError;
 use crate::path::TreePath;
-use crate::record::{Holding, Ino, NodeId};
+use crate::record::{Holding, Ino, Md5, NodeId};
 use crate::store::apply::Applier;
 use crate::store::partial::{ContentKey, Partial};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, md5_of, md5_of_file};
 use ks_transport::BoxFuture;
 use ks_transport::blocks::{self, BlockRequest, BlockSink, FetchError, FetchLimits};
 use ks_transport::endpoint::ConnectError;
@@ -141,6 +141,25 @@ impl Node {
         }
     }
 
+    /// A whole content is what its BLAKE3 says; an MD5 that says something else was computed wrongly, and is put right.
+    async fn check_md5(&self, keep: &Keep, expected: Md5) -> Result<(), FsError> {
+        let copy = match &keep.copy {
+            WholeCopy::Partial(partial) => Ok(partial.data_file().clone()),
+            WholeCopy::Bytes(data, _) => Err(md5_of(&data[..])?),
+        };
+        let found = match copy {
+            Err(md5) => md5,
+            Ok(file) => blocking(move || Ok(md5_of_file(&file)?)).await?,
+        };
+        if found == expected {
+            return Ok(());
+        }
+        tracing::error!(path = %keep.path, "the MD5 that is known of it is not that of its verified bytes; it is put right");
+        let (ino, version) = (keep.key.ino, keep.key.version);
+        let set = self.catalog.set_md5(ino, version, found).await;
+        set.map_err(catalog_error)
+    }
+
     async fn ask(
         &self,
         holder: NodeId,
@@ -220,6 +239,9 @@ impl Surroundings for Node {
                 discard(self.store.clone(), keep.key).await;
                 return Err(FsError::Stale);
             };
+            if let Some(expected) = current.inode.md5 {
+                self.check_md5(&keep, expected).await?;
+            }
             let store = &self.store;
             if let WholeCopy::Bytes(data, _) = &keep.copy {
                 let kept = self.applier.at_path(ino, |path| {

@@ -149,7 +149,8 @@ mod tests {
             let position = TreePath::new(position.as_bytes()).unwrap();
             let mut walk = Ordered::after(Arc::clone(&store), &position);
             walk.part_max = part_max;
-            walk.map(|path| path.to_string()).collect()
+            walk.map(|path| String::from_utf8_lossy(path.as_bytes()).into_owned())
+                .collect()
         };
         for part_max in [1, 3, PART_MAX] {
             assert_eq!(from("", part_max), expected);
