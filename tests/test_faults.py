@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -244,6 +245,35 @@ def test_a_redis_that_paused_leaves_all_nodes_alive(make_cluster):
     for node in cluster.nodes:
         wait_for(lambda node=node: node.status()["nodes"].get("alive") == 3, 15, f"{node.name} sees three")
     assert cluster[1].exec(["cat", "/ks/there"]).text == "three"
+
+
+def test_a_call_that_ran_while_redis_paused_is_not_told_to_be_lost(make_cluster):
+    """Nobody could renew a lease meanwhile: who comes back first does not take the others for dead."""
+    cluster = make_cluster(3).start()
+    code = """
+        def slow():
+            with open("/tmp/ran", "a") as file:
+                file.write("x")
+            time.sleep(3)
+            return "done"
+        job = c.call(slow, _node="host3")
+        print("sent", flush=True)
+        reply(c.result(job, timeout=60))
+    """
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(cluster[3].ask, code, timeout=90)
+        wait_for(lambda: cluster[3].shell("cat /tmp/ran || true").text == "x", 20, "the call runs")
+        (redis,) = [pid for pid, line in cluster.hosts.processes(1).items() if "redis-server" in line]
+        stopped = [cluster[1].pid, redis]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            time.sleep(9)
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+        assert answer.result() == "done"
+    assert cluster[3].shell("cat /tmp/ran").text == "x", "and ran once"
 
 
 def test_the_first_node_goes_and_comes_back(make_cluster):
