@@ -11,8 +11,8 @@ use ks_transport::{BoxFuture, endpoint::Handler, frame::Stream, identity::PeerId
 use std::sync::{Arc, Weak};
 use tokio::sync::Semaphore;
 
-/// Streams that are served at once; more are refused as busy.
-const STREAMS_MAX: usize = 1024;
+/// Streams that are served at once, one for each file that another node has open here for writing; more are refused.
+const STREAMS_MAX: usize = 4096;
 
 /// The handler; the endpoint keeps it, so it does not keep the file system.
 pub(crate) struct FileServer {
