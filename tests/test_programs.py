@@ -126,3 +126,33 @@ def test_hdf5_written_on_one_node_and_read_on_another(trio):
     expected = [[f"set{turn}", 300_000 * 299_999 / 2 + 300_000.0 * turn, turn] for turn in range(4)]
     for node in trio.nodes:
         assert node.ask(read) == expected
+
+
+def test_special_files(trio):
+    """Fifos, sockets and devices are there as on a local disk, and connect processes of the node that made them."""
+    trio[1].shell("""
+        mkdir /ks/special; cd /ks/special
+        mkfifo -m 640 fifo
+        (echo through >fifo) & timeout 10 cat fifo
+    """)
+    trio[1].python("""
+        import socket, stat, threading
+        server = socket.socket(socket.AF_UNIX)
+        server.bind("/ks/special/socket")
+        server.listen()
+        def answer():
+            connection, _ = server.accept()
+            connection.sendall(b"heard")
+            connection.close()
+        threading.Thread(target=answer).start()
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(10)
+        client.connect("/ks/special/socket")
+        assert client.recv(10) == b"heard"
+        os.mknod("/ks/special/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    """)
+    told = trio[1].shell("cd /ks/special && stat -c '%n %F %a' fifo socket null").text
+    assert told.splitlines()[0] == "fifo fifo 640" and "socket socket" in told and "null character special" in told
+    assert trio[2].shell("cd /ks/special && stat -c '%n %F %a' fifo socket null").text == told
+    trio[2].shell("rm /ks/special/*; rmdir /ks/special")
+    assert trio[1].exec(["ls", "/ks/special"], check=False).status != 0

@@ -8,7 +8,11 @@ use super::{
 use crate::{error::FsError, filesystem::Stamp, path::TreePath, record::*};
 use bytes::{Bytes, BytesMut};
 use ks_transport::{endpoint::StreamKind, frame::Stream, pool::Peer};
+use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
+
+/// An open that failed sooner than this is tried once more: nobody was waited for.
+const AGAIN_WITHIN: Duration = Duration::from_secs(2);
 
 /// An open file at its home.
 pub(crate) struct Forwarded {
@@ -19,6 +23,8 @@ pub(crate) struct Forwarded {
 
 impl Forwarded {
     /// Opens `ino` at `peer`, its home, called `home`.
+    ///
+    /// A home that was started again is heard of by the first thing that is sent on its old connection: then a new one is tried.
     pub(crate) async fn open(
         peer: &Peer,
         home: String,
@@ -27,15 +33,33 @@ impl Forwarded {
         write: bool,
         truncate: bool,
     ) -> Result<Self, FsError> {
+        let begun = Instant::now();
+        let opened = Self::open_once(peer, &home, &path, ino, write, truncate).await;
+        match opened {
+            Err(FsError::NoHolder { .. }) if begun.elapsed() < AGAIN_WITHIN => {
+                Self::open_once(peer, &home, &path, ino, write, truncate).await
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open_once(
+        peer: &Peer,
+        home: &str,
+        path: &TreePath,
+        ino: Ino,
+        write: bool,
+        truncate: bool,
+    ) -> Result<Self, FsError> {
         let opening = tokio::time::timeout(REQUEST_DEADLINE, peer.open(StreamKind::FILES));
         let stream = match opening.await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(unreachable(&path, &home, error.to_string())),
-            Err(_) => return Err(unreachable(&path, &home, "no answer".into())),
+            Ok(Err(error)) => return Err(unreachable(path, home, error.to_string())),
+            Err(_) => return Err(unreachable(path, home, "no answer".into())),
         };
         let forwarded = Self {
-            path,
-            home,
+            path: path.clone(),
+            home: home.to_owned(),
             stream: Mutex::new(Some(stream)),
         };
         let open = FileRequest::Open {
