@@ -118,7 +118,7 @@ class Model:
             chosen = self.dice.choice(healthy)
             got = chosen(*operation)
             self.history.append(f"broken {number}: {chosen.node.name} {str(operation)[:100]} -> {str(got)[:60]}")
-            if got in STOPPED:
+            if isinstance(got, str) and got in STOPPED:
                 # It has been done or it has not; which, the tree tells afterwards. No further ones: they would hide it.
                 if operation[0] not in MEANS_NOTHING_NEW:
                     unclear.append(operation)

@@ -11,8 +11,10 @@ use ks_transport::{endpoint::StreamKind, frame::Stream, pool::Peer};
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
-/// An open that failed sooner than this is tried once more: nobody was waited for.
-const AGAIN_WITHIN: Duration = Duration::from_secs(2);
+/// An open that failed sooner than this is tried once more: longer than a peer that could not be connected to is left alone.
+const AGAIN_WITHIN: Duration = Duration::from_millis(2200);
+/// The pause before the second try; it doubles with each further one.
+const AGAIN_FIRST: Duration = Duration::from_millis(20);
 
 /// An open file at its home.
 pub(crate) struct Forwarded {
@@ -24,7 +26,8 @@ pub(crate) struct Forwarded {
 impl Forwarded {
     /// Opens `ino` at `peer`, its home, called `home`.
     ///
-    /// A home that was started again is heard of by the first thing that is sent on its old connection: then a new one is tried.
+    /// A home that was started again is heard of by the first thing that is sent on its old connection, and while it was away
+    /// connecting to it may have failed, which is not tried again for a while: so this tries for a moment.
     pub(crate) async fn open(
         peer: &Peer,
         home: String,
@@ -34,12 +37,15 @@ impl Forwarded {
         truncate: bool,
     ) -> Result<Self, FsError> {
         let begun = Instant::now();
-        let opened = Self::open_once(peer, &home, &path, ino, write, truncate).await;
-        match opened {
-            Err(FsError::NoHolder { .. }) if begun.elapsed() < AGAIN_WITHIN => {
-                Self::open_once(peer, &home, &path, ino, write, truncate).await
+        let mut pause = AGAIN_FIRST;
+        loop {
+            match Self::open_once(peer, &home, &path, ino, write, truncate).await {
+                Err(FsError::NoHolder { .. }) if begun.elapsed() < AGAIN_WITHIN => {
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                opened => return opened,
             }
-            opened => opened,
         }
     }
 
