@@ -12,6 +12,7 @@ import pytest
 
 from harness import wait_for
 from harness.data import MIB, write_noise
+from harness.disk import fill, give_small_disk, make_room
 from harness.hosts import command_line
 
 SLOW_MBIT = 200
@@ -306,3 +307,17 @@ def test_random_kills_lose_nothing_that_was_acknowledged(make_cluster):
         for path, text in acknowledged.items():
             got = wait_for(lambda node=node, path=path: node.exec(["cat", path], check=False, timeout=40), 60)
             assert got.text == text, (node.name, path)
+
+
+def test_a_name_whose_file_could_not_be_made_on_a_full_disk_is_free_again(make_cluster):
+    """The file was made, but not its attribute, and stood in the way of every later one of that name."""
+    cluster = make_cluster(2)
+    small = cluster[2]
+    give_small_disk(small, 64 * MIB)
+    cluster.start("--keep-free", "0")
+    fill(small)
+    make = "for k in $(seq 200); do echo x > /ks/n$k; done 2>&1 | grep -c 'No space left' || true"
+    assert int(small.shell(make, timeout=120).text) > 0
+    make_room(small)
+    small.shell("for k in $(seq 200); do echo y > /ks/n$k; done", timeout=120)
+    assert cluster[1].shell("cat /ks/n* | sort | uniq -c").text.split() == ["200", "y"]

@@ -136,7 +136,7 @@ def test_several_join_by_way_of_a_node_that_joined(make_cluster):
 
 
 def test_files_can_be_removed_when_the_disk_of_redis_is_full(make_cluster):
-    """Redis keeps refusing changes while it cannot write its append-only file; what was kept aside for it makes room."""
+    """Redis refuses changes while it cannot write its append-only file: what was kept aside makes room."""
     cluster = make_cluster(2)
     first, second = cluster.nodes
     give_small_disk(first, 1024 * MIB)

@@ -118,6 +118,9 @@ pub enum CopyError {
     /// Programs have it open for writing here.
     #[error("{0}: it is open for writing on this node; close it first")]
     BeingWritten(TreePath),
+    /// Somebody wants it kept here.
+    #[error("{0}: it is pinned on this node; first run: ks pin --unpin {0}")]
+    Pinned(TreePath),
     /// It was changed again and again meanwhile.
     #[error("{0}: it changed meanwhile; try again")]
     Changed(TreePath),

@@ -93,6 +93,7 @@ impl Mount {
             source,
         };
         let mountpoint = &prepare::resolved(mountpoint).map_err(io)?;
+        prepare::make_way(mountpoint, control_socket)?;
         let known = Arc::new(known::Known::default());
         let requests = interrupt::Requests::start().map_err(io)?;
         let bridge = Arc::new(bridge::Bridge {

@@ -104,7 +104,7 @@ async fn answer(
 fn failed(error: &CopyError) -> CopyReply {
     let errno = match error {
         CopyError::Fs(error) => error.to_errno(),
-        CopyError::BeingWritten(_) | CopyError::TooFew { .. } => libc::EBUSY,
+        CopyError::BeingWritten(_) | CopyError::Pinned(_) | CopyError::TooFew { .. } => libc::EBUSY,
         CopyError::Changed(_) => libc::ESTALE,
         CopyError::NoSuchNode(_) | CopyError::AtNode { .. } => libc::EHOSTUNREACH,
     };
