@@ -26,7 +26,7 @@ WAIT_MAX_S, WAIT_WITH_HOLDER_S, WAIT_LOCAL_S = 30, 8, 8
 # What a busy machine adds.
 SLACK_S = 4
 # How long what was broken stays broken.
-OUTAGE_S = 10
+OUTAGE_S = 6
 HANGING_MAX_S = 10
 LOOK_EVERY_S = 0.25
 BACK_WITHIN_S = 60
@@ -209,7 +209,7 @@ def make_trial(make_cluster):
 
 
 def test_a_holder_is_killed(make_trial):
-    trial = make_trial("holder killed", 16)
+    trial = make_trial("holder killed", 10)
     cluster = trial.cluster
     cluster[2].shell("cat /ks/of3/* >/dev/null")
     wait_for(lambda: set(cluster[2].holders("of3/read0")) == {"host2", "host3"}, 20)
@@ -223,20 +223,20 @@ def test_a_holder_is_killed(make_trial):
 
 def test_a_home_is_killed(make_trial):
     """Its own files cannot be had until it is back; all others can, all the time."""
-    trial = make_trial("home killed", 24)
+    trial = make_trial("home killed", 18)
     cluster = trial.cluster
     cluster[3].shell("mkdir /ks/by1; : >/ks/by1/log")
     trial.probe(1, "read", "of3")
     writer = trial.probe(1, "write", "by1")
     local = trial.probe(2, "read", "of2")
-    trial.fault(cluster[3].kill9, cluster[3].restart)
+    trial.fault(cluster[3].kill9, cluster[3].restart, after_s=10)
     accounts = dict(zip(trial.probes, trial.finish()))
     assert accounts[local]["errors"] == {} and accounts[local]["longest_s"] < WAIT_LOCAL_S + SLACK_S
     assert accounts[writer]["done"] > 0
 
 
 def test_a_home_with_a_replica_is_killed(make_trial):
-    trial = make_trial("home killed with a replica", 22)
+    trial = make_trial("home killed with a replica", 14)
     cluster = trial.cluster
     cluster[3].shell("mkdir /ks/by1; echo first >/ks/by1/log")
     cluster[1].ks("replicate", "/ks/of3", "/ks/by1", "-n", 2)
@@ -250,7 +250,7 @@ def test_a_home_with_a_replica_is_killed(make_trial):
 
 
 def test_redis_is_killed(make_trial):
-    trial = make_trial("Redis killed", 14)
+    trial = make_trial("Redis killed", 9)
     cluster = trial.cluster
     for number in (1, 2, 3):
         trial.written_by(number)
@@ -265,7 +265,7 @@ def test_redis_is_killed(make_trial):
 
 def test_a_link_is_cut(make_trial, long_run):
     cut_s = 30 if long_run else 12
-    trial = make_trial(f"link cut {cut_s} s", cut_s + 12)
+    trial = make_trial(f"link cut {cut_s} s", cut_s + 8)
     cluster = trial.cluster
     trial.probe(2, "read", "of3")
     near = trial.written_by(2)
