@@ -166,6 +166,8 @@ pub struct Executor {
     look_soon: Arc<Notify>,
     epoch: Instant,
     renewed_ms: AtomicU64,
+    /// Until then no node is taken for dead.
+    patient_until_ms: AtomicU64,
     /// An answer of Redis was lost: what is claimed in our name may not be what we know.
     unsure: AtomicBool,
     /// Claimed in our name without our knowing of it, when we last looked: given back if it is so at the next look, too.
@@ -216,6 +218,7 @@ impl Executor {
             look_soon: Arc::default(),
             epoch: Instant::now(),
             renewed_ms: AtomicU64::new(0),
+            patient_until_ms: AtomicU64::new(0),
             unsure: AtomicBool::new(false),
             strays: Mutex::default(),
             stopping: AtomicBool::new(false),
