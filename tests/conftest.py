@@ -10,7 +10,7 @@ from harness.node import need_running
 
 TRIO_WORKERS = 2
 # Seeds of the reference model: as many as fit in a minute and a half, and many.
-SEEDS, SEEDS_LONG = 10, 200
+SEEDS, SEEDS_LONG = 25, 200
 
 
 def pytest_addoption(parser):
