@@ -9,8 +9,8 @@ from harness import Cluster, live_clusters
 from harness.node import need_running
 
 TRIO_WORKERS = 2
-# Seeds of the reference model: as many as fit in a minute and a half, and many.
-SEEDS, SEEDS_LONG = 25, 200
+# Seeds of the reference model: as many as fit in a minute or so, and many.
+SEEDS, SEEDS_LONG = 15, 200
 
 
 def pytest_addoption(parser):
