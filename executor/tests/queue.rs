@@ -493,8 +493,15 @@ async fn the_scripts_and_their_model_agree() {
             let context = || format!("step {step}, node {member}, {want:?}: {before:#?}");
             assert_eq!(got, expected, "{}", context());
             assert_eq!(claims.next, next, "{}", context());
+            running.extend(got.iter().map(|job| (member, *job)));
             taken_of_others +=
                 usize::from(claims.next != Next::Now && want.of_others > 0) * got.len();
+        }
+        if !running.is_empty() && chance.below(3) == 0 {
+            let (member, done) = running.swap_remove(chance.below(running.len() as u64) as usize);
+            let ended = members[member as usize].finish(&id(done as usize), false);
+            assert_eq!(ended.await, Finished::Ended);
+            model.finish(node(member));
         }
         tokio::time::sleep(Duration::from_millis(chance.below(6))).await;
     }
