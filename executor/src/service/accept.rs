@@ -130,13 +130,8 @@ impl Executor {
         segments: &[Bytes],
     ) -> Result<Vec<Accepted>, SubmitError> {
         let mut calls = calls;
-<<<<<<< HEAD
         let remembered = self.remember(&mut calls);
-        let nodes = self.nodes.get(self.fs.catalog()).await?;
-=======
-        let learned = self.recall(&mut calls);
         let nodes = self.nodes_to_place().await?;
->>>>>>> main
         let routed = |call: &&Call| {
             let names_data = !call.paths.is_empty() || !call.locality.is_empty();
             names_data && !call.no_route_data
