@@ -499,8 +499,9 @@ async fn the_scripts_and_their_model_agree() {
         }
         if !running.is_empty() && chance.below(3) == 0 {
             let (member, done) = running.swap_remove(chance.below(running.len() as u64) as usize);
-            let ended = members[member as usize].finish(&id(done as usize), false);
-            assert_eq!(ended.await, Finished::Ended);
+            let name = id(done as usize);
+            let ended = members[member as usize].finish(&name, false).await;
+            assert_eq!(ended, Finished::Ended);
             model.finish(node(member));
         }
         tokio::time::sleep(Duration::from_millis(chance.below(6))).await;
