@@ -8,7 +8,7 @@
 use crate::frames::{self, Decoder};
 use crate::job::StopSignal;
 use crate::outlet::Outlet;
-use crate::protocol::{FromWorker, Outcome, ToWorker};
+use crate::protocol::{FromWorker, KeptFile, Outcome, ToWorker};
 use bytes::Bytes;
 use rustix::process::Signal;
 use std::collections::HashSet;
@@ -58,6 +58,8 @@ pub struct Answered {
     pub run_us: u64,
     /// Processor time of it.
     pub cpu_us: u64,
+    /// The file of its result, where that is to be kept on this node.
+    pub kept: Option<KeptFile>,
     /// The whole frame: `Part::Segment(n)` is `segments[n]`.
     pub segments: Vec<Bytes>,
 }

@@ -138,6 +138,8 @@ impl RunArgs {
             no_route_data: false,
             intermediate_results: true,
             python: None,
+            kept: Vec::new(),
+            keep: None,
         })
     }
 }

@@ -2,6 +2,7 @@
 use super::Executor;
 use super::board::{Entered, Run};
 use super::callers::Audience;
+use super::kept::{KnownKept, USED_MAX};
 use super::learned;
 use super::output::Output;
 use super::payload::{self, PayloadError, part_bytes};
@@ -133,6 +134,7 @@ impl Executor {
         let mut calls = calls;
         let learned = self.recall(&mut calls);
         let nodes = self.nodes.get(self.fs.catalog()).await?;
+        let kept = self.know_kept(&mut calls, &nodes).await?;
         let routed = |call: &&Call| {
             let names_data = !call.paths.is_empty() || !call.locality.is_empty();
             names_data && !call.no_route_data
@@ -149,7 +151,7 @@ impl Executor {
         let mut accepted = Vec::with_capacity(calls.len());
         for mut call in calls {
             self.keep_payload(&mut call.args, segments).await?;
-            match self.place_one(call, &nodes, &files) {
+            match self.place_one(call, &nodes, &files, &kept) {
                 Ok(mut one) => {
                     if learned.contains(&one.submission.job) {
                         one.say_learned();
@@ -195,11 +197,16 @@ impl Executor {
         call: Call,
         nodes: &[NodeFact],
         files: &HashMap<TreePath, Vec<Arc<FileFact>>>,
+        kept: &KnownKept,
     ) -> Result<Accepted, (String, &'static str, String)> {
         if let Err((kind, reason)) = self.check(&call) {
             return Err((call.job, kind, reason));
         }
-        let placement = match placement::place(&self.wish(&call, files), nodes) {
+        let used = call.kept.iter().filter_map(|value| kept.get(&value.id));
+        if let Some(Err(reason)) = used.into_iter().find(|known| known.is_err()) {
+            return Err((call.job, "KeyLost", reason.clone()));
+        }
+        let placement = match placement::place(&self.wish(&call, files, kept), nodes) {
             Ok(placement) => placement,
             Err(error) => {
                 let reason = format!("{}: {error}", call.name);
@@ -243,6 +250,11 @@ impl Executor {
                 format!("'{}' is no job's name: 32 hex digits are", call.job),
             ));
         }
+        if call.kept.len() > USED_MAX {
+            let count = call.kept.len();
+            let reason = format!("it uses {count} kept values; {USED_MAX} are the most");
+            return Err(("NotPlaceable", reason));
+        }
         let names = std::iter::once(&call.queue).chain(&call.python);
         if let Some(name) = names.into_iter().find(|name| !queue::name_is_valid(name)) {
             let reason = format!(
@@ -281,8 +293,13 @@ impl Executor {
         &self,
         call: &'a Call,
         files: &'a HashMap<TreePath, Vec<Arc<FileFact>>>,
+        kept: &'a KnownKept,
     ) -> Wish<'a> {
         let mut needed: Vec<&FileFact> = Vec::new();
+        if !call.no_route_data {
+            let used = call.kept.iter().filter_map(|value| kept.get(&value.id));
+            needed.extend(used.filter_map(|known| known.as_ref().ok()));
+        }
         if !call.no_route_data && !files.is_empty() {
             for path in resolve::tree_paths(call) {
                 for file in files.get(&path).into_iter().flatten() {
@@ -358,6 +375,7 @@ impl Executor {
                 worker: None,
                 began: None,
                 grown_to_bytes: 0,
+                brought_bytes: 0,
                 output: Output::default(),
                 stored,
             };
@@ -377,10 +395,11 @@ impl Executor {
 
     /// A call that this node both accepted and runs: its blobs are here, and the worker is told where.
     fn with_blobs(&self, stored: Arc<StoredCall>) -> Arc<StoredCall> {
-        if payload::is_plain(&stored.call.args) {
+        if payload::is_plain(&stored.call.args) && stored.call.kept.is_empty() {
             return stored;
         }
         let mut stored = Arc::unwrap_or_clone(stored);
+        self.find_kept(&mut stored.call.kept);
         self.find_payload(&mut stored.call.args);
         Arc::new(stored)
     }

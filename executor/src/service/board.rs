@@ -45,6 +45,8 @@ pub struct Run {
     pub began: Option<Instant>,
     /// Bytes that its worker had when it was ended for that.
     pub grown_to_bytes: u64,
+    /// Bytes of kept values that were brought here for it.
+    pub brought_bytes: u64,
     /// What it wrote.
     pub output: Output,
 }

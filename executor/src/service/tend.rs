@@ -154,6 +154,7 @@ impl Executor {
                     self.redirect(job, node);
                 }
             }
+            "k" => self.heed_forgotten(rest),
             _ => {}
         }
     }
@@ -337,6 +338,7 @@ pub(super) async fn renew(executor: Weak<Executor>) {
         if swept.elapsed() >= SWEEP {
             swept = Instant::now();
             executor.sweep_blobs().await;
+            executor.sweep_kept().await;
         }
     }
 }

@@ -115,6 +115,7 @@ impl Watcher {
                 outcome,
                 run_us,
                 cpu_us,
+                kept,
             } => {
                 if self.worker.job().as_deref() != Some(&job) {
                     return Err(nonsense("the end of a call that it does not run"));
@@ -127,6 +128,7 @@ impl Watcher {
                     outcome,
                     run_us,
                     cpu_us,
+                    kept,
                     segments,
                 };
                 self.supervisor.answered(&self.worker, answer);
