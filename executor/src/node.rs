@@ -463,7 +463,9 @@ fn open_memory(store: &Store, limit: Size) {
     let machine = rustix::system::sysinfo();
     let machine_bytes = machine.totalram as u64 * u64::from(machine.mem_unit);
     let parent = Path::new(ks_fs::store::memory::PARENT);
-    if let Err(error) = store.open_memory(parent, limit.of(machine_bytes)) {
+    // In a container that file system may be much smaller than the machine's memory.
+    let room_bytes = rustix::fs::statvfs(parent).map_or(0, |found| found.f_blocks * found.f_frsize);
+    if let Err(error) = store.open_memory(parent, limit.of(machine_bytes).min(room_bytes)) {
         tracing::warn!(%error, "there is no memory tier: values are kept on the disk");
     }
 }

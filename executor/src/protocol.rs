@@ -103,6 +103,9 @@ pub struct Call {
     /// Whether output and log lines are sent back as they happen.
     #[serde(default = "yes")]
     pub intermediate_results: bool,
+    /// All of its output must arrive: it is slowed down where that cannot be passed on, in place of being cut.
+    #[serde(default)]
+    pub paced: bool,
     /// The interpreter's name; `None`: the default one.
     #[serde(default)]
     pub python: Option<String>,

@@ -26,6 +26,7 @@ use tokio::sync::Notify;
 mod accept;
 mod board;
 pub mod callers;
+mod flow;
 mod functions;
 mod kept;
 mod learned;

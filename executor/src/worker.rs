@@ -85,6 +85,10 @@ pub trait Supervisor: Send + Sync + 'static {
     fn ready(&self, worker: &Arc<Worker>);
     /// It wrote to descriptor 1 or 2; `job`: what it runs, if anything.
     fn wrote(&self, worker: &Arc<Worker>, job: Option<&str>, stream: u8, data: Vec<u8>);
+    /// Whether what `job` writes next is to be read now; else it stays in the pipe, and this is asked again a moment later.
+    fn may_read(&self, _job: &str) -> bool {
+        true
+    }
     /// A record of Python's logging, a `FromWorker::Log`.
     fn logged(&self, worker: &Arc<Worker>, record: FromWorker);
     /// Its call is over.

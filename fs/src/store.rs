@@ -169,6 +169,8 @@ pub struct Store {
     contents: source::ContentCache,
     durability: Arc<state::Durability>,
     memory: OnceLock<memory::MemoryTier>,
+    /// Held while a payload becomes a kept value.
+    keeping: Mutex<()>,
     /// An empty file that takes nothing: the tree of contents that have none.
     nothing: Arc<File>,
     /// Held (flock) for as long as the store is open.
@@ -226,6 +228,7 @@ impl Store {
             contents: source::ContentCache::default(),
             durability,
             memory: OnceLock::new(),
+            keeping: Mutex::default(),
             nothing: Arc::new(nothing.map_err(io_at(null))?),
             _lock: lock,
             datadir: datadir.clone(),

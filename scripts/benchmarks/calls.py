@@ -83,6 +83,13 @@ for _ in range(4):
     one(count, array)
 reply(timed(lambda: one(count, array), 20)[0])
 """
+SCATTERED_AGAIN = """
+import numpy
+handle = c.scatter(numpy.ones(8 << 20))
+for _ in range(4):
+    one(count, handle)
+reply(timed(lambda: one(count, handle), 100)[0])
+"""
 REMOTE = "one = lambda: c.call(nothing, _node='host2', _async=False)\none()\nreply(timed(one, 1000))"
 DEATH = """
 def die(path):
@@ -148,6 +155,9 @@ def on_one_node(report: Report) -> None:
         compare(report, "10,000 no-op calls in bulk", BULK, 1, "/s", ratio=(">=", 1))
         compare(report, "64 MiB array to a worker", ARRAY, 1e3, "ms", value_target=("<=", 32))
         compare(report, "64 MiB array to a worker, again", ARRAY_AGAIN, 1e3, "ms", value_target=("<=", 1))
+        if report.wants("64 MiB scattered, used again"):
+            again = ours(report.node, SCATTERED_AGAIN) * 1e3
+            report.add("64 MiB scattered, used again", again, "ms", value_target=("<=", 1))
         at_rest(report, report.node, "after calls")
 
 

@@ -2,6 +2,7 @@
 use super::Executor;
 use super::board::{Entered, Run};
 use super::callers::Audience;
+use super::flow::Flow;
 use super::kept::{KnownKept, USED_MAX};
 use super::learned;
 use super::output::Output;
@@ -377,6 +378,7 @@ impl Executor {
                 grown_to_bytes: 0,
                 brought_bytes: 0,
                 output: Output::default(),
+                flow: Flow::default(),
                 stored,
             };
             let entered = self.board.lock().unwrap().enter(&job, run);

@@ -1,6 +1,7 @@
 //! The executing node's part: from a claimed call to its end.
 use super::Executor;
 use super::board::Run;
+use super::flow::Flow;
 use super::output::{self, Output};
 use super::payload;
 use super::tend::Closing;
@@ -81,6 +82,7 @@ impl Executor {
             grown_to_bytes: 0,
             brought_bytes: 0,
             output: Output::default(),
+            flow: Flow::default(),
         };
         let entered = self.board.lock().unwrap().enter(&claimed.job, run);
         if is_here {
@@ -498,6 +500,7 @@ impl Executor {
     pub(super) fn redirect(&self, job: &str, origin: NodeId) {
         if let Some(run) = self.board.lock().unwrap().runs.get_mut(job) {
             run.origin = origin;
+            run.flow.restart();
         }
     }
 

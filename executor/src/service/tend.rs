@@ -366,6 +366,7 @@ impl Executor {
             }
             Err(error) => tracing::debug!(%error, "the lease cannot be renewed now"),
         }
+        self.free_stalled().await;
         match self.queue.reap().await {
             Ok(reaped) if !reaped.is_empty() => self.take_from_the_dead(reaped).await,
             Ok(_) => {}

@@ -191,6 +191,12 @@ impl Supervisor for Overseer {
         executor.pass_output(job, stream, &data);
     }
 
+    fn may_read(&self, job: &str) -> bool {
+        self.0
+            .upgrade()
+            .is_none_or(|executor| executor.may_read(job))
+    }
+
     fn logged(&self, _worker: &Arc<Worker>, record: FromWorker) {
         let (
             Some(executor),

@@ -5,7 +5,7 @@
 //! of kept values (ks-executor); what it does not know is removed (`kept_before`).
 use super::blobs::by_hash;
 use super::memory::{MemoryTier, Usage, files_below};
-use super::{Store, StoreError, io_at, state};
+use super::{Store, StoreError, io_at, lock, state};
 use crate::record::Hash;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -54,6 +54,10 @@ impl Store {
 
     /// Makes a payload that was brought here a kept value: in memory where there is room.
     pub fn keep_blob(&self, hash: &Hash) -> Result<PathBuf, StoreError> {
+        let _one_at_a_time = lock(&self.keeping);
+        if let Some(path) = self.kept_path(hash) {
+            return Ok(path);
+        }
         let blob = by_hash(&self.state_dir().join("blobs"), hash);
         let size = blob.metadata().map_err(io_at(&blob))?.len();
         if let Some(tier) = self.memory.get()
@@ -99,6 +103,9 @@ impl Store {
             return Ok(());
         };
         let size = path.metadata().map_or(0, |found| found.len());
+        self.remove_tree(hash);
+        // Payloads (inode 0) that peers are given: one that is open holds its memory.
+        self.contents.forget(0);
         match std::fs::remove_file(&path) {
             Ok(()) => {
                 if let Some(tier) = self.memory.get()
