@@ -1,7 +1,7 @@
 //! The private redis-server of a first node: a child on a unix socket, with a password and an append-only file under `.ks/redis/`.
 //!
 //! Takes part: this module writes the configuration, finds and ends what a killed daemon left, and starts the thread
-//! that supervises the child (`redis_server/supervisor.rs`).
+//! that supervises the child (`redis_server/supervisor.rs`). `redis_server/ballast.rs` keeps space aside for a full disk.
 //!
 //! What always holds:
 //! - One redis-server at most on one `.ks/redis/`: the caller holds the data directory's lock, and what an earlier
@@ -21,6 +21,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod ballast;
 mod stale;
 mod supervisor;
 
@@ -58,6 +59,8 @@ pub struct RedisServer {
     files: Files,
     password: String,
     supervisor: Arc<supervisor::Supervisor>,
+    /// Keeps space aside (`ballast`).
+    keeper: Option<tokio::task::AbortHandle>,
 }
 
 /// Where everything of it stands.
@@ -107,10 +110,18 @@ impl RedisServer {
             prepared.map_err(|error| RedisServerError::DidNotStart(error.to_string()))??;
         let supervisor = supervisor::start(files.clone())
             .map_err(|error| RedisServerError::DidNotStart(error.to_string()))?;
+        let keeper = match ballast::Ballast::open(&files.directory) {
+            Ok(ballast) => Some(tokio::spawn(ballast::keep(ballast)).abort_handle()),
+            Err(error) => {
+                tracing::warn!(%error, "no space can be kept aside for Redis");
+                None
+            }
+        };
         let server = Self {
             files,
             password,
             supervisor,
+            keeper,
         };
         match server.answers().await {
             Ok(()) => Ok(server),
@@ -205,6 +216,9 @@ impl RedisServer {
 impl Drop for RedisServer {
     fn drop(&mut self) {
         self.supervisor.end();
+        if let Some(keeper) = &self.keeper {
+            keeper.abort();
+        }
     }
 }
 
