@@ -8,6 +8,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import threading
 
 import numpy
 import pytest
@@ -92,6 +93,7 @@ def test_values_go_with_their_handles_and_clients(node):
         handle = client.scatter(bytearray(100_000))
         id = handle.id
         copy = pickle.loads(pickle.dumps(handle))
+        copy._known_client = client
         assert copy == handle and copy.get() == bytearray(100_000)
         del handle
         gc.collect()
@@ -124,6 +126,7 @@ def test_a_full_memory_spills_to_the_disk():
 
 def test_a_workers_mappings_of_what_is_gone_are_let_go(client, node):
     handle = client.scatter(numpy.ones(1 << 18))
+    node.tell_forget()
 
     def mapped():
         with open("/proc/self/maps") as maps:
@@ -141,7 +144,7 @@ def test_a_workers_mappings_of_what_is_gone_are_let_go(client, node):
 
 def test_what_cannot_be_kept_is_said(client):
     with pytest.raises(NotSerializable, match="cannot be kept"):
-        client.scatter(open(os.devnull))  # noqa: SIM115
+        client.scatter(threading.Lock())
     job = client.call(lambda: (_ for _ in ()), _keep=True)
     with pytest.raises(NotSerializable, match="cannot be"):
         job.result()

@@ -91,6 +91,7 @@ class Client(BulkMethods, MapMethods, DataMethods):
         self._closed = False
         self._session: Session | None = None
         self._owned: weakref.WeakSet[kept.RemoteValue] = weakref.WeakSet()
+        self._released = kept.Released()
         self._unlock()
         self._connected()
         _clients.add(self)
@@ -339,6 +340,7 @@ class Client(BulkMethods, MapMethods, DataMethods):
 
     def _after_fork(self) -> None:
         self._owned = weakref.WeakSet()
+        self._released = kept.Released()
         self._session = None
         self._unlock()
 

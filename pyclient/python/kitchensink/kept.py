@@ -290,7 +290,6 @@ class RemoteValue:
         self._pool = pool
         self._job = job
         self._known_client = known_client
-        self._owned = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         if _now.noted is not None:
@@ -359,15 +358,38 @@ def fresh(client: Client, job: Job | None = None) -> RemoteValue:
 
 def own(handle: RemoteValue, client: Client) -> RemoteValue:
     """Makes the value go with its handle."""
-    handle._owned = True
     client._owned.add(handle)
-    weakref.finalize(handle, _releases.put, (client, handle.id, os.getpid())).atexit = False
+    weakref.finalize(handle, _released, client, handle.id, os.getpid()).atexit = False
     _release_thread()
     return handle
 
 
-_releases: queue.SimpleQueue[tuple[Client, str, int]] = queue.SimpleQueue()
-"""Ids whose handles are gone. Objects are collected anywhere, so nothing but this is done there."""
+class Released:
+    """Ids of a client whose handles are gone."""
+
+    def __init__(self) -> None:
+        self.ids: collections.deque[str] = collections.deque()
+        self.telling = threading.Lock()
+        """Held while the node is told of them."""
+
+    def take(self) -> list[str]:
+        """Those that are there, each once."""
+        taken = []
+        with contextlib.suppress(IndexError):
+            while True:
+                taken.append(self.ids.popleft())
+        return taken
+
+
+def _released(client: Client, id: str, pid: int) -> None:
+    # Objects are collected anywhere, under any lock: so nothing but this is done here.
+    if pid == os.getpid():
+        client._released.ids.append(id)
+        _waiting.put(client)
+
+
+_waiting: queue.SimpleQueue[Client] = queue.SimpleQueue()
+"""Clients that have something to tell."""
 _thread: threading.Thread | None = None
 _thread_lock = threading.Lock()
 
@@ -383,32 +405,28 @@ def _release_thread() -> None:
 def _release() -> None:
     """Tells nodes of handles that are gone."""
     while True:
-        batches: dict[Client, list[str]] = {}
-        one: Client | None = None
-        waiting: list[tuple[Client, str, int]] = [_releases.get()]
-        with contextlib.suppress(queue.Empty):
-            while True:
-                waiting.append(_releases.get_nowait())
-        for client, id, pid in waiting:
-            if pid == os.getpid() and not client._closed:
-                batches.setdefault(client, []).append(id)
-        client = waiting = None  # type: ignore[assignment]  # a client is not kept while this waits
-        for one, ids in batches.items():
+        client: Client | None = _waiting.get()
+        assert client is not None
+        with client._released.telling:
+            ids = [] if client._closed else client._released.take()
             with contextlib.suppress(KitchenSinkError, OSError):
-                forget(one._connected(), ids)
-        batches = one = None  # type: ignore[assignment]
+                if ids:
+                    forget(client._connected(), ids)
+        client = None  # it is not kept while this waits
 
 
 def release_all(client: Client, session: Session) -> None:
     """A client is closed: what its handles hold goes, but for what its jobs still need."""
-    ids = [handle.id for handle in client._owned if handle.id not in session.needed]
-    if ids:
-        with contextlib.suppress(KitchenSinkError, OSError):
-            forget(session, ids)
+    with client._released.telling:
+        ids = client._released.take()
+        ids += [handle.id for handle in list(client._owned) if handle.id not in session.needed]
+        if ids:
+            with contextlib.suppress(KitchenSinkError, OSError):
+                forget(session, ids)
 
 
 def reset_after_fork() -> None:
     """A forked child has no thread, and nothing to release."""
-    global _thread, _thread_lock, _releases
-    _thread, _thread_lock, _releases = None, threading.Lock(), queue.SimpleQueue()
+    global _thread, _thread_lock, _waiting
+    _thread, _thread_lock, _waiting = None, threading.Lock(), queue.SimpleQueue()
     _mapped._lock = threading.Lock()
