@@ -92,8 +92,9 @@ def test_a_value_is_brought_to_where_a_call_must_run(cluster):
     code = """
     handle = c.scatter(numpy.arange(4 << 20))
     first = c.call(total, handle, _node="host2")
+    results = [first.result()]
     again = c.call(total, handle, _node="host2")
-    results = [first.result(), again.result()]
+    results += [again.result()]
     def held():
         return c._connected().ask({"Kept": {"ids": [handle.id]}}, "Kept")[0]["path"]
     reply([results, first.placement.bytes_fetched, again.placement.bytes_fetched, os.fsdecode(held())])

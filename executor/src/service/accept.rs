@@ -367,6 +367,7 @@ impl Executor {
                 continue;
             };
             let stored = self.with_blobs(stored);
+            let is_here = stored.call.kept.iter().all(|value| value.path.is_some());
             let run = Run {
                 origin: self.me().node,
                 retries: stored.call.retries,
@@ -379,10 +380,10 @@ impl Executor {
                 brought_bytes: 0,
                 output: Output::default(),
                 flow: Flow::default(),
-                stored,
+                stored: stored.clone(),
             };
             let entered = self.board.lock().unwrap().enter(&job, run);
-            self.follow_entry(&job, entered);
+            self.follow_when_here(job, stored, entered, is_here);
         }
         self.start_calls();
         if self.board.lock().unwrap().has_waiting() {

@@ -1,6 +1,6 @@
 //! The executing node's part: from a claimed call to its end.
 use super::Executor;
-use super::board::Run;
+use super::board::{Entered, Run};
 use super::flow::Flow;
 use super::output::{self, Output};
 use super::payload;
@@ -85,21 +85,32 @@ impl Executor {
             flow: Flow::default(),
         };
         let entered = self.board.lock().unwrap().enter(&claimed.job, run);
+        self.follow_when_here(claimed.job, stored, entered, is_here);
+    }
+
+    /// Follows up on a call that was entered on the board, once everything it needs is here.
+    pub(super) fn follow_when_here(
+        self: &Arc<Self>,
+        job: String,
+        stored: Arc<StoredCall>,
+        entered: Entered,
+        is_here: bool,
+    ) {
         if is_here {
-            return self.follow_entry(&claimed.job, entered);
+            return self.follow_entry(&job, entered);
         }
         let this = self.clone();
         tokio::spawn(async move {
             match this.bring(&stored).await {
                 Ok((ready, brought_bytes)) => {
-                    if let Some(run) = this.board.lock().unwrap().runs.get_mut(&claimed.job) {
+                    if let Some(run) = this.board.lock().unwrap().runs.get_mut(&job) {
                         run.stored = Arc::new(ready);
                         run.brought_bytes = brought_bytes;
                     }
-                    this.follow_entry(&claimed.job, entered);
+                    this.follow_entry(&job, entered);
                     this.start_calls();
                 }
-                Err((kind, reason)) => this.fail_waiting(&claimed.job, kind, reason),
+                Err((kind, reason)) => this.fail_waiting(&job, kind, reason),
             }
         });
     }

@@ -241,7 +241,7 @@ class Job(Future):  # type: ignore[type-arg]
     def profile(self) -> Profile | None:
         """Where its time went, if it ran with `_profile=True` and has ended; else None. `client.profile(jobs)` has that
         of several together."""
-        return None if self._profile is None else self._profile.profile()  # type: ignore[no-any-return]
+        return None if self._profile is None else self._profile.profile()
 
     def __await__(self) -> Generator[Any, None, Any]:
         """`await job` is its result. Cancelling the task that waits cancels the call."""

@@ -103,7 +103,7 @@ def run(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
             return profiler.runcall(function, *args, **kwargs)
         finally:
             profiler.create_stats()
-            _send(profiler.stats, sampler.stacks)  # type: ignore[attr-defined]
+            _send(profiler.stats, sampler.stacks)
 
 
 def _send(stats: dict[Any, Any], stacks: dict[Stack, float]) -> None:
@@ -141,7 +141,8 @@ class Pieces:
             stats, stacks = marshal.loads(zlib.decompress(base64.b85decode(packed)))
         except (ValueError, EOFError, TypeError, zlib.error):
             return None
-        return Profile(pstats.Stats(_Stats(stats)), stacks)
+        made: Any = _Stats(stats)
+        return Profile(pstats.Stats(made), stacks)
 
 
 class _Stats:
@@ -178,7 +179,8 @@ class Profile:
         stacks: dict[Stack, float] = {}
         for profile in profiles:
             if stats is None:
-                stats = pstats.Stats(_Stats(dict(profile.stats.stats)))  # type: ignore[attr-defined]
+                copy: Any = _Stats(dict(profile.stats.stats))  # type: ignore[attr-defined]
+                stats = pstats.Stats(copy)
             else:
                 stats.add(profile.stats)
             for stack, seconds in profile.stacks.items():
