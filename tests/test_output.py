@@ -95,6 +95,8 @@ def test_a_call_goes_on_though_its_caller_never_reads(cluster, where):
         from kitchensink import Client
         c = Client()
         def shout():
+            import time
+            time.sleep(1.5)
             for _ in range(16):
                 os.write(1, b"y" * (1 << 20))
             open("/ks/shouted-{where}", "w").close()
