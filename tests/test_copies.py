@@ -122,6 +122,8 @@ def test_what_is_pinned_stays_and_what_was_used_least_goes(make_cluster):
         return {path.name for path in second.datadir.glob("c*")}
 
     wait_for(lambda: len(here()) <= 3, 15, "eviction")
+    refused = second.ks("drop", "/ks/c0", check=False)
+    assert refused.status == 1 and "ks pin --unpin" in refused.text + refused.error, refused
     time.sleep(1)
     assert here() == {"c0", "c4", "c5"}
     for number, name in enumerate(names):

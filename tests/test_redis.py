@@ -135,8 +135,21 @@ def test_several_join_by_way_of_a_node_that_joined(make_cluster):
     assert json.dumps(cluster[3].ks_json("nodes")).count('"alive": true') == 3
 
 
+def test_a_redis_without_its_password_says_how_to_give_it(make_cluster):
+    (node,) = make_cluster(1).nodes
+    server = start_redis(node)
+    try:
+        for user in ("", ":wrong@"):
+            url = f"redis://{user}host1:{PORT}"
+            refused = node.exec(node.mount_command("--redis", url, "--num-workers", "1"), check=False)
+            assert refused.status == 1 and "redis://:PASSWORD@HOST:PORT" in refused.error, refused
+    finally:
+        server.kill()
+        server.wait()
+
+
 def test_files_can_be_removed_when_the_disk_of_redis_is_full(make_cluster):
-    """Redis keeps refusing changes while it cannot write its append-only file; what was kept aside for it makes room."""
+    """Redis refuses changes while it cannot write its append-only file: what was kept aside makes room."""
     cluster = make_cluster(2)
     first, second = cluster.nodes
     give_small_disk(first, 1024 * MIB)

@@ -168,6 +168,8 @@ pub struct Executor {
     look_soon: Arc<Notify>,
     epoch: Instant,
     renewed_ms: AtomicU64,
+    /// Until then no node is taken for dead.
+    patient_until_ms: AtomicU64,
     /// An answer of Redis was lost: what is claimed in our name may not be what we know.
     unsure: AtomicBool,
     stopping: AtomicBool,
@@ -217,6 +219,7 @@ impl Executor {
             look_soon: Arc::default(),
             epoch: Instant::now(),
             renewed_ms: AtomicU64::new(0),
+            patient_until_ms: AtomicU64::new(0),
             unsure: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             more: AtomicBool::new(true),

@@ -359,7 +359,13 @@ impl Executor {
         let before = self.now_ms();
         match self.queue.renew().await {
             Ok(kept) => {
-                self.renewed_ms.store(before, Ordering::Relaxed);
+                let silence_ms =
+                    before.saturating_sub(self.renewed_ms.swap(before, Ordering::Relaxed));
+                if !kept || silence_ms > 2 * RENEWAL.as_millis() as u64 {
+                    // Redis may have been away: nobody's lease could be renewed, and all who live renew theirs now.
+                    let until = before + LEASE.as_millis() as u64;
+                    self.patient_until_ms.store(until, Ordering::Relaxed);
+                }
                 if !kept || self.unsure.swap(false, Ordering::Relaxed) {
                     self.reconcile().await;
                 }
@@ -367,7 +373,8 @@ impl Executor {
             Err(error) => tracing::debug!(%error, "the lease cannot be renewed now"),
         }
         self.free_stalled().await;
-        match self.queue.reap().await {
+        let is_patient = before < self.patient_until_ms.load(Ordering::Relaxed);
+        match self.queue.reap(is_patient).await {
             Ok(reaped) if !reaped.is_empty() => self.take_from_the_dead(reaped).await,
             Ok(_) => {}
             Err(error) => tracing::debug!(%error, "dead nodes cannot be looked for now"),

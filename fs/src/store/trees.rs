@@ -41,6 +41,11 @@ impl Store {
         Some(Outboard::Memory(whole.into()))
     }
 
+    /// Something stands where the tree should be, whatever it is worth.
+    pub(super) fn has_tree_file(&self, hash: &Hash) -> bool {
+        self.tree_path(hash).exists()
+    }
+
     /// Keeps a tree (nothing to keep when it is empty). Not synced: a damaged one is computed again.
     pub fn put_tree(&self, hash: &Hash, outboard: &[u8]) -> Result<(), StoreError> {
         if outboard.is_empty() {
