@@ -43,6 +43,7 @@ struct Updates {
 }
 
 /// What waits for a peer.
+#[allow(clippy::large_enum_variant)] // nearly all are updates
 enum Parcel {
     Update(String, Update),
     Credit(String, u64),
