@@ -15,8 +15,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-/// Streams that are served at once; more are refused as busy.
-const STREAMS_MAX: usize = 1024;
+/// Streams that are served at once, one for each file that another node has open here for writing; more are refused.
+const STREAMS_MAX: usize = 4096;
 /// Who opens a stream says what it wants within this time.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// Who asked takes the answer within this time.

@@ -46,6 +46,7 @@ pub(super) fn start(files: Files) -> std::io::Result<Arc<Supervisor>> {
         .spawn(move || {
             match shared.spawn(&files) {
                 Ok(child) => {
+                    super::syncing::start(shared.clone(), &files);
                     let _ = started.send(Ok(()));
                     shared.supervise(child, &files);
                 }
@@ -127,7 +128,7 @@ impl Supervisor {
     }
 
     /// Sleeps; true when it is time to end.
-    fn pause(&self, wait: Duration) -> bool {
+    pub(super) fn pause(&self, wait: Duration) -> bool {
         let waited = self
             .changed
             .wait_timeout_while(self.locked(), wait, |state| !state.ending);
