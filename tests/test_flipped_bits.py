@@ -13,7 +13,6 @@ FILES = {"own": 3 * MIB, "small": 1000, "copy": 3 * MIB, "partial": 6 * MIB}
 # Which files below `.ks/`. Not Redis's append-only file, which has no checksum of its own.
 KINDS = {
     "node": ["node"],
-    "events": ["events/*"],
     "pins": ["pins"],
     "trees": ["trees/**/*"],
     "partial": ["partial/*"],

@@ -16,7 +16,7 @@ const RESTART_FIRST: Duration = Duration::from_millis(100);
 /// The longest wait before a restart.
 const RESTART_LONGEST: Duration = Duration::from_secs(5);
 /// A child that lived so long starts over with the first wait.
-const LIVED_LONG: Duration = Duration::from_secs(30);
+const LIVED_LONG: Duration = Duration::from_secs(3);
 
 /// What the thread and its owner share.
 pub(super) struct Supervisor {
