@@ -13,8 +13,10 @@ pub const BYTES_PER_SECOND_MAX: u64 = 32 << 20;
 const FILE_BYTES: u64 = 64 << 10;
 /// The longest time between two looks at the clock.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
-/// The shortest.
-const WAIT_MIN: Duration = Duration::from_millis(100);
+/// The shortest, where the interval is long: what is due meanwhile is read in one go.
+const WAIT_MIN: Duration = Duration::from_secs(60);
+/// The shortest of all.
+const WAIT_LEAST: Duration = Duration::from_millis(100);
 
 /// How far the scrub is. Times are milliseconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,7 +65,7 @@ impl Progress {
         let elapsed_ms = now_ms.saturating_sub(self.began_ms);
         if self.is_over {
             if elapsed_ms < interval_ms {
-                return wait(interval_ms - elapsed_ms);
+                return wait(interval, interval_ms - elapsed_ms);
             }
             self.begin(now_ms);
             return Next::Look;
@@ -78,7 +80,7 @@ impl Progress {
             return Next::Look;
         }
         let ahead_ms = ahead * u128::from(interval_ms) / u128::from(expected);
-        wait(u64::try_from(ahead_ms).unwrap_or(u64::MAX))
+        wait(interval, u64::try_from(ahead_ms).unwrap_or(u64::MAX))
     }
 
     fn begin(&mut self, now_ms: u64) {
@@ -108,8 +110,9 @@ fn cost(bytes: u64) -> u64 {
     bytes.saturating_add(FILE_BYTES)
 }
 
-fn wait(milliseconds: u64) -> Next {
-    Next::Wait(Duration::from_millis(milliseconds).clamp(WAIT_MIN, WAIT_MAX))
+fn wait(interval: Duration, milliseconds: u64) -> Next {
+    let least = (interval / 1000).clamp(WAIT_LEAST, WAIT_MIN);
+    Next::Wait(Duration::from_millis(milliseconds).clamp(least, WAIT_MAX))
 }
 
 /// How long the reading of so many bytes takes at least.

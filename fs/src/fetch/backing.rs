@@ -351,7 +351,7 @@ fn write_sparse(file: &File, offset: u64, data: &[u8], size: u64) -> io::Result<
         let here = offset + at as u64;
         let group_end = (here - here % GROUP_BYTES + GROUP_BYTES).min(size);
         let next = data.len().min((group_end - offset) as usize);
-        let is_whole = here % GROUP_BYTES == 0 && offset + next as u64 == group_end;
+        let is_whole = here.is_multiple_of(GROUP_BYTES) && offset + next as u64 == group_end;
         if is_whole && is_zeros(&data[at..next]) {
             if from < at {
                 file.write_all_at(&data[from..at], offset + from as u64)?;

@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Handle;
 
-/// How far it is is written down at most this often, while it reads.
-const SAVE_EVERY: Duration = Duration::from_secs(30);
+/// How far it is is written down this often; what was read since is read again after a crash.
+const SAVE_EVERY: Duration = Duration::from_secs(600);
 /// The cluster is told of troubles at most this often.
 const TELL_EVERY: Duration = Duration::from_secs(2);
 /// And again after so long, should Redis have lost it.
@@ -76,9 +76,12 @@ impl Scrub {
             match self.progress.next(every, now_ms(), used) {
                 Next::Wait(time) => {
                     walk = None;
-                    self.save();
+                    self.tell();
+                    if self.saved.elapsed() >= SAVE_EVERY {
+                        self.save();
+                    }
                     if !self.rest(time) {
-                        return;
+                        return self.save();
                     }
                 }
                 Next::Look => {
@@ -160,6 +163,11 @@ impl Scrub {
     fn save(&mut self) {
         self.store.save_scrub_progress(&self.progress);
         self.saved = Instant::now();
+        self.tell();
+    }
+
+    /// Lets `ks status` know.
+    fn tell(&self) {
         if let Some(file_system) = self.file_system.upgrade() {
             *file_system.scrubbed.lock().unwrap() = Some(self.progress.clone());
         }
