@@ -11,6 +11,7 @@ use redis::Value;
 use std::time::Duration;
 
 mod answer;
+pub mod kept;
 pub mod model;
 pub mod record;
 
@@ -249,6 +250,7 @@ struct Scripts {
     reap: Script,
     cancel: Script,
     attach: Script,
+    kept: kept::KeptScripts,
 }
 
 macro_rules! script {
@@ -271,6 +273,7 @@ impl Scripts {
             reap: script!("queue/reap.lua"),
             cancel: script!("queue/cancel.lua"),
             attach: script!("queue/attach.lua"),
+            kept: kept::KeptScripts::new(),
         }
     }
 }

@@ -2,6 +2,8 @@
 use super::Executor;
 use super::board::{Entered, Run};
 use super::callers::Audience;
+use super::flow::Flow;
+use super::kept::{KnownKept, USED_MAX};
 use super::output::Output;
 use super::payload::{self, PayloadError, part_bytes};
 use super::recall::{self, Remembered};
@@ -132,6 +134,7 @@ impl Executor {
         let mut calls = calls;
         let remembered = self.remember(&mut calls);
         let nodes = self.nodes_to_place().await?;
+        let kept = self.know_kept(&mut calls, &nodes).await?;
         let routed = |call: &&Call| {
             let names_data = !call.paths.is_empty() || !call.locality.is_empty();
             names_data && !call.no_route_data
@@ -149,7 +152,7 @@ impl Executor {
         let mut accepted = Vec::with_capacity(calls.len());
         for mut call in calls {
             self.keep_payload(&mut call.args, segments).await?;
-            match self.place_known(call, &nodes, &files, &remembered) {
+            match self.place_known(call, &nodes, &files, &remembered, &kept) {
                 Ok(one) => accepted.push(one),
                 Err((job, kind, reason)) => {
                     let ended = self.failure(kind, reason);
@@ -167,17 +170,19 @@ impl Executor {
         nodes: &[NodeFact],
         files: &Files,
         remembered: &Remembered,
+        kept: &KnownKept,
     ) -> Result<Accepted, Refused> {
         if let Err(reason) = self.check_locality(&call, nodes, files) {
             return Err((call.job, "NotPlaceable", reason));
         }
         let known = remembered.get(&call.job);
         let how = known.and_then(|known| self.choose(&mut call, known, files));
-        if how.is_some() && placement::place(&self.wish(&call, files, nodes), nodes).is_err() {
+        if how.is_some() && placement::place(&self.wish(&call, files, kept, nodes), nodes).is_err()
+        {
             call.locality.clear();
-            return self.place_one(call, nodes, files, None);
+            return self.place_one(call, nodes, files, kept, None);
         }
-        self.place_one(call, nodes, files, how)
+        self.place_one(call, nodes, files, kept, how)
     }
 
     fn place_one(
@@ -185,12 +190,17 @@ impl Executor {
         call: Call,
         nodes: &[NodeFact],
         files: &Files,
+        kept: &KnownKept,
         how_known: Option<String>,
     ) -> Result<Accepted, Refused> {
         if let Err((kind, reason)) = self.check(&call) {
             return Err((call.job, kind, reason));
         }
-        let placement = match placement::place(&self.wish(&call, files, nodes), nodes) {
+        let used = call.kept.iter().filter_map(|value| kept.get(&value.id));
+        if let Some(Err(reason)) = used.into_iter().find(|known| known.is_err()) {
+            return Err((call.job, "KeyLost", reason.clone()));
+        }
+        let placement = match placement::place(&self.wish(&call, files, kept, nodes), nodes) {
             Ok(placement) => placement,
             Err(error) => {
                 let reason = format!("{}: {error}", call.name);
@@ -239,6 +249,11 @@ impl Executor {
                 "ProtocolError",
                 format!("'{}' is no job's name: 32 hex digits are", call.job),
             ));
+        }
+        if call.kept.len() > USED_MAX {
+            let count = call.kept.len();
+            let reason = format!("it uses {count} kept values; {USED_MAX} are the most");
+            return Err(("NotPlaceable", reason));
         }
         let names = std::iter::once(&call.queue).chain(&call.python);
         if let Some(name) = names.into_iter().find(|name| !queue::name_is_valid(name)) {
@@ -309,9 +324,14 @@ impl Executor {
         &self,
         call: &'a Call,
         files: &'a Files,
+        kept: &'a KnownKept,
         nodes: &[NodeFact],
     ) -> Wish<'a> {
         let mut needed: Vec<&FileFact> = Vec::new();
+        if !call.no_route_data {
+            let used = call.kept.iter().filter_map(|value| kept.get(&value.id));
+            needed.extend(used.filter_map(|known| known.as_ref().ok()));
+        }
         if !call.no_route_data && !files.is_empty() {
             for path in resolve::tree_paths(call) {
                 for file in files.get(&path).into_iter().flat_map(|seen| &seen.files) {
@@ -340,7 +360,7 @@ impl Executor {
             node: call.node.as_deref(),
             near: near.collect(),
             threshold_bytes: call.data_threshold.or(default),
-            data: data_key(&resolve::tree_paths(call)),
+            data: data_key(call),
             seed: u64::from_str_radix(call.job.get(..16).unwrap_or_default(), 16).unwrap_or(0),
         }
     }
@@ -405,6 +425,7 @@ impl Executor {
                 continue;
             };
             let stored = self.with_blobs(stored);
+            let is_here = stored.call.kept.iter().all(|value| value.path.is_some());
             let run = Run {
                 origin: self.me().node,
                 retries: stored.call.retries,
@@ -414,11 +435,13 @@ impl Executor {
                 worker: None,
                 began: None,
                 grown_to_bytes: 0,
+                brought_bytes: 0,
                 output: Output::default(),
-                stored,
+                flow: Flow::default(),
+                stored: stored.clone(),
             };
             let entered = self.board.lock().unwrap().enter(&job, run);
-            self.follow_entry(&job, entered);
+            self.follow_when_here(job, stored, entered, is_here);
         }
         self.start_calls();
         if self.board.lock().unwrap().has_waiting() {
@@ -433,10 +456,11 @@ impl Executor {
 
     /// A call that this node both accepted and runs: its blobs are here, and the worker is told where.
     fn with_blobs(&self, stored: Arc<StoredCall>) -> Arc<StoredCall> {
-        if payload::is_plain(&stored.call.args) {
+        if payload::is_plain(&stored.call.args) && stored.call.kept.is_empty() {
             return stored;
         }
         let mut stored = Arc::unwrap_or_clone(stored);
+        self.find_kept(&mut stored.call.kept);
         self.find_payload(&mut stored.call.args);
         Arc::new(stored)
     }
@@ -502,10 +526,13 @@ fn hinted_node(hint: &[u8], mountpoint: &[u8], nodes: &[NodeFact]) -> Option<Nod
 }
 
 /// Tells calls that need the same files from others.
-fn data_key(paths: &[TreePath]) -> u64 {
+fn data_key(call: &Call) -> u64 {
     let mut hasher = blake3::Hasher::new();
-    for path in paths {
+    for path in resolve::tree_paths(call) {
         hasher.update(path.as_bytes()).update(&[0]);
+    }
+    for value in &call.kept {
+        hasher.update(value.id.as_bytes()).update(&[1]);
     }
     u64::from_le_bytes(
         hasher.finalize().as_bytes()[..8]

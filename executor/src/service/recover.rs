@@ -119,10 +119,11 @@ impl Executor {
         let files = resolve::files(self.fs.catalog(), resolve::tree_paths(call))
             .await
             .map_err(|_| None)?;
-        let mut placed = placement::place(&self.wish(call, &files, nodes), nodes);
+        let kept = super::kept::KnownKept::default();
+        let mut placed = placement::place(&self.wish(call, &files, &kept, nodes), nodes);
         if placed.is_err() && stored.is_learned {
             stored.call.locality.clear();
-            placed = placement::place(&self.wish(&stored.call, &files, nodes), nodes);
+            placed = placement::place(&self.wish(&stored.call, &files, &kept, nodes), nodes);
         }
         match placed {
             Ok(placement) => Ok(queue::places_text(&placement)),
