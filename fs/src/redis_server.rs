@@ -7,8 +7,10 @@
 //! - One redis-server at most on one `.ks/redis/`: the caller holds the data directory's lock, and what an earlier
 //!   daemon left is ended before a new one starts.
 //! - What was acknowledged survives `kill -9` of redis-server or of the daemon: every change has been written to the
-//!   append-only file before its answer goes out. It is synced to disk once a second (`appendfsync everysec`), so a
-//!   power failure can take the last second of names and holders; the data directories carry what rebuilds those.
+//!   append-only file before its answer goes out. It is synced to disk once a second, so a power failure can take the
+//!   last second of names and holders; the data directories carry what rebuilds those. We do that ourselves
+//!   (`redis_server/syncing.rs`): Redis's own `appendfsync everysec` answers without having written while a sync is
+//!   under way, and a killed redis-server then takes up to two seconds of acknowledged changes with it.
 //!   `appendfsync always` would cost a disk flush per batch of changes, milliseconds instead of microseconds on most
 //!   disks, to guard what can be rebuilt anyway.
 //! - Only this user can reach it: the socket's directory is 0700, the password's file 0600, and it listens on no port.
@@ -24,6 +26,7 @@ use std::time::Duration;
 mod ballast;
 mod stale;
 mod supervisor;
+mod syncing;
 
 /// How long a start may take, reading the append-only file included.
 pub const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -331,7 +334,7 @@ fn configuration(files: &Files, password: &str) -> String {
          requirepass {password}\n\
          daemonize no\n\
          appendonly yes\n\
-         appendfsync everysec\n\
+         appendfsync no\n\
          aof-load-truncated yes\n\
          save \"\"\n\
          maxmemory-policy noeviction\n\

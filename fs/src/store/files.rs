@@ -440,6 +440,7 @@ impl Store {
                     {
                         meta::clear(&file).map_err(self.io(&aside))?;
                     }
+                    self.note_conflict(&aside);
                     return Ok(aside);
                 }
                 Err(error) if is(&error, Errno::EXIST) => continue,
