@@ -40,7 +40,7 @@ enum Command {
     Replicate(commands::copies::ReplicateArgs),
     /// Re-read every copy of files, check it, and mend it from a good one
     Verify(commands::copies::VerifyArgs),
-    /// Run a shell command where the data is
+    /// Run a shell command where the data is; its standard input is empty
     #[command(after_help = commands::run::EXAMPLES)]
     Run(commands::run::RunArgs),
     /// Make a cluster key, or a key that may only call and read
