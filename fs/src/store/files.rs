@@ -14,6 +14,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+/// How often an open is tried again that meets a lease, and the pause before each.
+const LEASE_TRIES: u32 = 100;
+const LEASE_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+
 /// How many names `NAME.conflict-NODE`, `NAME.conflict-NODE-2`, ... are tried.
 const CONFLICT_NAMES_MAX: usize = 1_000;
 /// A name's length in bytes.
@@ -145,7 +149,16 @@ impl Store {
         } else {
             OFlags::RDONLY
         };
-        let file = match self.root.open_at(path, flags | OFlags::NONBLOCK, 0) {
+        let mut opened = self.root.open_at(path, flags | OFlags::NONBLOCK, 0);
+        // Another thread holds a lease for a moment, to see whether somebody writes to the file (`filesystem/mapped.rs`).
+        for _ in 0..LEASE_TRIES {
+            if !matches!(&opened, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                break;
+            }
+            std::thread::sleep(LEASE_PAUSE);
+            opened = self.root.open_at(path, flags | OFlags::NONBLOCK, 0);
+        }
+        let file = match opened {
             Ok(descriptor) => File::from(descriptor),
             Err(error) if is_not_that_file(&error) => return Err(self.mismatch(path)),
             Err(error) => return Err(self.io(path)(error)),
