@@ -215,6 +215,11 @@ pub enum Ask {
         /// As in `Fetch`.
         paths: Vec<ByteBuf>,
     },
+    /// How far the last rebuilding of the tree is; answered by `Report` with one row.
+    Recover {
+        /// Begins one first, where none is under way.
+        begin: bool,
+    },
     /// Answered by `Pong`.
     Ping,
     /// Ends the node in order (what `ks umount` says).

@@ -47,6 +47,7 @@ mod names;
 mod open_plan;
 mod opening;
 mod pushing;
+mod recovered;
 mod remote;
 mod replicas;
 mod writing;
@@ -224,8 +225,15 @@ impl FileSystem {
         store.set_node_name(&options.node_name);
         let applier = Applier::start(store.clone(), catalog.clone(), events.on_event()).await?;
         let hasher = Hasher::start(store.clone(), catalog.clone());
+        let is_behind = catalog.is_behind();
+        if is_behind {
+            recovered::tell(&store, &catalog, &hasher).await?;
+        }
         let report =
             crate::store::scan::scan(&store, &catalog, &hasher, &options.node_name).await?;
+        if is_behind {
+            catalog.has_caught_up().await?;
+        }
         tracing::info!(
             files = report.files,
             new = report.new,
@@ -269,6 +277,7 @@ impl FileSystem {
         events.attach(&file_system);
         eviction::spawn(&file_system);
         replicas::spawn(&file_system);
+        recovered::spawn(&file_system);
         Ok(file_system)
     }
 

@@ -58,6 +58,7 @@ impl Session {
             Ask::Push { paths, to } => self.push(request, paths, to).await,
             Ask::Replicate { paths, count } => self.replicate(paths, count).await,
             Ask::Verify { paths } => self.verify(paths).await,
+            Ask::Recover { begin } => self.recover(begin).await,
             Ask::Shutdown => self.shutdown(),
             Ask::Ping | Ask::Hello { .. } | Ask::Submit { .. } | Ask::Tie { .. } => return,
         };
