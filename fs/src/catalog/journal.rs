@@ -36,7 +36,7 @@ const ENTRY_BYTES_MAX: usize = 1 << 20;
 /// Before each entry: its length and a check of its bytes, 32-bit little-endian each.
 const HEAD_BYTES: usize = 8;
 /// Events whose journaling is remembered, so that the stream need not tell of them again.
-const RECENT_MAX: usize = 65_536;
+const RECENT_MAX: usize = 8_192;
 /// The file that names the cluster.
 const CLUSTER: &str = "cluster";
 

@@ -403,6 +403,7 @@ impl Catalog {
         match rebuilding.run().await? {
             Rebuilt::Whole(_) => {
                 self.shared.numbers.forget();
+                self.enter_again().await?;
                 self.tree_is_back();
                 self.bring_late().await
             }

@@ -214,7 +214,8 @@ impl Catalog {
                 0 => inode.name.clone(),
                 _ => conflict_name(&inode.name, &home.to_string(), attempt),
             };
-            let entered = self.change(&format!("inode {ino}"), |_, _| {
+            let label = format!("inode {ino}");
+            let entered = self.change(&label, |_, _| {
                 let record = inode.clone();
                 let mut plan = namespace::create(parent, &name, ino, record, ParentTime::Stays)?;
                 plan.transaction
@@ -333,7 +334,8 @@ impl Catalog {
             return Ok(false);
         }
         let me = self.me();
-        let put = self.change(&format!("inode {ino}"), |known, _| {
+        let label = format!("inode {ino}");
+        let put = self.change(&label, |known, _| {
             let record = known.inode(ino, libc::ENOENT)?;
             if record.inode.version >= newer.version {
                 return Err(namespace::Stop::Posix(libc::ESTALE));

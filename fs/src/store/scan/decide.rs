@@ -242,7 +242,8 @@ mod tests {
             match retold(&meta, &record, ME) {
                 Retold::Copy => {
                     prop_assert_eq!(version, record_version);
-                    prop_assert!(if both { hash == record_hash } else { size == record_size });
+                    let is_same = if both { hash == record_hash } else { size == record_size };
+                    prop_assert!(is_same);
                 }
                 Retold::Newer => prop_assert!(version > record_version),
                 Retold::Conflict => prop_assert!(version == record_version && (size != record_size || hash != record_hash)),
