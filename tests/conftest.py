@@ -11,11 +11,29 @@ from harness.node import need_running
 TRIO_WORKERS = 2
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="the long form of the tests that have one (an hour or more)")
+
+
 def pytest_configure(config):
+    config.addinivalue_line("markers", "long_timeout(seconds): the deadline of the test's long form (--long)")
     # Ended from outside (CI, timeout(1)), the tests still end what they have started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if os.geteuid() != 0:
         pytest.exit("these tests make network and mount namespaces: run them as root, or with 'unshare -Urnm'", 2)
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        marker = item.get_closest_marker("long_timeout")
+        if marker and config.getoption("long"):
+            item.add_marker(pytest.mark.timeout(*marker.args))
+
+
+@pytest.fixture(scope="session")
+def long_run(pytestconfig):
+    """Whether the long form was asked for (`--long`)."""
+    return pytestconfig.getoption("long")
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,14 @@
 """The life of a job: listed, cancelled, ended by limits, its output kept; and each ends once, whoever is killed."""
 
 import json
-import random
 import subprocess
 import textwrap
-import time
 
 import pytest
 
 from harness import Cluster, wait_for
 from harness.node import PYTHON, need_running
 
-CALLS = 300
 LIMIT_MIB = 160
 
 
@@ -160,112 +157,6 @@ def test_priorities_go_first(duo):
     """
     last_high, first_low = duo[1].ask(code)
     assert last_high < first_low + 0.2
-
-
-# A client that keeps calls going; each writes one byte to a file of its own, and says at the end how each ended.
-LOAD = """
-import collections, json, os, sys, time
-from kitchensink import Client, errors
-c = Client()
-def work(path):
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.write(fd, b"x")
-    os.close(fd)
-    time.sleep(0.02)
-    return 1
-count = int(sys.argv[1])
-jobs = [c.call(work, f"{sys.argv[2]}/{number}") for number in range(count)]
-print("sent", flush=True)
-ends = collections.Counter()
-for job in jobs:
-    error = job.exception(timeout=45)
-    ends["returned" if error is None else type(error).__name__] += 1
-print(json.dumps(ends), flush=True)
-"""
-
-
-def under_load(cluster, kill):
-    """Calls from host1's client while `kill` does its work; how they ended, and how often each ran."""
-    script = cluster[1].home / "load.py"
-    script.write_text(LOAD)
-    marks = cluster[1].home / f"marks-{time.monotonic_ns()}"
-    marks.mkdir()
-    process = cluster[1].spawn([PYTHON, script, str(CALLS), marks], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout.readline() == "sent\n"
-        kill()
-        began = time.monotonic()
-        ends = json.loads(process.stdout.readline() or "null")
-        seconds = time.monotonic() - began
-    finally:
-        process.kill()
-        process.wait()
-    assert ends is not None and sum(ends.values()) == CALLS, ends
-    # Not in the tree: the marks have to be there whoever dies.
-    ran = [file.stat().st_size for file in marks.iterdir()]
-    # 0: killed between the making of its mark and the writing.
-    assert set(ran) <= {0, 1}, "no call ran twice"
-    assert ends.get("returned", 0) <= len(ran)
-    return ends, seconds
-
-
-@pytest.mark.parametrize("moment", range(2))
-def test_killed_workers_under_load(make_cluster, moment):
-    random.seed(moment)
-    cluster = make_cluster(2).start(workers=2)
-
-    def kill():
-        for _ in range(4):
-            time.sleep(random.uniform(0.05, 0.4))
-            pids = [row["pid"] for row in cluster[1].status()["calls"]["workers"]]
-            cluster[1].shell(f"kill -9 {random.choice(pids)} || true")
-
-    ends, _ = under_load(cluster, kill)
-    assert set(ends) <= {"returned", "WorkerCrashed"} and ends.get("WorkerCrashed", 0) <= 4, ends
-
-
-def test_a_killed_node_under_load(make_cluster):
-    cluster = make_cluster(2).start(workers=2)
-    cluster.expect_clean = False
-
-    def kill():
-        time.sleep(random.uniform(0.1, 1.0))
-        cluster[2].kill9()
-
-    ends, seconds = under_load(cluster, kill)
-    assert set(ends) <= {"returned", "NodeLost"}, ends
-    # At most what it had claimed is lost; all else runs on the other node, nothing hangs longer than the lease.
-    assert ends.get("NodeLost", 0) <= 2 + 256 and seconds < 30
-
-
-def test_redis_killed_under_load(make_cluster):
-    cluster = make_cluster(2).start(workers=2)
-
-    def kill():
-        time.sleep(random.uniform(0.1, 1.0))
-        pid = (cluster[1].datadir / ".ks/redis/pid").read_text().strip()
-        cluster[1].shell(f"kill -9 {pid}")
-
-    ends, _ = under_load(cluster, kill)
-    assert set(ends) == {"returned"}, ends
-
-
-def test_a_killed_clients_jobs_end_and_are_kept(duo):
-    code = """
-        jobs = [c.call(time.sleep, 0.05) for _ in range(60)]
-        c.ping()
-        print(json.dumps([str(job) for job in jobs]), flush=True)
-        time.sleep(60)
-    """
-    script = duo[1].home / "victim.py"
-    body = "import json, time\nfrom kitchensink import Client\nc = Client()\n"
-    script.write_text(body + textwrap.dedent(code))
-    process = duo[1].spawn([PYTHON, script], stdout=subprocess.PIPE, text=True)
-    jobs = json.loads(process.stdout.readline())
-    duo[1].shell(f"pkill -9 -f {script}")
-    process.wait()
-    code = f"reply([c.result(job, timeout=30) for job in {jobs!r}])"
-    assert duo[2].ask(code) == [None] * 60
 
 
 def test_a_client_goes_on_at_another_node_when_its_own_dies(make_cluster):

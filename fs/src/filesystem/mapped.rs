@@ -76,8 +76,12 @@ impl FileSystem {
             if self.mapped_file(ino).await.is_some() {
                 continue;
             }
-            if let Err(error) = self.publish_unmapped(ino).await {
-                tracing::warn!(ino, %error, "a file that was mapped is not published; the next open or start here does it");
+            match self.publish_unmapped(ino).await {
+                // Removed meanwhile, as temporary files are: there is nothing to publish.
+                Ok(()) | Err(FsError::NotFound | FsError::Stale) => {}
+                Err(error) => {
+                    tracing::warn!(ino, %error, "a file that was mapped is not published; the next open or start here does it");
+                }
             }
             self.mapped.files.lock().unwrap().remove(&ino);
         }

@@ -122,11 +122,11 @@ class Worker:
         self._blobs = blobs.below(os.path.join(os.environ.get("KS_DATADIR", "/nonexistent"), ".ks"))
         self._interruptible = False
         self._interrupted = False
+        signal.signal(signal.SIGINT, self._on_interrupt)
         self._workplace = Workplace()
 
     def serve(self) -> None:
         """Runs calls until the node says `Exit` or is gone."""
-        signal.signal(signal.SIGINT, self._on_interrupt)
         python = ".".join(map(str, sys.version_info[:3]))
         self._tell({"Ready": {"pid": os.getpid(), "python": python, "package": __about__.version}})
         while True:
