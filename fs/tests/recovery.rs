@@ -204,7 +204,7 @@ async fn holders(node: &TestNode, path: &str) -> BTreeSet<String> {
     let path = TreePath::new(path.as_bytes()).unwrap();
     let found = node.fs.where_is(&path).await.unwrap();
     let whole = found.copies.iter().filter(|copy| copy.current);
-    whole.map(|copy| copy.name.clone()).collect()
+    whole.map(|copy| copy.node.to_string()).collect()
 }
 
 async fn await_holders(node: &TestNode, path: &str, expected: &BTreeSet<String>) {
