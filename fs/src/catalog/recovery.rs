@@ -485,6 +485,6 @@ impl Catalog {
 fn found_directory(ino: Ino) -> Inode {
     Inode {
         name: format!("recovered-{ino}").into_bytes(),
-        ..super::new_root(super::now())
+        ..super::new_root(0)
     }
 }

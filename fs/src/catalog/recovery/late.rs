@@ -51,23 +51,32 @@ impl Catalog {
             }
         }
         // In the order in which it happened: a directory before what is in it, a name is free before it is taken.
-        news.sort_by_key(|one| (one.stand, one.ino));
+        news.sort_by_key(|one| (one.stand, one.record != Some(None), one.ino));
         let count = news.len();
-        for one in news {
-            let ino = one.ino;
-            match self.bring_one(one).await {
-                Ok(()) => {}
-                Err(CatalogError::Posix(errno)) => {
-                    let error = std::io::Error::from_raw_os_error(errno);
-                    tracing::warn!(ino, %error, "a journaled change has no place in the tree as it is now");
-                }
-                Err(error) => return Err(error),
-            }
+        for is_last in [false, false, false, true] {
+            news = self.bring_round(news, is_last).await?;
         }
         if count > 0 {
             tracing::info!(inodes = count, "what this node alone knew is in the tree");
         }
         Ok(())
+    }
+
+    /// Brings what has a place; returns what finds its name taken, which may become free by the rest. `is_last`: it gets another.
+    async fn bring_round(&self, news: Vec<News>, is_last: bool) -> Result<Vec<News>, CatalogError> {
+        let mut waiting = Vec::new();
+        for one in news {
+            match self.bring_one(&one, is_last).await {
+                Ok(()) => {}
+                Err(CatalogError::Posix(libc::EEXIST)) if !is_last => waiting.push(one),
+                Err(CatalogError::Posix(errno)) => {
+                    let error = std::io::Error::from_raw_os_error(errno);
+                    tracing::warn!(ino = one.ino, %error, "a journaled change has no place in the tree as it is now");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(waiting)
     }
 
     async fn news_of(&self, page: &[(Ino, Folded)]) -> Result<Vec<News>, CatalogError> {
@@ -122,18 +131,20 @@ impl Catalog {
         Ok(news)
     }
 
-    async fn bring_one(&self, one: News) -> Result<(), CatalogError> {
+    async fn bring_one(&self, one: &News, is_last: bool) -> Result<(), CatalogError> {
         let current = self.record(one.ino, false).await?;
-        match (one.record, current.is_some()) {
+        match (&one.record, current.is_some()) {
             (Some(None), true) => return self.bring_gone(one.ino).await,
             (Some(None), false) => return self.note_gone(one.ino, one.stand).await,
-            (Some(Some(inode)), false) => self.bring_new(one.ino, inode).await?,
-            (Some(Some(inode)), true) => self.bring_changed(one.ino, inode).await?,
+            (Some(Some(inode)), false) => {
+                self.bring_new(one.ino, inode.clone(), is_last).await?;
+            }
+            (Some(Some(inode)), true) => self.bring_changed(one.ino, inode, is_last).await?,
             (None, true) => {}
             (None, false) => return Ok(()),
         }
-        for (link, is_there) in one.links {
-            let done = self.bring_link(one.ino, &link, is_there).await;
+        for (link, is_there) in &one.links {
+            let done = self.bring_link(one.ino, link, *is_there).await;
             match done {
                 Ok(()) | Err(CatalogError::Posix(_)) => {}
                 Err(error) => return Err(error),
@@ -186,22 +197,23 @@ impl Catalog {
     }
 
     /// The tree does not know it: it comes under its old number.
-    async fn bring_new(&self, ino: Ino, inode: Inode) -> Result<(), CatalogError> {
+    async fn bring_new(&self, ino: Ino, inode: Inode, is_last: bool) -> Result<(), CatalogError> {
         if ino == ROOT {
             return Ok(());
         }
         if self.record(inode.parent, false).await?.is_none() {
             let above = super::found_directory(inode.parent);
-            self.enter_numbered(inode.parent, above).await?;
+            self.enter_numbered(inode.parent, above, true).await?;
         }
-        self.enter_numbered(ino, inode).await
+        self.enter_numbered(ino, inode, is_last).await
     }
 
-    /// Enters an inode under a number that it has already; under a name beside its own where that is taken.
+    /// Enters an inode under a number that it has already; where its name is taken, `is_beside`: under a name beside it, else EEXIST.
     pub(in crate::catalog) async fn enter_numbered(
         &self,
         ino: Ino,
         inode: Inode,
+        is_beside: bool,
     ) -> Result<(), CatalogError> {
         let (parent, home) = (inode.parent, inode.home);
         let home = if home == NodeId::NONE {
@@ -227,7 +239,7 @@ impl Catalog {
                     self.tell_own(parent);
                     return Ok(());
                 }
-                Err(CatalogError::Posix(libc::EEXIST)) => {}
+                Err(CatalogError::Posix(libc::EEXIST)) if is_beside => {}
                 Err(error) => return Err(error),
             }
         }
@@ -235,7 +247,12 @@ impl Catalog {
     }
 
     /// The tree has an older record: to where this one says, and as it says.
-    async fn bring_changed(&self, ino: Ino, inode: Inode) -> Result<(), CatalogError> {
+    async fn bring_changed(
+        &self,
+        ino: Ino,
+        inode: &Inode,
+        is_last: bool,
+    ) -> Result<(), CatalogError> {
         let Some(current) = self.record(ino, false).await? else {
             return Ok(());
         };
@@ -246,7 +263,8 @@ impl Catalog {
                 rename::rename(known, from, to, rename::NO_REPLACE, now).map(quietly)
             });
             match moved.await {
-                Ok(_) | Err(CatalogError::Posix(_)) => {}
+                Ok(_) => {}
+                Err(CatalogError::Posix(errno)) if is_last || errno != libc::EEXIST => {}
                 Err(error) => return Err(error),
             }
         }
@@ -323,7 +341,7 @@ impl Catalog {
 
     /// Enters a file that only its copy here knows, under its number; no other node has it.
     pub(crate) async fn enter_found(&self, ino: Ino, inode: Inode) -> Result<(), CatalogError> {
-        self.enter_numbered(ino, inode).await
+        self.enter_numbered(ino, inode, true).await
     }
 
     /// A later version than the tree knows becomes its, homed here. `false`: somebody has changed the file since the tree was rebuilt.
