@@ -611,7 +611,13 @@ impl Catalog {
             })
         });
         match committed.await {
-            Ok(_) | Err(CatalogError::Posix(libc::ENOENT)) => Ok(()),
+            Ok(_) => {
+                if holding.is_some() {
+                    self.journal_above(ino);
+                }
+                Ok(())
+            }
+            Err(CatalogError::Posix(libc::ENOENT)) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -628,7 +634,10 @@ impl Catalog {
             }
         }
         match self.redis().pipe(&pipeline).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                held.iter().for_each(|(ino, _)| self.journal_above(*ino));
+                Ok(())
+            }
             // Redis does not know the script yet: the calls one by one bring it along.
             Err(RedisError::Refused(_)) => {
                 for (ino, holding) in held {

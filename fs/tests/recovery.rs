@@ -266,8 +266,8 @@ async fn an_emptied_redis_is_filled_again_while_the_nodes_run() {
         })
         .await;
         await_holders(&cluster.nodes[0], "d/large", &before).await;
-        let home = BTreeSet::from(["node1".to_owned()]);
-        await_holders(&cluster.nodes[1], "d/small", &home).await;
+        let both = ["node0", "node1"].map(str::to_owned);
+        await_holders(&cluster.nodes[1], "d/small", &BTreeSet::from(both)).await;
     }
     let known: BTreeSet<u64> = expected.values().map(|seen| seen.number).collect();
     with_nodes(&mut cluster, move |nodes| {

@@ -193,6 +193,9 @@ impl Catalog {
             parents.insert(file.parent);
         }
         self.journal(&journaled);
+        parents
+            .iter()
+            .for_each(|parent| self.journal_above(*parent));
         parents.into_iter().for_each(|parent| self.tell_own(parent));
         self.wake_events();
         Ok(())

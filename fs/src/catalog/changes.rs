@@ -3,7 +3,7 @@
 //!
 //! What always holds: a refusal (an errno), and that there is nothing to do, rests on what Redis said during this change, never on memory alone; a change
 //! whose answer was lost with the connection is looked for in the event stream before it is tried again.
-use super::journal::{self, Stand};
+use super::journal::Stand;
 use super::memory::Changing;
 use super::namespace::{Known, Plan, Stop};
 use super::transaction::{Otherwise, Outcome, Transaction};
@@ -158,7 +158,7 @@ impl Catalog {
             } => {
                 changing.happened(transaction, &counts);
                 let stand = Stand::of(event, previous);
-                self.journal(&journal::entries_of(transaction, stand));
+                self.journal_committed(transaction, stand);
                 Ended::Done { event, previous }
             }
         }
@@ -187,7 +187,7 @@ impl Catalog {
                 let previous = entries.get(at + 1).map(|entry| entry.id);
                 let previous = previous.unwrap_or_default();
                 let stand = Stand::of(event, previous);
-                self.journal(&journal::entries_of(transaction, stand));
+                self.journal_committed(transaction, stand);
                 Ok(Ended::Done { event, previous })
             }
             None => Ok(Ended::Stale),

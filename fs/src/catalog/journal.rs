@@ -16,7 +16,7 @@ use super::EventId;
 use super::transaction::{Operation, Place, TIME_FIELD, Transaction};
 use crate::record::*;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -47,6 +47,9 @@ const CLUSTER: &str = "cluster";
 pub struct Stand(pub u64, pub u64, pub u64);
 
 impl Stand {
+    /// Before all that anybody has done: of what a node has only read.
+    pub const HEARSAY: Self = Self(0, 0, 0);
+
     /// Of a commit whose reply told these two.
     pub fn of(event: EventId, previous: EventId) -> Self {
         match event {
@@ -266,6 +269,8 @@ pub struct Journal {
     directory: PathBuf,
     parts: Vec<Mutex<Option<Part>>>,
     recent: Mutex<Recent>,
+    /// What was noted from hearsay, by a check of the record.
+    noted: Mutex<HashMap<Ino, [u8; 4]>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -280,6 +285,7 @@ impl Journal {
             directory: directory.to_owned(),
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),
             recent: Mutex::default(),
+            noted: Mutex::default(),
         })
     }
 
@@ -399,6 +405,16 @@ impl Journal {
         {
             recent.set.remove(&oldest);
         }
+    }
+
+    /// Whether a record has not been noted from hearsay yet; from now on it has.
+    pub fn is_news(&self, ino: Ino, record: &[u8]) -> bool {
+        let mut noted = locked(&self.noted);
+        if noted.len() >= RECENT_MAX {
+            noted.clear();
+        }
+        let check = check_of(record);
+        noted.insert(ino, check) != Some(check)
     }
 
     /// Whether this process has journaled the change of that event.

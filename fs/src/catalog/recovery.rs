@@ -417,15 +417,71 @@ impl Catalog {
         if meta.whole.as_deref() != Some(self.cluster()) {
             return Err(super::fence::being_rebuilt().into());
         }
-        let Some(floor) = meta.floor else {
-            return Ok(true);
+        // In one step: it may be entered again just now.
+        let mut pipeline = redis::pipe();
+        pipeline.atomic();
+        pipeline.cmd("EXISTS").arg(format!("ks:i:{ino}"));
+        pipeline.cmd("HEXISTS").arg(RECOVERED).arg(ino.to_string());
+        let answers = self.redis().pipe(&pipeline).await?;
+        // A transaction's answer is one array.
+        let answers = match &answers[..] {
+            [Value::Array(inner)] => inner.clone(),
+            _ => answers,
         };
-        if ino > floor {
-            return Ok(true);
+        let (stands, was_known) = match &answers[..] {
+            [Value::Int(stands), Value::Int(known)] => (*stands != 0, *known != 0),
+            _ => return Err(damaged("an inode")),
+        };
+        Ok(!stands && meta.floor.is_none_or(|floor| ino > floor || was_known))
+    }
+
+    /// Notes the directories above `at` and itself, as what anybody else knows better: whoever has a copy can tell where it stands.
+    pub(super) fn journal_above(&self, at: Ino) {
+        let Some(journal) = &self.shared.journal else {
+            return;
+        };
+        let mut entries = Vec::new();
+        let mut at = at;
+        let mut cache = self.shared.memory.locked();
+        while at != ROOT && entries.len() < super::namespace::DEPTH_MAX {
+            let Some(record) = cache.inode(at) else { break };
+            if !journal.is_news(at, &record.bytes) {
+                break;
+            }
+            entries.push(Entry {
+                ino: at,
+                stand: Stand::HEARSAY,
+                what: super::journal::What::Record(record.bytes.to_vec()),
+            });
+            at = record.inode.parent;
         }
-        let mut command = redis::cmd("HEXISTS");
-        command.arg(RECOVERED).arg(ino.to_string());
-        Ok(self.redis().run(&command).await? == Value::Int(1))
+        drop(cache);
+        self.journal(&entries);
+    }
+
+    /// Journals what a commit left, and where that stands.
+    pub(super) fn journal_committed(
+        &self,
+        transaction: &super::transaction::Transaction,
+        stand: Stand,
+    ) {
+        use super::transaction::{Operation, Place};
+        if self.shared.journal.is_none() {
+            return;
+        }
+        self.journal(&super::journal::entries_of(transaction, stand));
+        for operation in &transaction.operations {
+            match operation {
+                Operation::Set(Place::Inode(ino), _) => {
+                    let record = self.shared.memory.locked().inode(*ino);
+                    if let Some(record) = record {
+                        self.journal_above(record.inode.parent);
+                    }
+                }
+                Operation::SetField(Place::Directory(ino), _, _) => self.journal_above(*ino),
+                _ => {}
+            }
+        }
     }
 
     /// Appends what a commit left to this node's journal.
