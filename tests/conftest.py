@@ -9,10 +9,14 @@ from harness import Cluster, live_clusters
 from harness.node import need_running
 
 TRIO_WORKERS = 2
+# Seeds of the reference model: as many as fit in a minute or so, and many.
+SEEDS, SEEDS_LONG = 15, 200
 
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="the long form of the tests that have one (an hour or more)")
+    parser.addoption("--seeds", type=int, help="how many seeds the reference model runs (200 with --long)")
+    parser.addoption("--first-seed", type=int, default=1, help="the first of them")
 
 
 def pytest_configure(config):
@@ -34,6 +38,13 @@ def pytest_collection_modifyitems(config, items):
 def long_run(pytestconfig):
     """Whether the long form was asked for (`--long`)."""
     return pytestconfig.getoption("long")
+
+
+@pytest.fixture(scope="session")
+def seeds(pytestconfig, long_run):
+    """The seeds of tests with random operations."""
+    first = pytestconfig.getoption("first_seed")
+    return range(first, first + (pytestconfig.getoption("seeds") or (SEEDS_LONG if long_run else SEEDS)))
 
 
 @pytest.fixture(scope="module")

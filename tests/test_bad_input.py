@@ -1,6 +1,7 @@
 """What is used wrongly or is missing: one clear line, a status that is not 0, and nothing left behind."""
 
 import os
+import subprocess
 import time
 
 import pytest
@@ -9,6 +10,24 @@ from harness import Cluster, wait_for
 from harness.node import PROGRAM, PYTHON, need_running
 
 FAIL_WITHIN_S = 30
+
+# Appends line after line; tells, when it is ended, how many were acknowledged.
+GOES_ON_WRITING = """
+import os, signal, sys, time
+done = 0
+def end(*_):
+    print(done, flush=True)
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+while True:
+    try:
+        with open("/ks/log", "a") as file:
+            file.write("x\\n")
+        done += 1
+    except OSError:
+        pass
+    time.sleep(0.001)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +120,24 @@ def test_a_dead_mount_is_cleared(make_cluster):
     cluster[1].restart()
     assert cluster.hosts.mounts(1) == ["/ks"]
     cluster[1].shell("echo alive > /ks/alive")
+
+
+def test_a_dead_mount_keeps_programs_out_until_it_is_replaced(make_cluster):
+    """A program that goes on writing gets errors, and does not fill the bare directory where nobody looks."""
+    node = make_cluster(1).start()[1]
+    writer = node.spawn(["python3", "-c", GOES_ON_WRITING], stdout=subprocess.PIPE)
+    try:
+        wait_for(lambda: int(node.shell("wc -l < /ks/log || echo 0").text) > 10, 10, "lines")
+        for _ in range(3):
+            node.kill9()
+            node.restart()
+        writer.terminate()
+        acknowledged = int(writer.communicate(timeout=10)[0])
+    finally:
+        writer.kill()
+        writer.wait()
+    # In the moment between the two mounts a line may still go astray.
+    assert acknowledged - int(node.shell("wc -l < /ks/log").text) <= 3 * 20
 
 
 def test_a_data_directory_that_two_nodes_share(cluster):

@@ -214,3 +214,40 @@ def test_environment_and_file_are_flags_too(make_cluster):
 def test_memory_at_rest(cluster):
     time.sleep(1)
     assert cluster[3].status()["memory_bytes"] < 100 * MIB
+
+
+def test_umount_says_what_it_waits_for_and_force_ends_a_stopped_daemon(make_cluster):
+    cluster = make_cluster(2).start()
+    cluster.expect_clean = False
+    cluster[2].shell("echo kept > /ks/kept")
+    pid = cluster[2].pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        done = cluster[2].ks("umount", "/ks", "--force", check=False, timeout=20)
+    finally:
+        try:
+            os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            pass
+    assert done.status == 0 and done.seconds < 10, done
+    assert f"process {pid}, is stopped" in done.error and "kill -CONT" in done.error, done
+    assert not command_line(pid)
+    cluster[2].restart()
+    assert cluster[2].exec(["cat", "/ks/kept"]).text == "kept\n"
+
+
+def test_errors_name_files_as_the_user_sees_them(make_cluster):
+    cluster = make_cluster(1).start()
+    cluster[1].shell("echo x > /ks/only")
+    for command in (["where", "/ks/none"], ["fetch", "/ks/none"], ["verify", "/ks/none"]):
+        refused = cluster[1].ks(*command, check=False)
+        assert refused.status == 1 and "/ks/none: no such file" in refused.error.lower(), refused
+    refused = cluster[1].ks("drop", "/ks/only", check=False)
+    assert refused.status == 1 and "/ks/only" in refused.text + refused.error, refused
+
+
+def test_a_number_is_no_data_directory(make_cluster):
+    cluster = make_cluster(1)
+    (cluster[1].home / "ks.toml").write_text("datadir = 5\n")
+    refused = cluster[1].shell(f"KS_CONFIG={cluster[1].home}/ks.toml {PROGRAM} mount /ks", check=False)
+    assert refused.status == 2 and "'datadir' must be a path in quotes, not 5" in refused.error, refused

@@ -122,6 +122,8 @@ def test_what_is_pinned_stays_and_what_was_used_least_goes(make_cluster):
         return {path.name for path in second.datadir.glob("c*")}
 
     wait_for(lambda: len(here()) <= 3, 15, "eviction")
+    refused = second.ks("drop", "/ks/c0", check=False)
+    assert refused.status == 1 and "ks pin --unpin" in refused.text + refused.error, refused
     time.sleep(1)
     assert here() == {"c0", "c4", "c5"}
     for number, name in enumerate(names):
@@ -176,3 +178,28 @@ def test_replicas_are_made_inherited_and_made_again(make_cluster):
     assert (stays.datadir / "safe/old").read_bytes() == data + b"tail"
     refused = first.ks("replicate", "/ks/safe", "-n", "3", check=False)
     assert refused.status == 1 and "no further node" in refused.text
+
+
+def test_status_names_conflicts_on_every_node_until_they_are_settled(make_cluster):
+    cluster = make_cluster(2)
+    for number in (1, 2):
+        for name in ("d/a", "d/b", "c"):
+            cluster[number].put(name, f"of host{number}")
+    cluster.start()
+    expected = {f"/ks/{name}.conflict-host2" for name in ("d/a", "d/b", "c")}
+    for node in cluster.nodes:
+        wait_for(lambda node=node: node.status()["conflicts"]["count"] == 3, 20)
+        first = node.status()["conflicts"]["first"]
+        assert {one["path"] for one in first} == expected and {one["node"] for one in first} == {"host2"}
+        told = node.ks("status").text
+        assert all(path in told for path in expected) and "conflict 3" in told, told
+        assert "conflicts" in node.ks("doctor", check=False).text
+    assert cluster[1].exec(["cat", "/ks/c", "/ks/c.conflict-host2"]).text == "of host1of host2"
+    cluster[1].shell("rm /ks/c.conflict-host2; mv /ks/d/a.conflict-host2 /ks/d/kept")
+    for node in cluster.nodes:
+        wait_for(lambda node=node: node.status()["conflicts"]["count"] == 1, 20)
+    cluster[2].stop()
+    cluster[2].restart()
+    wait_for(lambda: cluster[1].status()["conflicts"]["count"] == 1, 20)
+    cluster[2].shell("rm /ks/d/b.conflict-host2")
+    wait_for(lambda: cluster[1].status()["conflicts"]["count"] == 0, 20)

@@ -7,11 +7,13 @@ import random
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from harness import wait_for
 from harness.data import MIB, write_noise
+from harness.disk import fill, give_small_disk, make_room
 from harness.hosts import command_line
 
 SLOW_MBIT = 200
@@ -85,6 +87,37 @@ def test_the_only_holder_dies_during_a_read(make_cluster):
 
 def noise_sum(path):
     return subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True, timeout=60).stdout.split()[0]
+
+
+def timed_read(node, path):
+    """(its text or None, seconds)."""
+    done = node.exec(["cat", f"/ks/{path}"], check=False, timeout=35)
+    return (done.text if done.status == 0 else None), done.seconds
+
+
+def test_reads_of_what_only_a_dead_node_has_end_soon_and_work_when_it_is_back(make_cluster):
+    cluster = make_cluster(3)
+    for number in range(8):
+        cluster[3].put(f"gone/{number}", f"text {number}" + "x" * 20_000)
+    cluster.start()
+    cluster[2].ks("fetch", "/ks/gone/0")
+    wait_for(lambda: set(cluster[1].holders("gone/0")) == {"host2", "host3"}, 20)
+    cluster[1].exec(["ls", "-l", "/ks/gone"])
+    cluster[3].kill9()
+    # Its heart-beat goes on for some seconds in everybody's eyes.
+    text, seconds = timed_read(cluster[1], "gone/1")
+    assert text is None and seconds < 7, seconds
+    wait_for(lambda: cluster[1].status()["nodes"]["alive"] == 2, 15)
+    text, seconds = timed_read(cluster[1], "gone/2")
+    assert text is None and seconds < 3, seconds
+    for number in range(2, 8):
+        text, seconds = timed_read(cluster[1], f"gone/{number}")
+        assert text is None and seconds < 1, (number, seconds)
+    text, seconds = timed_read(cluster[1], "gone/0")
+    assert text == "text 0" + "x" * 20_000 and seconds < 1, seconds
+    cluster[3].restart()
+    for number in range(1, 8):
+        wait_for(lambda number=number: (timed_read(cluster[1], f"gone/{number}")[0] or "").startswith("text"), 5)
 
 
 def test_one_of_two_holders_dies_during_a_read(make_cluster):
@@ -214,6 +247,35 @@ def test_a_redis_that_paused_leaves_all_nodes_alive(make_cluster):
     assert cluster[1].exec(["cat", "/ks/there"]).text == "three"
 
 
+def test_a_call_that_ran_while_redis_paused_is_not_told_to_be_lost(make_cluster):
+    """Nobody could renew a lease meanwhile: who comes back first does not take the others for dead."""
+    cluster = make_cluster(3).start()
+    code = """
+        def slow():
+            with open("/tmp/ran", "a") as file:
+                file.write("x")
+            time.sleep(3)
+            return "done"
+        job = c.call(slow, _node="host3")
+        print("sent", flush=True)
+        reply(c.result(job, timeout=60))
+    """
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(cluster[3].ask, code, timeout=90)
+        wait_for(lambda: cluster[3].shell("cat /tmp/ran || true").text == "x", 20, "the call runs")
+        (redis,) = [pid for pid, line in cluster.hosts.processes(1).items() if "redis-server" in line]
+        stopped = [cluster[1].pid, redis]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            time.sleep(9)
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+        assert answer.result() == "done"
+    assert cluster[3].shell("cat /tmp/ran").text == "x", "and ran once"
+
+
 def test_the_first_node_goes_and_comes_back(make_cluster):
     """Redis goes with it: what needs the catalog ends with an error in time, and works again when it is back."""
     cluster = make_cluster(3).start()
@@ -306,3 +368,56 @@ def test_random_kills_lose_nothing_that_was_acknowledged(make_cluster):
         for path, text in acknowledged.items():
             got = wait_for(lambda node=node, path=path: node.exec(["cat", path], check=False, timeout=40), 60)
             assert got.text == text, (node.name, path)
+
+
+def small_disk(node, size):
+    """The node's data directory becomes an ext4 of its own, in the node's own view; gone with the host."""
+    image = node.home / "disk.img"
+    done = node.shell(
+        f"truncate -s {size} {image} && mkfs.ext4 -q -m 0 {image} && mount -o loop {image} {node.datadir}", check=False
+    )
+    if done.status != 0:
+        pytest.skip(f"no loop device here: {done.error}")
+
+
+def test_a_full_disk_serves_readers_and_partial_files_make_room(make_cluster):
+    cluster = make_cluster(2)
+    large = write_noise(cluster[1].datadir / "large", 160 * MIB)
+    small_disk(cluster[2], "96M")
+    try:
+        cluster.start()
+        # More than the disk has: read whole, not kept, and the disk is not filled to its end.
+        assert large in cluster[2].exec(["sha256sum", "/ks/large"], timeout=55).text
+        free = cluster[2].status()["disk"]["free_bytes"]
+        assert free > MIB, free
+        fetching = cluster[2].ks("fetch", "/ks/large", check=False, timeout=40)
+        assert fetching.status == 1 and "space" in fetching.error.lower(), fetching
+        # What is here in part and read by nobody goes when somebody writes.
+        script = "head -c 50M /dev/urandom | tee /ks/mine | sha256sum > /tmp/sum"
+        wait_for(lambda: cluster[2].shell(script, check=False, timeout=40).status == 0, 60, "there is room again")
+        assert cluster[1].exec(["sha256sum", "/ks/mine"]).text.split()[0] in cluster[2].exec(["cat", "/tmp/sum"]).text
+        # The disk full to its last block, not by us.
+        cluster[2].shell(f"dd if=/dev/zero of={cluster[2].datadir}/.ks/filler bs=64K status=none", check=False)
+        assert large in cluster[2].exec(["sha256sum", "/ks/large"], timeout=55).text
+        began = time.monotonic()
+        refused = cluster[2].shell("head -c 1M /dev/urandom > /ks/more", check=False, timeout=30)
+        assert refused.status != 0 and "space" in refused.error.lower() and time.monotonic() - began < 10
+        cluster[2].shell(f"rm {cluster[2].datadir}/.ks/filler")
+        assert cluster[1].exec(["sha256sum", "/ks/mine"]).text.split()[0] in cluster[2].exec(["cat", "/tmp/sum"]).text
+        cluster[2].stop()
+    finally:
+        cluster[2].shell(f"umount {cluster[2].datadir}", check=False)
+
+
+def test_a_name_whose_file_could_not_be_made_on_a_full_disk_is_free_again(make_cluster):
+    """The file was made, but not its attribute, and stood in the way of every later one of that name."""
+    cluster = make_cluster(2)
+    small = cluster[2]
+    give_small_disk(small, 64 * MIB)
+    cluster.start("--keep-free", "0")
+    fill(small)
+    make = "for k in $(seq 200); do echo x > /ks/n$k; done 2>&1 | grep -c 'No space left' || true"
+    assert int(small.shell(make, timeout=120).text) > 0
+    make_room(small)
+    small.shell("for k in $(seq 200); do echo y > /ks/n$k; done", timeout=120)
+    assert cluster[1].shell("cat /ks/n* | sort | uniq -c").text.split() == ["200", "y"]

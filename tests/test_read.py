@@ -209,3 +209,24 @@ def test_what_was_fetched_is_kept_over_a_crash(make_cluster):
     summed, crossed = received(reader, lambda: reader.exec(["sha256sum", "/ks/resumed"]))
     assert sha256 in summed.text
     assert crossed < 64 * MIB, f"{crossed // MIB} MiB crossed for what was missing of 96 MiB"
+
+
+def test_holes_of_a_remote_file_are_holes_in_the_copy(make_cluster):
+    cluster = make_cluster(2)
+    sparse = cluster[1].datadir / "sparse"
+    with open(sparse, "wb") as file:
+        file.truncate(64 * MIB)
+        for at in (5 * MIB, 40 * MIB):
+            file.seek(at)
+            file.write(noise(MIB, seed=at))
+    cluster.start()
+    expected = cluster[1].exec(["sha256sum", "/ks/sparse"]).text.split()[0]
+    assert expected in cluster[2].exec(["sha256sum", "/ks/sparse"]).text
+    copy = cluster[2].datadir / "sparse"
+    wait_for(copy.exists, 20)
+    assert copy.stat().st_size == 64 * MIB
+    assert copy.stat().st_blocks * 512 < 3 * MIB
+    script = """import os
+f = os.open("/ks/sparse", os.O_RDONLY)
+print(os.lseek(f, 0, os.SEEK_DATA), os.lseek(f, 6 << 20, os.SEEK_DATA))"""
+    assert cluster[2].exec(["python3", "-c", script]).text.split() == [str(5 * MIB), str(40 * MIB)]

@@ -9,6 +9,7 @@ import pytest
 
 from harness import wait_for
 from harness.data import MIB, noise
+from harness.disk import fill, give_small_disk
 
 PORT = 6400
 PASSWORD = "not-a-secret"
@@ -132,3 +133,35 @@ def test_several_join_by_way_of_a_node_that_joined(make_cluster):
     cluster[3].shell("echo three > /ks/three")
     assert cluster[1].exec(["cat", "/ks/three"]).text == "three\n"
     assert json.dumps(cluster[3].ks_json("nodes")).count('"alive": true') == 3
+
+
+def test_a_redis_without_its_password_says_how_to_give_it(make_cluster):
+    (node,) = make_cluster(1).nodes
+    server = start_redis(node)
+    try:
+        for user in ("", ":wrong@"):
+            url = f"redis://{user}host1:{PORT}"
+            refused = node.exec(node.mount_command("--redis", url, "--num-workers", "1"), check=False)
+            assert refused.status == 1 and "redis://:PASSWORD@HOST:PORT" in refused.error, refused
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_files_can_be_removed_when_the_disk_of_redis_is_full(make_cluster):
+    """Redis refuses changes while it cannot write its append-only file: what was kept aside makes room."""
+    cluster = make_cluster(2)
+    first, second = cluster.nodes
+    give_small_disk(first, 1024 * MIB)
+    cluster.start("--keep-free", "0")
+
+    def kept_aside():
+        return int(first.exec(["stat", "-c", "%s", first.datadir / ".ks" / "redis" / "ballast"]).text)
+
+    wait_for(lambda: kept_aside() == 32 * MIB, 20, "space kept aside")
+    first.shell("head -c 20M /dev/urandom > /ks/junk")
+    fill(first)
+    wait_for(lambda: kept_aside() < 32 * MIB, 30, "space given back")
+    wait_for(lambda: second.exec(["rm", "-f", "/ks/junk"], check=False).status == 0, 60, "the end of a file")
+    wait_for(lambda: first.shell("echo more > /ks/more", check=False).status == 0, 30, "room for another")
+    assert second.exec(["cat", "/ks/more"]).text == "more\n"

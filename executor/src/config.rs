@@ -80,6 +80,26 @@ impl std::str::FromStr for Span {
     }
 }
 
+/// A number of days, also parts of one; zero means never.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Days(pub std::time::Duration);
+
+impl std::str::FromStr for Days {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        /// A hundred years.
+        const DAYS_MAX: f64 = 36_500.0;
+        match text.trim().parse::<f64>() {
+            Ok(days) if (0.0..=DAYS_MAX).contains(&days) => Ok(Self(
+                std::time::Duration::from_secs_f64(days * 24.0 * 3600.0),
+            )),
+            _ => Err(format!(
+                "'{text}' is not a number of days, such as 30 or 0.5"
+            )),
+        }
+    }
+}
+
 /// An interpreter that calls can ask for by name: `NAME=PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedPython {
@@ -202,6 +222,15 @@ pub struct MountArgs {
         id = "repair-after"
     )]
     pub repair_after: Span,
+    /// Re-read every file here once in so many days, and mend what has rotted; 0: never
+    #[arg(
+        long,
+        value_name = "DAYS",
+        env = "KS_SCRUB_DAYS",
+        default_value = "30",
+        id = "scrub-days"
+    )]
+    pub scrub_days: Days,
     /// How much of the disk to leave free
     #[arg(
         long,
@@ -524,6 +553,18 @@ fn with_default(
             file.display()
         );
     };
+    let is_path =
+        |a: &clap::Arg| a.get_value_parser().type_id() == std::any::TypeId::of::<PathBuf>();
+    if mount
+        .get_arguments()
+        .any(|a| *a.get_id() == id && is_path(a))
+        && !value.is_str()
+    {
+        bail!(
+            "{}: '{key}' must be a path in quotes, not {value}",
+            file.display()
+        );
+    }
     let values = match value {
         toml::Value::Array(values) => values.iter().map(plain).collect::<Option<Vec<_>>>(),
         toml::Value::Table(table) => table
@@ -577,6 +618,15 @@ mod tests {
         assert_eq!("5%".parse::<Size>().unwrap().of(1000), 50);
         for wrong in ["", "M", "5 parsecs", "-1", "200%", "nan", "1e999G%"] {
             assert!(wrong.parse::<Size>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn days() {
+        assert_eq!("0".parse(), Ok(Days(Duration::ZERO)));
+        assert_eq!("0.5".parse(), Ok(Days(Duration::from_secs(43_200))));
+        for wrong in ["", "-1", "nan", "inf", "30d", "1e9"] {
+            assert!(wrong.parse::<Days>().is_err(), "{wrong}");
         }
     }
 
@@ -678,5 +728,25 @@ mod tests {
         assert_eq!(args.pythons[0].name, "torch");
         let wrong = with_default(mount, file, "colour", &toml::Value::Boolean(true));
         assert!(wrong.unwrap_err().to_string().contains("'colour'"));
+        for wrong in [
+            toml::Value::Integer(5),
+            toml::Value::Boolean(true),
+            toml::Value::Array(vec![]),
+        ] {
+            let refused = with_default(
+                <Cli as clap::CommandFactory>::command()
+                    .find_subcommand("mount")
+                    .unwrap()
+                    .clone(),
+                file,
+                "datadir",
+                &wrong,
+            );
+            let said = refused.unwrap_err().to_string();
+            assert!(
+                said.contains("ks.toml: 'datadir' must be a path in quotes"),
+                "{said}"
+            );
+        }
     }
 }

@@ -142,6 +142,7 @@ impl Node {
                     Size::Percent(percent) => CacheLimit::PercentOfFree(percent),
                 },
                 repair_after: options.repair_after.0,
+                scrub_every: options.scrub_days.0,
             },
         };
         let num_workers = options.num_workers.map_or_else(

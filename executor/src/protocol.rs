@@ -174,10 +174,15 @@ pub enum Ask {
     Nodes,
     /// Answered by `Status`.
     Status,
+    /// Whether the catalog's records can be read; answered by `Status`, after as long as reading them takes.
+    Records,
     /// Answered by `Where`.
     Where {
         /// Under this node's mount point, or relative to the tree's root.
         paths: Vec<ByteBuf>,
+        /// With the MD5 of files, which is computed where nobody has asked for it yet.
+        #[serde(default)]
+        md5: bool,
     },
     /// Brings files to this node; `Progress` updates, then `Done`.
     Fetch {

@@ -405,10 +405,12 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes over what dead nodes held.
-    pub async fn reap(&self) -> Result<Vec<Reaped>, QueueError> {
+    /// Takes over what dead nodes held; `own_only`: what this node held before it died itself.
+    pub async fn reap(&self, own_only: bool) -> Result<Vec<Reaped>, QueueError> {
         let mut args = Arguments::of(self);
-        args.number(LEASE.as_millis()).number(REAPED_MAX);
+        args.number(LEASE.as_millis())
+            .number(REAPED_MAX)
+            .number(u8::from(own_only));
         let answer = args.run(self, &self.scripts.reap).await?;
         let parse = |value: Value| {
             let [job, body, node] = fields(value)?;

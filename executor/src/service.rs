@@ -16,6 +16,7 @@ use ks_transport::{
     pool::PeerPool,
 };
 use serde_json::json;
+use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -165,8 +166,12 @@ pub struct Executor {
     look_soon: Arc<Notify>,
     epoch: Instant,
     renewed_ms: AtomicU64,
+    /// Until then no node is taken for dead.
+    patient_until_ms: AtomicU64,
     /// An answer of Redis was lost: what is claimed in our name may not be what we know.
     unsure: AtomicBool,
+    /// Claimed in our name without our knowing of it, when we last looked: given back if it is so at the next look, too.
+    strays: Mutex<HashSet<String>>,
     stopping: AtomicBool,
     /// There may be calls to claim.
     more: AtomicBool,
@@ -213,7 +218,9 @@ impl Executor {
             look_soon: Arc::default(),
             epoch: Instant::now(),
             renewed_ms: AtomicU64::new(0),
+            patient_until_ms: AtomicU64::new(0),
             unsure: AtomicBool::new(false),
+            strays: Mutex::default(),
             stopping: AtomicBool::new(false),
             more: AtomicBool::new(true),
             tasks: Mutex::default(),

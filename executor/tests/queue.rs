@@ -293,10 +293,10 @@ async fn a_dead_nodes_jobs_are_lost_or_run_again() {
     batch[1].retries = 1;
     one.submit(&batch, 0).await;
     assert_eq!(two.claim(2).await, [id(1), id(2)]);
-    assert!(one.queue.reap().await.unwrap().is_empty(), "it lives");
+    assert!(one.queue.reap(false).await.unwrap().is_empty(), "it lives");
     two.queue.resign().await.unwrap();
     let mut reaped: HashMap<_, _> = HashMap::new();
-    for job in one.queue.reap().await.unwrap() {
+    for job in one.queue.reap(false).await.unwrap() {
         reaped.insert(job.job, job.lost_by);
     }
     let expected = [
@@ -330,7 +330,7 @@ async fn a_dead_nodes_jobs_are_lost_or_run_again() {
         .await
         .unwrap();
     assert_eq!(one.claim(10).await.len(), 2, "given back as they were");
-    assert!(one.queue.reap().await.unwrap().is_empty());
+    assert!(one.queue.reap(false).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -344,9 +344,9 @@ async fn a_reaper_that_dies_is_reaped() {
     one.submit(&[job(1, &[])], 0).await;
     assert_eq!(one.claim(1).await, [id(1)]);
     one.queue.resign().await.unwrap();
-    assert_eq!(two.queue.reap().await.unwrap().len(), 1);
+    assert_eq!(two.queue.reap(false).await.unwrap().len(), 1);
     two.queue.resign().await.unwrap();
-    let reaped = three.queue.reap().await.unwrap();
+    let reaped = three.queue.reap(false).await.unwrap();
     assert_eq!((reaped.len(), reaped[0].lost_by), (1, Some(NodeId(2))));
     assert_eq!(three.finish(&id(1), false).await, Finished::Ended);
 }
@@ -362,7 +362,7 @@ async fn a_lease_runs_out_by_itself_and_its_holder_learns_of_it() {
     assert_eq!(two.claim(1).await, [id(1)]);
     assert!(two.queue.renew().await.unwrap());
     tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
-    assert_eq!(one.queue.reap().await.unwrap().len(), 1);
+    assert_eq!(one.queue.reap(false).await.unwrap().len(), 1);
     assert!(!two.queue.renew().await.unwrap());
     assert!(two.queue.claimed().await.unwrap().is_empty());
 }

@@ -2,7 +2,7 @@
 //!
 //! Keys (all begin with `ks:`): `ks:meta` (hash: format, cluster, next_ino) · `ks:i:<ino>` (encoded Inode) · `ks:d:<ino>` (hash: name -> Entry;
 //! the illegal names `/t` and `/n` keep the directory's change time and its number of subdirectories) · `ks:l:<ino>` (set of parent+name: further hard links) ·
-//! `ks:h:<ino>` (hash: NodeId -> encoded Holding) · `ks:nodes` (hash: NodeId -> encoded NodeInfo) · `ks:alive:<node>` (expires with the heart-beat) · `ks:events` (stream of encoded Events).
+//! `ks:h:<ino>` (hash: NodeId -> encoded Holding) · `ks:nodes` (hash: NodeId -> encoded NodeInfo) · `ks:alive:<node>` (expires with the heart-beat) · `ks:events` (stream of encoded Events) · `ks:troubles` (what needs a person: `troubles`).
 //! Locks have keys of their own (`crate::locks`).
 //!
 //! Who takes part: `namespace` decides what a change is (pure), `transaction` is the change as a value (pure),
@@ -34,6 +34,7 @@ mod numbers;
 mod reads;
 pub mod recovery;
 pub mod transaction;
+pub mod troubles;
 
 use crate::{
     path::TreePath,
@@ -591,6 +592,15 @@ impl Catalog {
     pub async fn set_hash(&self, ino: Ino, version: u64, hash: Hash) -> Result<(), CatalogError> {
         self.change(&format!("inode {ino}"), |known, _| {
             attributes::set_hash(known, ino, version, hash)
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Adds the MD5 of a version; no-op when the version is not current any more.
+    pub async fn set_md5(&self, ino: Ino, version: u64, md5: Md5) -> Result<(), CatalogError> {
+        self.change(&format!("inode {ino}"), |known, _| {
+            attributes::set_md5(known, ino, version, md5)
         })
         .await?;
         Ok(())

@@ -1,6 +1,6 @@
 //! Copies of files on several nodes: given up, spread, kept, checked and mended. Messages between nodes, and what can go wrong.
 //!
-//! Who takes part: `eviction` decides which fetched copies go (pure), `targets` who gets new ones (pure), `server` answers the other nodes; the operations
+//! Who takes part: `eviction` decides which fetched copies go (pure), `scrub` when they are re-read (pure), `targets` who gets new ones (pure), `server` answers the other nodes; the operations
 //! themselves are the file system's (`filesystem::copies`), the atomic changes of who holds what the catalog's (`catalog::copies`).
 //!
 //! Always: no copy leaves before others are known, by name, to keep theirs in that very step; what a copy is worth is what its bytes say, not its size.
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 pub mod eviction;
+pub mod scrub;
 pub(crate) mod server;
 pub mod targets;
 
@@ -62,6 +63,13 @@ pub(crate) enum CopyRequest {
         /// Nodes whose copies were found good.
         good: Vec<NodeId>,
     },
+    /// Compute its MD5; `Progress`, then `Md5`.
+    Md5 {
+        /// Which file.
+        ino: Ino,
+        /// Which of its versions.
+        version: u64,
+    },
 }
 
 /// What answers a `CopyRequest`.
@@ -87,6 +95,8 @@ pub(crate) enum CopyReply {
         /// For people.
         message: String,
     },
+    /// To `Md5`.
+    Md5(Md5),
 }
 
 /// What a copy turned out to be worth when it was re-read.
@@ -118,6 +128,9 @@ pub enum CopyError {
     /// Programs have it open for writing here.
     #[error("{0}: it is open for writing on this node; close it first")]
     BeingWritten(TreePath),
+    /// Somebody wants it kept here.
+    #[error("{0}: it is pinned on this node; first run: ks pin --unpin {0}")]
+    Pinned(TreePath),
     /// It was changed again and again meanwhile.
     #[error("{0}: it changed meanwhile; try again")]
     Changed(TreePath),

@@ -8,6 +8,7 @@
 //! is whole becomes a plain file and this node a holder, except on read-only nodes.
 //!
 //! Not for: opening files (`filesystem`) or serving peers (`store::source`).
+mod absence;
 mod backing;
 mod blob;
 mod budget;
@@ -214,7 +215,7 @@ impl Fetcher {
         })
     }
 
-    /// Where the bytes of a content go.
+    /// Where the bytes of a content go; a disk that is full keeps nobody from reading.
     fn backing(&self, key: &ContentKey, path: &TreePath) -> Result<Backing, FsError> {
         if key.size <= SMALL_BYTES
             && let Some(room) = self.small.take(key.size)
@@ -229,8 +230,8 @@ impl Fetcher {
         }
         match self.store.open_partial(key) {
             Ok(partial) => Ok(Backing::partial(partial)),
-            Err(StoreError::NoSpace { free, keep }) => {
-                tracing::warn!(%path, free, keep, "no space to keep what is fetched: the file is read without being kept");
+            Err(error) if is_disk_full(&error) => {
+                tracing::warn!(%path, %error, "no space to keep what is fetched: the file is read without being kept");
                 let scratch = Scratch::in_memory(key.size, OVERFLOW_BYTES)?;
                 let backing = Backing::scratch(key.size, scratch);
                 backing.set_disk_full();
@@ -340,4 +341,14 @@ fn is_open(open: &OpenContents, key: &ContentKey) -> bool {
     let open = lock(open);
     open.get(key)
         .is_some_and(|content| content.file.strong_count() > 0)
+}
+
+fn is_disk_full(error: &StoreError) -> bool {
+    match error {
+        StoreError::NoSpace { .. } => true,
+        StoreError::Io { source, .. } => {
+            matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+        }
+        _ => false,
+    }
 }

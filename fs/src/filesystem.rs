@@ -3,7 +3,7 @@
 //! Who takes part: the catalog (names, attributes, versions), the store and its applier (plain files), the fetcher (contents
 //! from peers), other nodes' file systems (`crate::peer`). The parts: `open_plan` decides how an open is served, `handles` keeps
 //! what is open, `opening` opens (`ahead`: small remote files), `data` reads and writes, `writing` publishes, `names` and `attributes` change the tree,
-//! `remote` serves other nodes' handles, `locking` locks, `location` answers who holds what, `changes` hears of what others changed.
+//! `remote` serves other nodes' handles, `locking` locks, `location` answers who holds what, `changes` hears of what others changed, `scrub` re-reads what is here.
 //!
 //! What always holds: a file is written at its home and nowhere else; what `flush` acknowledged is in the catalog; every
 //! wait on another node or on the catalog has a deadline.
@@ -43,6 +43,7 @@ pub(crate) mod handles;
 mod location;
 mod locking;
 mod mapped;
+mod md5;
 mod names;
 mod open_plan;
 mod opening;
@@ -50,6 +51,7 @@ mod pushing;
 mod recovered;
 mod remote;
 mod replicas;
+mod scrub;
 mod writing;
 mod xattrs;
 
@@ -119,6 +121,8 @@ pub struct Keeping {
     pub cache_limit: crate::copies::eviction::CacheLimit,
     /// A node that has not been heard of for so long: copies it had are made again elsewhere.
     pub repair_after: std::time::Duration,
+    /// Every file here is re-read once in that time; zero: never.
+    pub scrub_every: std::time::Duration,
 }
 
 impl Default for Keeping {
@@ -126,6 +130,7 @@ impl Default for Keeping {
         Self {
             cache_limit: Default::default(),
             repair_after: std::time::Duration::from_secs(600),
+            scrub_every: std::time::Duration::from_secs(30 * 24 * 3600),
         }
     }
 }
@@ -168,6 +173,12 @@ pub struct FileSystem {
     watcher: RwLock<Option<Arc<dyn Watcher>>>,
     passthrough: AtomicBool,
     counts: Counts,
+    /// One MD5 is computed at a time.
+    md5_turn: tokio::sync::Mutex<()>,
+    /// How far the scrub is.
+    scrubbed: Mutex<Option<crate::copies::scrub::Progress>>,
+    /// Ends the scrub with the file system.
+    scrub: Mutex<Option<scrub::Guard>>,
 }
 
 /// What `statfs` tells, bytes.
@@ -273,11 +284,16 @@ impl FileSystem {
             clock,
             watcher: RwLock::new(None),
             counts: Counts::default(),
+            md5_turn: Default::default(),
+            scrubbed: Mutex::default(),
+            scrub: Mutex::default(),
         });
         events.attach(&file_system);
         eviction::spawn(&file_system);
         replicas::spawn(&file_system);
         recovered::spawn(&file_system);
+        let every = file_system.options.keeping.scrub_every;
+        *file_system.scrub.lock().unwrap() = scrub::spawn(&file_system, every);
         Ok(file_system)
     }
 
@@ -397,6 +413,7 @@ impl FileSystem {
 
     /// Stops in order: publishes what is open for writing, saves partial maps, tells the catalog.
     pub async fn stop(&self) {
+        drop(self.scrub.lock().unwrap().take());
         for writing in self.table.all_writing() {
             if let Err(error) = self.publish(&writing).await {
                 tracing::warn!(ino = writing.ino, %error, "not published at the end; the next start finds it");

@@ -40,8 +40,8 @@ const TROUBLE_DEADLINE: Duration = Duration::from_secs(25);
 /// After a loss of the connection, how long nothing new is granted: those who held locks enter them again first, where
 /// Redis came back without them.
 const QUIET_AFTER_RESET: Duration = Duration::from_secs(3);
-/// Locks that one node may hold.
-const OWNERS_MAX: usize = 65_536;
+/// Files that one node may hold locks on.
+const LOCKED_FILES_MAX: usize = 65_536;
 
 /// What is asked for a file.
 #[derive(Clone, Copy, Debug)]
@@ -245,7 +245,8 @@ impl Locks {
     ) -> Result<(), FsError> {
         {
             let local = self.local.lock().unwrap();
-            if local.lost.contains_key(&(ino, lock.owner)) || local.files.len() >= OWNERS_MAX {
+            if local.lost.contains_key(&(ino, lock.owner)) || local.files.len() >= LOCKED_FILES_MAX
+            {
                 return Err(errno(libc::ENOLCK));
             }
         }

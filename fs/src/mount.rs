@@ -93,6 +93,7 @@ impl Mount {
             source,
         };
         let mountpoint = &prepare::resolved(mountpoint).map_err(io)?;
+        prepare::make_way(mountpoint, control_socket)?;
         let known = Arc::new(known::Known::default());
         let requests = interrupt::Requests::start().map_err(io)?;
         let bridge = Arc::new(bridge::Bridge {
@@ -251,7 +252,8 @@ fn mount_directly(mountpoint: &Path, source: &str) -> std::io::Result<Option<Fil
     let device = OpenOptions::new()
         .read(true)
         .write(true)
-        .open("/dev/fuse")?;
+        .open("/dev/fuse")
+        .map_err(device_trouble)?;
     let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::symlink_metadata(mountpoint)?);
     let data = format!(
         "fd={},rootmode={:o},user_id={},group_id={},default_permissions,allow_other",
@@ -274,6 +276,16 @@ fn mount_directly(mountpoint: &Path, source: &str) -> std::io::Result<Option<Fil
         Err(rustix::io::Errno::PERM) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+fn device_trouble(error: std::io::Error) -> std::io::Error {
+    let cure = match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            "; for other users than root, run: chmod 0666 /dev/fuse"
+        }
+        _ => "",
+    };
+    std::io::Error::new(error.kind(), format!("/dev/fuse: {error}{cure}"))
 }
 
 fn users_may_allow_others() -> bool {

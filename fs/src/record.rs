@@ -109,8 +109,11 @@ pub struct Inode {
     /// BLAKE3 of the current version, once it has been computed. All-empty files have the hash of nothing.
     pub blake3: Option<Hash>,
     /// MD5 of the current version, once somebody asked for it.
-    pub md5: Option<[u8; 16]>,
+    pub md5: Option<Md5>,
 }
+
+/// An MD5.
+pub type Md5 = [u8; 16];
 
 /// One copy of a file on a node (`ks:h:<ino>`, field NodeId).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -421,7 +421,10 @@ impl Link {
                 Ok(live) => return live,
                 Err(error) => {
                     tracing::debug!(redis = %self.target, %error, "no connection to redis");
-                    *self.trouble.lock().unwrap() = error.to_string();
+                    *self.trouble.lock().unwrap() = match error {
+                        RedisError::Unreachable(why) => why,
+                        other => other.to_string(),
+                    };
                 }
             }
             tokio::time::sleep(wait).await;

@@ -1,14 +1,16 @@
 //! The private redis-server of a first node: a child on a unix socket, with a password and an append-only file under `.ks/redis/`.
 //!
 //! Takes part: this module writes the configuration, finds and ends what a killed daemon left, and starts the thread
-//! that supervises the child (`redis_server/supervisor.rs`).
+//! that supervises the child (`redis_server/supervisor.rs`). `redis_server/ballast.rs` keeps space aside for a full disk.
 //!
 //! What always holds:
 //! - One redis-server at most on one `.ks/redis/`: the caller holds the data directory's lock, and what an earlier
 //!   daemon left is ended before a new one starts.
 //! - What was acknowledged survives `kill -9` of redis-server or of the daemon: every change has been written to the
-//!   append-only file before its answer goes out. It is synced to disk once a second (`appendfsync everysec`), so a
-//!   power failure can take the last second of names and holders; the data directories carry what rebuilds those.
+//!   append-only file before its answer goes out. It is synced to disk once a second, so a power failure can take the
+//!   last second of names and holders; the data directories carry what rebuilds those. We do that ourselves
+//!   (`redis_server/syncing.rs`): Redis's own `appendfsync everysec` answers without having written while a sync is
+//!   under way, and a killed redis-server then takes up to two seconds of acknowledged changes with it.
 //!   `appendfsync always` would cost a disk flush per batch of changes, milliseconds instead of microseconds on most
 //!   disks, to guard what can be rebuilt anyway.
 //! - Only this user can reach it: the socket's directory is 0700, the password's file 0600, and it listens on no port.
@@ -21,8 +23,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod ballast;
 mod stale;
 mod supervisor;
+mod syncing;
 
 /// How long a start may take, reading the append-only file included.
 pub const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -58,6 +62,8 @@ pub struct RedisServer {
     files: Files,
     password: String,
     supervisor: Arc<supervisor::Supervisor>,
+    /// Keeps space aside (`ballast`).
+    keeper: Option<tokio::task::AbortHandle>,
 }
 
 /// Where everything of it stands.
@@ -107,10 +113,18 @@ impl RedisServer {
             prepared.map_err(|error| RedisServerError::DidNotStart(error.to_string()))??;
         let supervisor = supervisor::start(files.clone())
             .map_err(|error| RedisServerError::DidNotStart(error.to_string()))?;
+        let keeper = match ballast::Ballast::open(&files.directory) {
+            Ok(ballast) => Some(tokio::spawn(ballast::keep(ballast)).abort_handle()),
+            Err(error) => {
+                tracing::warn!(%error, "no space can be kept aside for Redis");
+                None
+            }
+        };
         let server = Self {
             files,
             password,
             supervisor,
+            keeper,
         };
         match server.answers().await {
             Ok(()) => Ok(server),
@@ -205,6 +219,9 @@ impl RedisServer {
 impl Drop for RedisServer {
     fn drop(&mut self) {
         self.supervisor.end();
+        if let Some(keeper) = &self.keeper {
+            keeper.abort();
+        }
     }
 }
 
@@ -317,7 +334,7 @@ fn configuration(files: &Files, password: &str) -> String {
          requirepass {password}\n\
          daemonize no\n\
          appendonly yes\n\
-         appendfsync everysec\n\
+         appendfsync no\n\
          aof-load-truncated yes\n\
          save \"\"\n\
          maxmemory-policy noeviction\n\

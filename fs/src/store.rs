@@ -1,6 +1,6 @@
 //! A node's data directory: plain files at their own paths, and beside them under `.ks/` what the program needs:
 //! `node` (who this is), `lock`, `partial/` (sparse partial files with their block maps), `trees/` (BLAKE3 outboards by hash),
-//! `blobs/` (payloads by hash), `pins` (files that are kept), `redis/`, `events` (how far the event stream has been applied), `synced` (what is safely on disk).
+//! `blobs/` (payloads by hash), `pins` (files that are kept), `troubles` (what a person must look at), `scrub` (how far the scrub is), `redis/`, `events` (how far the event stream has been applied), `synced` (what is safely on disk).
 //!
 //! Who takes part: [`Store`] is the directory itself (files, blobs, trees, partials); [`apply`] follows the catalog's events,
 //! [`scan`] finds what is there at start, [`hasher`] hashes, [`source`] serves peers.
@@ -17,19 +17,22 @@
 pub mod apply;
 mod blobs;
 mod census;
-mod check;
+pub(crate) mod check;
 mod confine;
 mod files;
 pub mod hasher;
 pub mod meta;
+pub(crate) mod ordered;
 pub mod partial;
 mod pins;
 pub mod scan;
 pub mod source;
 mod state;
+mod sums;
 #[cfg(test)]
 mod testing;
 pub mod trees;
+pub mod troubles;
 mod walk;
 
 use crate::catalog::EventId;
@@ -42,6 +45,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+pub(crate) use sums::{md5_of, md5_of_file};
 
 /// Why the data directory did not do what was asked. Every message names the file.
 #[derive(Debug, thiserror::Error)]
@@ -164,6 +168,7 @@ pub struct Store {
     meta_locks: [Mutex<()>; META_LOCKS],
     partials: Mutex<partial::Partials>,
     pins: pins::Pins,
+    troubles: Mutex<troubles::Book>,
     contents: source::ContentCache,
     durability: Arc<state::Durability>,
     /// An empty file that takes nothing: the tree of contents that have none.
@@ -220,6 +225,7 @@ impl Store {
             meta_locks: std::array::from_fn(|_| Mutex::new(())),
             partials: Mutex::new(partials),
             pins: pins::Pins::open(&state_dir),
+            troubles: Mutex::new(troubles::Book::open(&state_dir)),
             contents: source::ContentCache::default(),
             durability,
             nothing: Arc::new(nothing.map_err(io_at(null))?),

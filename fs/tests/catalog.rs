@@ -644,3 +644,46 @@ async fn what_is_remembered_answers_while_redis_is_away() {
         "it is known by now"
     );
 }
+
+#[tokio::test]
+async fn records_that_cannot_be_read_are_named_and_troubles_are_told() {
+    use ks_fs::store::troubles::{Listed, Troubles};
+    let redis = TestRedis::start().await;
+    let (one, _) = open(&redis, 1).await;
+    let (two, _) = open(&redis, 2).await;
+    let parent = one.create(ROOT, b"d", directory()).await.unwrap();
+    let mut damaged = 0;
+    for number in 0..1500 {
+        let name = format!("f{number}");
+        let made = one.create(parent.value.ino, name.as_bytes(), file(&one));
+        damaged = made.await.unwrap().value.ino;
+    }
+    let good = one.look_at_records().await.unwrap();
+    assert!(good.damaged.is_empty() && !good.is_part, "{good:?}");
+    assert!(good.records >= 3000, "inodes and entries: {}", good.records);
+    let mut set = redis::cmd("SET");
+    set.arg(format!("ks:i:{damaged}")).arg(&b"\xff\xff\xff"[..]);
+    one.redis().run(&set).await.unwrap();
+    let mut set = redis::cmd("HSET");
+    set.arg(format!("ks:d:{ROOT}")).arg("odd").arg("nonsense");
+    one.redis().run(&set).await.unwrap();
+    let mut found = two.look_at_records().await.unwrap().damaged;
+    found.sort();
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(
+        found[0].starts_with("/d/f1499: ") && found[1].starts_with("/odd: "),
+        "{found:?}"
+    );
+
+    let troubles = Troubles {
+        damaged: Listed {
+            count: 9,
+            first: vec!["a/b".into()],
+        },
+        ..Troubles::default()
+    };
+    one.tell_troubles(&troubles).await.unwrap();
+    assert_eq!(two.troubles().await.unwrap(), [(NodeId(1), troubles)]);
+    one.tell_troubles(&Troubles::default()).await.unwrap();
+    assert!(two.troubles().await.unwrap().is_empty());
+}

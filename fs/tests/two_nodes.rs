@@ -453,3 +453,31 @@ async fn a_holder_that_goes_in_the_middle_of_a_read_ends_in_eio() {
     .await;
     away(move || drop(cluster)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_streams_hold_no_place_for_long() {
+    on_two(true, |a, b| {
+        fs::write(a.path("f"), pattern(3, 100_000)).unwrap();
+        assert_eq!(fs::read(b.path("f")).unwrap().len(), 100_000);
+        eventually("the copy is a plain file", || b.plain("f").exists());
+        let runtime = tokio::runtime::Handle::current();
+        let path = TreePath::new(b"f").unwrap();
+        let is_asked = || {
+            let verified = runtime.block_on(a.fs.verify(&path)).unwrap();
+            verified.good && verified.copies.len() == 2 && {
+                let asked = |copy: &ks_fs::filesystem::CheckedCopy| copy.state == "good";
+                verified.copies.iter().all(asked)
+            }
+        };
+        eventually("both copies are looked at", is_asked);
+        let pool = ks_transport::pool::PeerPool::new(a.endpoint.clone());
+        let peer = pool.peer(&b.info.address);
+        let held: Vec<_> = (0..64)
+            .map(|_| runtime.block_on(peer.open(ks_fs::copies::COPIES)).unwrap())
+            .collect();
+        eventually("all places are taken", || !is_asked());
+        eventually("who asks for nothing loses its place", is_asked);
+        drop(held);
+    })
+    .await;
+}

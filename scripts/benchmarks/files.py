@@ -5,13 +5,14 @@ import json
 import time
 from pathlib import Path
 
-from harness import Cluster
+from harness import REPOSITORY, Cluster
 from harness.data import MIB, write_noise
 
 from . import inside
 from .report import Report, alternate
 
 LOCAL_BYTES = 1024 * MIB
+WRITTEN_BYTES = 512 * MIB
 FIO_SECONDS = 2
 REST_SECONDS = 5
 OPENS = 5000
@@ -71,6 +72,36 @@ def created_files(report: Report, node) -> None:
     report.add(name, ours, "/s", ("without /ks", without), value_target=(">=", 5000))
 
 
+def written_file(report: Report, node) -> None:
+    name = "local write, sequential"
+    if not report.wants(name):
+        return
+    turns = itertools.count()
+
+    def speed(base):
+        done = run_inside(node, "write_whole", f"{base}/written{next(turns)}", WRITTEN_BYTES)
+        return WRITTEN_BYTES / done["seconds"] / 1e6
+
+    ours, without = alternate(report.rounds, lambda: speed("/ks"), lambda: speed(node.home))
+    report.add(name, ours, "MB/s", ("without /ks", without), ratio=(">=", 0.8))
+
+
+def git_status(report: Report, node) -> None:
+    """In a checkout of this project that was looked at before."""
+    name = "git status in a checkout of this project, warm"
+    if not report.wants(name):
+        return
+
+    def seconds(base):
+        return run_inside(node, "run", "git", "-C", f"{base}/checkout", "status")["seconds"]
+
+    for base in ("/ks", node.home):
+        node.exec(["git", "clone", "--quiet", REPOSITORY, f"{base}/checkout"])
+        seconds(base)
+    ours, without = alternate(report.rounds, lambda: seconds("/ks"), lambda: seconds(node.home))
+    report.add(name, ours * 1e3, "ms", ("without /ks", without * 1e3), ratio=("<=", 3))
+
+
 def wake_ups(pid: int) -> dict:
     """How often each of the process's threads has been woken up so far."""
     counts = {}
@@ -95,7 +126,7 @@ def measure(report: Report) -> None:
         node = cluster[1]
         write_noise(node.datadir / "local", LOCAL_BYTES)
         cluster.start()
-        for step in (local_reads, created_files):
+        for step in (local_reads, written_file, created_files, git_status):
             try:
                 step(report, node)
             except AssertionError as error:

@@ -26,6 +26,16 @@ def read_whole(path):
     return {"bytes": total, "seconds": time.perf_counter() - began, "first": first}
 
 
+def write_whole(path, count):
+    """A new file, in blocks of 1 MiB, to the end of close."""
+    block = os.urandom(1 << 20)
+    began = time.perf_counter()
+    with open(path, "wb", buffering=0) as file:
+        for _ in range(int(count) >> 20):
+            file.write(block)
+    return {"seconds": time.perf_counter() - began}
+
+
 def first_bytes(*paths):
     """From open to the first 4 KiB of each file."""
     taken = []
@@ -105,7 +115,17 @@ def serve_sftp(port):
 
 PROGRAMS = {
     program.__name__: program
-    for program in (read_whole, first_bytes, read_random, open_close, read_files, create_files, run, serve_sftp)
+    for program in (
+        read_whole,
+        write_whole,
+        first_bytes,
+        read_random,
+        open_close,
+        read_files,
+        create_files,
+        run,
+        serve_sftp,
+    )
 }
 
 if __name__ == "__main__":

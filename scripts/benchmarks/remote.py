@@ -1,135 +1,22 @@
-"""Remote files: the first read of them, beside a bare stream between the same hosts, and beside sshfs."""
+"""Remote files: the first read of them, beside a bare stream between the same hosts, and beside other file systems."""
 
 import itertools
-import json
 import os
-import shutil
 import statistics
-import subprocess
 from pathlib import Path
-from typing import Callable
 
-from harness import REPOSITORY, Cluster, wait_for
-from harness.data import MIB, noise, write_hdf5, write_noise
+from harness import Cluster
+from harness.data import MIB, write_noise
 
-from . import inside
+from .file_systems import beside_glusterfs, beside_sshfs
 from .files import at_rest, run_inside
+from .pair import CPU, GIB, LARGE_BYTES, LISTED_FILES, RANDOM_READS, SEQUENTIAL, SMALL, Cost, Pair, Streams
 from .report import Report, alternate
 
-GIB = 1024 * MIB
-LARGE_BYTES = 512 * MIB
+QUESTION = "question and answer between nodes, p50"
 PAGE_CACHE_BYTES_MAX = 32 * GIB
 LINK_BYTES = 128 * MIB
 LINK_MBIT = 400
-SEQUENTIAL = "remote read, cold, sequential"
-CPU = "CPU of the"
-RANDOM_READS = 500
-SMALL_FILES = 2000
-LISTED_FILES = 10_000
-STREAM_PORT = 7100
-SFTP_PORT = 7200
-SSHFS_MOUNT = "/tmp/sshfs"
-THROUGHPUT = REPOSITORY / "target" / "release" / "examples" / "throughput"
-
-
-class Pair:
-    """Two hosts with a node each: host 2 holds, host 1 reads. Every cold read takes a file that was not read before."""
-
-    def __init__(self, cluster: Cluster, rounds: int):
-        self.cluster, self.rounds = cluster, rounds
-        self.reader, self.holder = cluster[1], cluster[2]
-        self.used: dict = {}
-
-    def fill(self) -> None:
-        """Everything that will be read, put there before the nodes start."""
-        data = self.holder.datadir
-        for turn in range(self.rounds):
-            write_noise(data / f"large{turn}", LARGE_BYTES, seed=turn)
-            write_noise(data / f"random{turn}", LARGE_BYTES // 4, seed=turn + 50)
-            for number in range(SMALL_FILES):
-                path = data / f"small{turn}" / str(number)
-                path.parent.mkdir(exist_ok=True)
-                path.write_bytes(os.urandom(16384))
-            listed = data / f"listed{turn}"
-            listed.mkdir()
-            for number in range(LISTED_FILES):
-                (listed / f"measurement-{number:05}.dat").touch()
-            for number in range(20):
-                self.holder.put(f"first{turn}/{number}", noise(65536, seed=number))
-        write_hdf5(data / "hdf0", datasets=200, dataset_bytes=1024 * MIB // 200 // 65536 * 65536)
-        for turn in range(1, self.rounds):
-            shutil.copy(data / "hdf0", data / f"hdf{turn}")
-
-    def fresh(self, name: str) -> str:
-        """The path of the next file of that name, which nobody has read yet."""
-        turn = self.used.get(name, 0)
-        self.used[name] = turn + 1
-        return f"{name}{turn}"
-
-    def received(self) -> int:
-        return self.reader.link_bytes()["received"]
-
-    def wait_until_hashed(self) -> None:
-        """What the holder still does in the background would be measured along."""
-        for turn in range(self.rounds):
-            for name in ("large", "random", "hdf"):
-                path = f"/ks/{name}{turn}"
-                wait_for(lambda path=path: self.holder.ks_json("where", path)[0]["blake3"], 120, f"the hash of {path}")
-
-
-class Streams:
-    """Bare streams from host 2 to host 1 (`transport/examples/throughput`), while the context lasts."""
-
-    def __init__(self, pair: Pair):
-        self.pair = pair
-        self.common = [str(THROUGHPUT), "--key", ".config/ks/cluster.key"]
-
-    def __enter__(self) -> "Streams":
-        file = self.pair.holder.datadir / "large0"
-        argv = [*self.common, "serve", "--listen", f"0.0.0.0:{STREAM_PORT}", "--file", file]
-        self.server = self.pair.holder.spawn(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert self.server.stdout.readline() == b"ready\n"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.kill()
-        self.server.wait()
-        self.server.stdout.close()
-
-    def fetch(self, mode: str, *flags: str) -> dict:
-        argv = [*self.common, "fetch", "--connect", f"{self.pair.holder.address}:{STREAM_PORT}", "--mode", mode, *flags]
-        return json.loads(self.pair.reader.exec(argv).stdout)
-
-    def speed(self, mode: str, *flags: str) -> float:
-        return self.fetch(mode, "--count", str(LARGE_BYTES), *flags)["megabytes_per_second"]
-
-
-def cpu_seconds(pids: list) -> float:
-    """What these processes, all of their threads and the kernel on their behalf have used so far."""
-    ticks = 0
-    for pid in pids:
-        # The second field is the name, which may have anything in it.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-class Cost:
-    """The CPU seconds that reading takes both sides: the processes that serve the reader, and the holder's."""
-
-    def __init__(self, reader: list, holder: list):
-        self.sides = {"reader's side": reader, "holder's side": holder}
-        self.used: dict = {side: [] for side in self.sides}
-
-    def of(self, read: Callable[[], dict]) -> dict:
-        before = {side: cpu_seconds(pids) for side, pids in self.sides.items()}
-        done = read()
-        for side, pids in self.sides.items():
-            self.used[side].append((cpu_seconds(pids) - before[side]) / (done["bytes"] / GIB))
-        return done
-
-    def per_gib(self, side: str) -> float:
-        return statistics.median(self.used[side])
 
 
 def sequential(report: Report, pair: Pair) -> None:
@@ -155,7 +42,7 @@ def sequential(report: Report, pair: Pair) -> None:
     report.add(f"{name}, beside blocks alone", speed, "MB/s", ("verified blocks into a file, no mount", blocks))
     for side in cost.sides:
         report.add(f"{name}, {CPU} {side}", cost.per_gib(side), "s/GiB")
-    report.add("question and answer between nodes, p50", ping["p50_microseconds"], "µs")
+    report.add(QUESTION, ping["p50_microseconds"], "µs")
 
 
 def first_byte(report: Report, pair: Pair) -> None:
@@ -176,6 +63,9 @@ def random_reads(report: Report, pair: Pair) -> None:
     p99 = statistics.median(one["p99"] for one in taken)
     name = "remote read, cold, random 4 KiB"
     report.add(f"{name}, p50", p50 * 1e3, "ms", value_target=("<=", 0.3))
+    if question := report.value_of(QUESTION):
+        beside = ("question and answer", question / 1e3)
+        report.add(f"{name}, p50, beside a bare round trip", p50 * 1e3, "ms", beside, ratio=("<=", 2))
     report.add(f"{name}, p99", p99 * 1e3, "ms")
     report.add(f"{name}, moved per asked", statistics.median(moved), "x", value_target=("<=", 5))
 
@@ -197,7 +87,7 @@ def small_files(report: Report, pair: Pair) -> None:
     for _ in range(report.rounds):
         done = run_inside(pair.reader, "read_files", f"/ks/{pair.fresh('small')}")
         rates.append(done["files"] / done["seconds"])
-    report.add("2,000 remote files of 16 KiB, cold", statistics.median(rates), "/s", value_target=(">=", 3000))
+    report.add(SMALL, statistics.median(rates), "/s", value_target=(">=", 3000))
 
 
 def listing_rate(node, directory) -> float:
@@ -220,13 +110,6 @@ def listings(report: Report, pair: Pair) -> None:
     report.add(f"{name}, cold", statistics.median(cold), "/s", beside, value_target=(">=", 50_000))
     report.add(f"{name}, warm", statistics.median(warm), "/s", beside, value_target=(">=", 250_000))
     report.add(f"{name}, warm, moved", statistics.median(moved) / 1e3, "kB")
-
-
-def running(node, name: str) -> list:
-    """The processes of that name in the node's host."""
-    found = [pid for pid, line in node.hosts.processes(node.number).items() if line.startswith(name)]
-    assert found, f"no process {name} in {node.name}"
-    return found
 
 
 def two_holders(report: Report) -> None:
@@ -255,48 +138,6 @@ def two_holders(report: Report) -> None:
         report.add(name, two, "MB/s", ("one holder", one), ratio=(">=", 1.3))
 
 
-def beside_sshfs(report: Report, pair: Pair) -> None:
-    """The same reads through sshfs, without ssh: nothing is encrypted."""
-    if not shutil.which("sshfs") or not os.path.exists("/usr/lib/openssh/sftp-server"):
-        return
-
-    def beside(name: str, ours: str, value: float, unit: str) -> None:
-        report.add(f"sshfs, not encrypted: {name}", value, unit, ("KitchenSink", report.value_of(ours)))
-
-    server = pair.holder.spawn(["python3", inside.__file__, "serve_sftp", str(SFTP_PORT)], stdout=subprocess.PIPE)
-    reader = pair.reader
-    try:
-        server.stdout.readline()
-        reader.exec(["mkdir", "-p", SSHFS_MOUNT])
-        source = f"host2:{pair.holder.datadir}"
-        reader.exec(["sshfs", "-o", f"directport={SFTP_PORT}", source, SSHFS_MOUNT])
-        try:
-            cost = Cost(running(reader, "sshfs "), running(pair.holder, "sftp-server"))
-            speeds = []
-            for turn in range(report.rounds):
-                done = cost.of(lambda turn=turn: run_inside(reader, "read_whole", f"{SSHFS_MOUNT}/large{turn}"))
-                speeds.append(done["bytes"] / done["seconds"] / 1e6)
-            beside("read, cold, sequential", SEQUENTIAL, statistics.median(speeds), "MB/s")
-            for side in cost.sides:
-                ours = f"{SEQUENTIAL}, {CPU} {side}"
-                beside(f"read, cold, sequential, {CPU} {side}", ours, cost.per_gib(side), "s/GiB")
-            lone = run_inside(reader, "read_random", f"{SSHFS_MOUNT}/random0", RANDOM_READS)
-            beside("read, cold, random 4 KiB, p50", "remote read, cold, random 4 KiB, p50", lone["p50"] * 1e3, "ms")
-            before = pair.received()
-            listed = run_inside(reader, "run", "h5ls", "-r", f"{SSHFS_MOUNT}/hdf0")
-            beside("h5ls -r, 1 GiB", "h5ls -r, remote 1 GiB", listed["seconds"], "s")
-            beside("h5ls -r, moved", "h5ls -r, remote 1 GiB, moved", (pair.received() - before) / 1e6, "MB")
-            small = run_inside(reader, "read_files", f"{SSHFS_MOUNT}/small0")
-            rate = small["files"] / small["seconds"]
-            beside("2,000 files of 16 KiB, cold", "2,000 remote files of 16 KiB, cold", rate, "/s")
-        finally:
-            reader.exec(["umount", "-l", SSHFS_MOUNT])
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()
-
-
 def fill_page_cache(directory: Path) -> None:
     """A virtual machine gets its memory from the machine below when it is touched for the first time, which is slower
     than a network. So the page cache is filled with a file of holes: from then on pages are used again, by us and by
@@ -318,7 +159,7 @@ def measure(report: Report) -> None:
         pair.fill()
         cluster.start()
         pair.wait_until_hashed()
-        for step in (sequential, first_byte, random_reads, hdf5, small_files, listings, beside_sshfs):
+        for step in (sequential, first_byte, random_reads, hdf5, small_files, listings, beside_sshfs, beside_glusterfs):
             try:
                 step(report, pair)
             except AssertionError as error:

@@ -79,6 +79,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "rmdir": lambda base, path: os.rmdir(f"{base}/{path}"),
     "unlink": lambda base, path: os.unlink(f"{base}/{path}"),
     "rename": lambda base, old, new: os.rename(f"{base}/{old}", f"{base}/{new}"),
+    "link": lambda base, old, new: os.link(f"{base}/{old}", f"{base}/{new}"),
     "symlink": lambda base, target, path: os.symlink(target, f"{base}/{path}"),
     "chmod": lambda base, path, mode: os.chmod(f"{base}/{path}", mode),
     "list": lambda base, path: sorted(os.listdir(f"{base}/{path}")),

@@ -18,7 +18,7 @@ mod ranges;
 mod serve;
 
 pub use fetch::fetch;
-pub use hash::{hash_bytes, hash_file, outboard_len};
+pub use hash::{hash_bytes, hash_file, hash_pieces, outboard_len};
 pub use serve::BlockServer;
 
 use crate::{BoxFuture, pool::PeerError};

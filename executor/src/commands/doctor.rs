@@ -306,6 +306,68 @@ fn socket_mode(socket: &Path) -> Option<Finding> {
     })
 }
 
+/// Files that need a person, on any node.
+fn troubles(status: &serde_json::Value) -> Vec<Finding> {
+    let listed = |name: &str| {
+        let first = status
+            .pointer(&format!("/{name}/first"))
+            .and_then(serde_json::Value::as_array);
+        let shown = |one: &serde_json::Value| {
+            format!(
+                "{} on {}",
+                super::text(one, "path"),
+                super::text(one, "node")
+            )
+        };
+        let count = status
+            .get(name)
+            .map_or(0, |listed| super::number(listed, "count"));
+        let shown: Vec<String> = first.into_iter().flatten().map(shown).collect();
+        (count, shown)
+    };
+    let mut findings = Vec::new();
+    let (count, damaged) = listed("damaged");
+    for file in damaged {
+        let cure = "every copy that was found is damaged: restore it from a backup, or remove it";
+        findings.push(Finding::failed("damaged file", file, cure));
+    }
+    if count == 0 {
+        findings.push(Finding::ok("files", "no file is known to be damaged"));
+    }
+    let (count, conflicts) = listed("conflicts");
+    if count > 0 {
+        let found = format!("{count}: {}", conflicts.join(", "));
+        let cure = "two nodes had a name with other content: compare, then remove or rename one";
+        findings.push(Finding::warning("conflicts", found, cure));
+    }
+    for what in listed("thrown_away").1 {
+        let cure = "nothing is to be done: it was thrown away and made anew; look at that node's disk if it goes on";
+        findings.push(Finding::warning("damaged state", what, cure));
+    }
+    findings
+}
+
+/// Records of the catalog that cannot be read.
+fn records_found(records: &serde_json::Value) -> Vec<Finding> {
+    let damaged = records.get("damaged").and_then(serde_json::Value::as_array);
+    let damaged: Vec<Finding> = (damaged.into_iter().flatten())
+        .map(|one| {
+            let found = one.as_str().unwrap_or_default().to_owned();
+            let cure = "its bytes are in the data directories of the nodes that hold it";
+            Finding::failed("record", found, cure)
+        })
+        .collect();
+    if !damaged.is_empty() {
+        return damaged;
+    }
+    let count = super::text(records, "records");
+    let found = match records.get("is_part") == Some(&serde_json::Value::Bool(true)) {
+        true => format!("{count} were looked at in the time there is, all of them readable"),
+        false => format!("all {count} of them can be read"),
+    };
+    vec![Finding::ok("records", found)]
+}
+
 async fn look_at_node(mountpoint: &Path) -> anyhow::Result<Vec<Finding>> {
     let mut node = connect(Some(mountpoint)).await?;
     let Answer::Status(status) = node.ask(Ask::Status).await? else {
@@ -322,6 +384,16 @@ async fn look_at_node(mountpoint: &Path) -> anyhow::Result<Vec<Finding>> {
             "start it again, or the node that carries it; local files stay readable meanwhile";
         Finding::failed("redis", "not connected", cure)
     });
+    findings.extend(troubles(&status));
+    match node.ask(Ask::Records).await {
+        Ok(Answer::Status(records)) => findings.extend(records_found(&records)),
+        Ok(_) => anyhow::bail!("the node did not say how its records are"),
+        Err(error) => findings.push(Finding::failed(
+            "records",
+            format!("{error:#}"),
+            "the catalog must answer for them to be looked at",
+        )),
+    }
     let Answer::Nodes(nodes) = node.ask(Ask::Nodes).await? else {
         anyhow::bail!("the node gave no list of nodes");
     };

@@ -90,7 +90,7 @@ impl FetchArgs {
         if self.format.json {
             let seconds = started.elapsed().as_secs_f64();
             print_json(
-                &serde_json::json!({"node": node.hello.node, "files": self.paths.len(), "seconds": seconds}),
+                &serde_json::json!({"node": node.hello.node, "files": bars.by_path.len(), "seconds": seconds}),
             )?;
         }
         Ok(ExitCode::SUCCESS)

@@ -112,13 +112,61 @@ fn print(status: &Value) {
         println!("{name:<8} {value}");
     }
     print_calls(part("calls"));
-    for conflict in status
-        .get("conflicts")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-    {
-        println!("conflict {}", conflict.as_str().unwrap_or_default());
+    print_scrub(part("scrub"));
+    print_listed(
+        "conflict",
+        part("conflicts"),
+        "compare, then remove or rename one of the two",
+    );
+    print_listed(
+        "damaged",
+        part("damaged"),
+        "no good copy is left: restore it, or remove it",
+    );
+}
+
+fn print_scrub(scrub: &Value) {
+    if scrub.is_null() {
+        return;
+    }
+    let when = match number(scrub, "ended_s") {
+        0 => "its first round is not over".to_owned(),
+        ended => format!("last whole round {} ago", ago(ended)),
+    };
+    println!(
+        "{:<8} {} files re-read in this round, {when}; {} damaged copies found, {} mended",
+        "scrub",
+        text(scrub, "files"),
+        text(scrub, "damaged"),
+        text(scrub, "mended")
+    );
+}
+
+/// How long a time in seconds since 1970 is gone.
+fn ago(seconds: u64) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let gone = now.map_or(0, |now| now.as_secs().saturating_sub(seconds));
+    match gone {
+        0..7200 => format!("{} min", gone / 60),
+        7200..172_800 => format!("{} h", gone / 3600),
+        _ => format!("{} days", gone / 86_400),
+    }
+}
+
+/// How many there are, the first few, and what to do about them.
+fn print_listed(name: &str, listed: &Value, cure: &str) {
+    let count = number(listed, "count");
+    if count == 0 {
+        return;
+    }
+    println!("{name:<8} {count} ({cure})");
+    let first = listed.get("first").and_then(Value::as_array);
+    let first: Vec<&Value> = first.into_iter().flatten().collect();
+    for one in &first {
+        println!("{:<8} {} on {}", "", text(one, "path"), text(one, "node"));
+    }
+    if count > first.len() as u64 {
+        println!("{:<8} and {} more", "", count - first.len() as u64);
     }
 }
 

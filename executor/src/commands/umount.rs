@@ -1,9 +1,9 @@
-//! `ks umount`: unmounts a tree and waits until its node has ended. Works on a dead node's mount, too.
+//! `ks umount`: unmounts a tree and waits until its node has ended, saying for what where that takes time. Works on a dead node's mount, too.
 use anyhow::{Context, bail};
 use clap::Args;
 use ks_executor::control::{self, MountedTree, mounted_trees};
 use rustix::mount::{UnmountFlags, unmount};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -11,12 +11,17 @@ use std::time::{Duration, Instant};
 /// How long a node may take to end in order.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// After this time it is said what is waited for.
+const SAY_AFTER: Duration = Duration::from_secs(2);
+/// With `--force`, a node that has not ended after this time is killed.
+const KILL_AFTER: Duration = Duration::from_secs(5);
+
 /// `ks umount`.
 #[derive(Args, Debug)]
 pub struct UmountArgs {
     /// Where the tree is mounted [default: the only one]
     mountpoint: Option<PathBuf>,
-    /// Unmount although files are open: their readers and writers get errors
+    /// Unmount although files are open (their readers and writers get errors), and kill the node where it does not end
     #[arg(short, long)]
     force: bool,
 }
@@ -26,13 +31,23 @@ impl UmountArgs {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let tree = self.tree()?;
         detach(&tree.mountpoint, self.force)?;
-        let deadline = Instant::now() + END_TIMEOUT;
-        while UnixStream::connect(&tree.socket).is_ok() || node_holds_lock(&tree) {
-            if Instant::now() > deadline {
+        let began = Instant::now();
+        let mut has_said = false;
+        // A stopped daemon's socket takes a few connections and then makes one wait: the lock alone tells.
+        while node_holds_lock(&tree) {
+            let waited = began.elapsed();
+            if waited > END_TIMEOUT {
                 bail!(
-                    "{} is unmounted, but its node has not ended after {END_TIMEOUT:?}; see its log",
+                    "{} is unmounted, but its node has not ended after {END_TIMEOUT:?}; see its log, or use --force",
                     tree.mountpoint.display()
                 );
+            }
+            if waited > SAY_AFTER && !has_said {
+                has_said = true;
+                eprintln!("ks: {}", waiting_for(&tree, self.force));
+            }
+            if self.force && waited > KILL_AFTER {
+                kill(&tree)?;
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -76,6 +91,70 @@ fn node_holds_lock(tree: &MountedTree) -> bool {
         return false;
     };
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockShared).is_err()
+}
+
+/// The processes that hold the node's lock, by what the kernel says.
+fn holders_of_lock(tree: &MountedTree) -> Vec<i32> {
+    let lock = tree.socket.parent().map(|state| state.join("lock"));
+    let Some(inode) = lock.and_then(|lock| std::fs::metadata(lock).ok()) else {
+        return Vec::new();
+    };
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    let held = locks.lines().filter_map(|line| {
+        // "1: FLOCK ADVISORY WRITE 1234 fe:01:5678 0 EOF"
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (pid, place) = (words.get(4)?, words.get(5)?);
+        let number: u64 = place.rsplit(':').next()?.parse().ok()?;
+        (words.get(1) == Some(&"FLOCK") && number == inode.ino()).then(|| pid.parse().ok())?
+    });
+    // Files of other disks may have the same number: it must have the very file open.
+    let has_open = |pid: &i32| {
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"));
+        let open = descriptors.into_iter().flatten().flatten();
+        let mut found = open.filter_map(|link| std::fs::metadata(link.path()).ok());
+        found.any(|file| (file.dev(), file.ino()) == (inode.dev(), inode.ino()))
+    };
+    held.filter(has_open).collect()
+}
+
+/// What a long wait is for, and the cure.
+fn waiting_for(tree: &MountedTree, force: bool) -> String {
+    let mountpoint = tree.mountpoint.display();
+    let then = match force {
+        true => "it is killed if it does not end soon",
+        false => "'--force' kills it if it does not end",
+    };
+    let Some(pid) = holders_of_lock(tree).first().copied() else {
+        return format!("{mountpoint} is unmounted; waiting for its node to end; {then}");
+    };
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let is_stopped = stat
+        .rsplit_once(')')
+        .is_some_and(|(_, rest)| rest.trim_start().starts_with(['T', 't']));
+    match is_stopped {
+        true => format!(
+            "{mountpoint} is unmounted, but its node, process {pid}, is stopped: kill -CONT {pid} lets it go on; {then}"
+        ),
+        false => {
+            format!(
+                "{mountpoint} is unmounted; waiting for its node, process {pid}, to end; {then}"
+            )
+        }
+    }
+}
+
+/// Nothing that was acknowledged is lost by it.
+fn kill(tree: &MountedTree) -> anyhow::Result<()> {
+    for pid in holders_of_lock(tree) {
+        let Some(process) = rustix::process::Pid::from_raw(pid) else {
+            continue;
+        };
+        match rustix::process::kill_process(process, rustix::process::Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error).with_context(|| format!("killing process {pid}")),
+        }
+    }
+    Ok(())
 }
 
 fn detach(mountpoint: &Path, force: bool) -> anyhow::Result<()> {

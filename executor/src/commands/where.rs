@@ -16,6 +16,9 @@ pub struct WhereArgs {
     /// Files or directories in the tree
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// With the MD5 of the files
+    #[arg(long)]
+    md5: bool,
     #[command(flatten)]
     format: Format,
 }
@@ -34,6 +37,7 @@ impl WhereArgs {
         let mut node = connect(self.paths.first().map(PathBuf::as_path)).await?;
         let ask = Ask::Where {
             paths: path_bytes(&self.paths)?,
+            md5: self.md5,
         };
         let found = match node.ask(ask).await? {
             Answer::Where(found) => found,
@@ -43,13 +47,16 @@ impl WhereArgs {
         if self.format.json {
             print_json(&found)?;
         } else {
-            print_table(
-                &["path", "size", "version", "node", "has", "state", "blake3"],
-                found
-                    .iter()
-                    .flat_map(|file| rows(&mountpoint, file))
-                    .collect(),
-            );
+            let mut headings = vec!["path", "size", "version", "node", "has", "state", "blake3"];
+            headings.extend(self.md5.then_some("md5"));
+            let of_file = |file: &Value| {
+                let mut rows = rows(&mountpoint, file);
+                if self.md5 {
+                    rows.iter_mut().for_each(|row| row.push(text(file, "md5")));
+                }
+                rows
+            };
+            print_table(&headings, found.iter().flat_map(of_file).collect());
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -1,8 +1,10 @@
 //! What the node says of itself: `ks status`.
 use super::Node;
 use crate::session::NodeFacts;
+use ks_fs::store::troubles::{Listed, Troubles};
 use ks_transport::BoxFuture;
 use serde_json::{Value, json};
+use std::path::Path;
 use std::sync::Weak;
 
 /// The node, as its sessions see it; it may be ending.
@@ -33,6 +35,8 @@ impl Node {
             json!({"alive": alive, "known": nodes.len()})
         });
         let space = self.fs.store().space().ok();
+        let troubles = self.fs.troubles().await;
+        let mountpoint = &self.options.mountpoint;
         json!({
             "state": "running",
             "node": self.name,
@@ -49,9 +53,31 @@ impl Node {
             "redis": {"connected": self.catalog.redis().is_connected(), "private": self.redis.is_some()},
             "nodes": nodes.unwrap_or_else(|error| json!({"error": error.to_string()})),
             "files": self.fs.counters(),
+            "conflicts": listed(&troubles, mountpoint, |troubles| &troubles.conflicts),
+            "damaged": listed(&troubles, mountpoint, |troubles| &troubles.damaged),
+            "thrown_away": listed(&troubles, Path::new(""), |troubles| &troubles.thrown_away),
+            "scrub": self.fs.scrub_progress().map(|progress| json!({
+                "files": progress.files, "read_bytes": progress.read_bytes,
+                "last_files": progress.last_files, "last_read_bytes": progress.last_read_bytes,
+                "ended_s": progress.ended_ms / 1000, "damaged": progress.damaged, "mended": progress.mended,
+            })),
             "calls": self.executor.status().await,
         })
     }
+}
+
+/// One kind of trouble on all nodes: how many, and the first paths.
+fn listed(
+    troubles: &[(String, Troubles)],
+    mountpoint: &Path,
+    kind: impl Fn(&Troubles) -> &Listed,
+) -> Value {
+    let count: u64 = troubles.iter().map(|(_, told)| kind(told).count).sum();
+    let first = troubles.iter().flat_map(|(node, told)| {
+        let paths = kind(told).first.iter();
+        paths.map(move |path| json!({"path": mountpoint.join(path), "node": node}))
+    });
+    json!({"count": count, "first": first.collect::<Vec<Value>>()})
 }
 
 /// The daemon's resident memory, bytes.

@@ -1,16 +1,17 @@
 -- Takes over what nodes without a lease have claimed, and jobs that are queued for such nodes only. The caller ends or places them again;
 -- dies it too, the next takes them over from it.
--- ARGV: node, incarnation, lease ms, most jobs at a time
+-- ARGV: node, incarnation, lease ms, most jobs at a time, 1: only what earlier incarnations of this node have left
 -- Returns {{id, body, node that had claimed it, or '' for a job that only waited}...}
 local me, incarnation = ARGV[1], ARGV[2]
 local token = me .. ':' .. incarnation
 local left = tonumber(ARGV[4])
+local own_only = ARGV[5] == '1'
 local taken = {}
 lease(me, incarnation, ARGV[3])
 
 for _, claimant in ipairs(redis.call('SMEMBERS', 'ks:claimants')) do
   local node, its = string.match(claimant, '^(%x+):(%x+)$')
-  if claimant ~= token and redis.call('GET', 'ks:lease:' .. node) ~= its then
+  if claimant ~= token and (node == me or not own_only) and redis.call('GET', 'ks:lease:' .. node) ~= its then
     local key = 'ks:c:' .. claimant
     for _, id in ipairs(left > 0 and redis.call('SPOP', key, left) or {}) do
       local job = redis.call('HMGET', 'ks:j:' .. id, 's', 't', 'b')

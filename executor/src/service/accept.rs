@@ -18,6 +18,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// How long this node's own heart-beat is waited for where Redis has lost sight of it: two beats and a little.
+const BEAT_WAIT: Duration = Duration::from_secs(5);
+/// Between two looks whether it has come.
+const BEAT_LOOK: Duration = Duration::from_millis(100);
+
 /// Why a submission as a whole was refused. Calls that cannot be placed end by themselves.
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {
@@ -132,7 +137,7 @@ impl Executor {
     ) -> Result<Vec<Accepted>, SubmitError> {
         let mut calls = calls;
         let learned = self.recall(&mut calls);
-        let nodes = self.nodes.get(self.fs.catalog()).await?;
+        let nodes = self.nodes_to_place().await?;
         let routed = |call: &&Call| {
             let names_data = !call.paths.is_empty() || !call.locality.is_empty();
             names_data && !call.no_route_data
@@ -300,6 +305,20 @@ impl Executor {
             python: call.python.as_deref(),
             node: call.node.as_deref(),
             threshold_bytes: call.data_threshold.or(default),
+        }
+    }
+
+    /// The nodes that calls may be placed at. Where not even this one counts as alive, Redis has been away for longer than a
+    /// heart-beat lasts and has just come back: then the beat is waited for.
+    async fn nodes_to_place(&self) -> Result<Arc<Vec<NodeFact>>, SubmitError> {
+        let begun = Instant::now();
+        loop {
+            let nodes = self.nodes.get(self.fs.catalog()).await?;
+            let is_here = |node: &NodeFact| node.id == self.me().node && node.alive;
+            if nodes.iter().any(is_here) || begun.elapsed() >= BEAT_WAIT {
+                return Ok(nodes);
+            }
+            tokio::time::sleep(BEAT_LOOK).await;
         }
     }
 

@@ -20,20 +20,10 @@ impl Executor {
         for job in known.difference(&claimed) {
             self.withdraw(job);
         }
-        // Entered, or ended and being closed, since the question was asked: still ours.
-        let board: HashSet<String> = self.board.lock().unwrap().runs.keys().cloned().collect();
-        let closing = self.closing.count() > 0;
-        let strays: Vec<_> = claimed
-            .difference(&known)
-            .filter(|job| !board.contains(*job))
-            .collect();
-        if strays.is_empty() {
+        let jobs = self.confirmed_strays(claimed.difference(&known));
+        if jobs.is_empty() {
             return;
         }
-        if closing {
-            return self.unsure.store(true, Ordering::Relaxed);
-        }
-        let jobs: Vec<_> = strays.into_iter().map(|job| (job.clone(), None)).collect();
         tracing::info!(
             count = jobs.len(),
             "calls that were claimed without our hearing of it are given back"
@@ -42,6 +32,29 @@ impl Executor {
             tracing::debug!(%error, "calls cannot be given back now");
             self.unsure.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Those of `strays` that were strays at the look before, too; the others are remembered for the next look. What is one for a
+    /// moment has been claimed just now, by an answer that is on its way to the board: given back, it would run twice.
+    fn confirmed_strays<'a>(
+        &self,
+        strays: impl Iterator<Item = &'a String>,
+    ) -> Vec<(String, Option<String>)> {
+        // Entered, or ended and being closed, since the question was asked: still ours. What ends leaves the board first.
+        let board: HashSet<String> = self.board.lock().unwrap().runs.keys().cloned().collect();
+        let closing = self.closing.jobs();
+        let now: HashSet<String> = strays
+            .filter(|job| !board.contains(*job) && !closing.contains(*job))
+            .cloned()
+            .collect();
+        let mut remembered = self.strays.lock().unwrap();
+        let (confirmed, new): (HashSet<String>, HashSet<String>) =
+            now.into_iter().partition(|job| remembered.contains(job));
+        if !new.is_empty() {
+            self.unsure.store(true, Ordering::Relaxed);
+        }
+        *remembered = new;
+        confirmed.into_iter().map(|job| (job, None)).collect()
     }
 
     /// Ends, or places again, what dead nodes held.

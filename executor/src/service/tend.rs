@@ -2,6 +2,7 @@
 use super::{Executor, run};
 use crate::queue::{self, Finish, Finished, LEASE, Next, RENEWAL};
 use ks_fs::redis_client::Push;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -36,7 +37,8 @@ pub struct Closing {
 #[derive(Default)]
 pub struct Closings {
     waiting: Mutex<Vec<Closing>>,
-    under_way: Mutex<usize>,
+    /// Those of the batch that Redis is asked to close.
+    under_way: Mutex<Vec<String>>,
     some: Notify,
     /// There is one that must not wait, or there are many.
     urgent: Notify,
@@ -71,13 +73,25 @@ impl Closings {
         let mut waiting = self.waiting.lock().unwrap();
         let count = waiting.len().min(queue::BATCH_JOBS_MAX);
         let batch: Vec<_> = waiting.drain(..count).collect();
-        *self.under_way.lock().unwrap() = batch.len();
+        let jobs = batch.iter().map(|closing| closing.finish.job.clone());
+        *self.under_way.lock().unwrap() = jobs.collect();
         batch
     }
 
     /// How many are not closed yet.
     pub fn count(&self) -> usize {
-        self.waiting.lock().unwrap().len() + *self.under_way.lock().unwrap()
+        self.waiting.lock().unwrap().len() + self.under_way.lock().unwrap().len()
+    }
+
+    /// Which are not closed yet.
+    pub fn jobs(&self) -> HashSet<String> {
+        let waiting = self.waiting.lock().unwrap();
+        let mut jobs: HashSet<String> = waiting
+            .iter()
+            .map(|closing| closing.finish.job.clone())
+            .collect();
+        jobs.extend(self.under_way.lock().unwrap().iter().cloned());
+        jobs
     }
 }
 
@@ -357,14 +371,21 @@ impl Executor {
         let before = self.now_ms();
         match self.queue.renew().await {
             Ok(kept) => {
-                self.renewed_ms.store(before, Ordering::Relaxed);
+                let silence_ms =
+                    before.saturating_sub(self.renewed_ms.swap(before, Ordering::Relaxed));
+                if !kept || silence_ms > 2 * RENEWAL.as_millis() as u64 {
+                    // Redis may have been away: nobody's lease could be renewed, and all who live renew theirs now.
+                    let until = before + LEASE.as_millis() as u64;
+                    self.patient_until_ms.store(until, Ordering::Relaxed);
+                }
                 if !kept || self.unsure.swap(false, Ordering::Relaxed) {
                     self.reconcile().await;
                 }
             }
             Err(error) => tracing::debug!(%error, "the lease cannot be renewed now"),
         }
-        match self.queue.reap().await {
+        let is_patient = before < self.patient_until_ms.load(Ordering::Relaxed);
+        match self.queue.reap(is_patient).await {
             Ok(reaped) if !reaped.is_empty() => self.take_from_the_dead(reaped).await,
             Ok(_) => {}
             Err(error) => tracing::debug!(%error, "dead nodes cannot be looked for now"),

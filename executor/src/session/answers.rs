@@ -51,7 +51,8 @@ impl Session {
             Ask::Logs { job } => self.logs(job).await,
             Ask::Nodes => self.nodes().await,
             Ask::Status => Ok(Answer::Status(self.status().await)),
-            Ask::Where { paths } => self.locate(paths).await,
+            Ask::Records => self.records().await,
+            Ask::Where { paths, md5 } => self.locate(paths, md5).await,
             Ask::Fetch { paths } => self.fetch(request, paths).await,
             Ask::Drop { paths } => self.drop_copies(paths).await,
             Ask::Pin { paths, pinned } => self.pin(paths, pinned).await,
@@ -114,6 +115,14 @@ impl Session {
         }
     }
 
+    async fn records(&self) -> Result<Answer, Refusal> {
+        let looked_at = self.executor.fs.catalog().look_at_records().await;
+        let looked_at = looked_at.map_err(|e| ("CatalogUnavailable", e.to_string()))?;
+        let value =
+            serde_json::to_value(looked_at).map_err(|e| ("ProtocolError", e.to_string()))?;
+        Ok(Answer::Status(value))
+    }
+
     fn shutdown(&self) -> Result<Answer, Refusal> {
         match self.executor.facts.get() {
             Some(facts) if self.rights.may_end => {
@@ -144,15 +153,31 @@ impl Session {
         })
     }
 
-    async fn locate(&self, paths: Vec<ByteBuf>) -> Result<Answer, Refusal> {
+    async fn locate(&self, paths: Vec<ByteBuf>, md5: bool) -> Result<Answer, Refusal> {
         let mut found = Vec::with_capacity(paths.len());
         for path in paths {
             let tree_path = self.in_tree(&path)?;
+            if md5 {
+                self.compute_md5(&tree_path).await?;
+            }
             let place = self.executor.fs.where_is(&tree_path).await;
-            let place = place.map_err(|e| (kind_of(&e), format!("{tree_path}: {e}")))?;
+            let place = place.map_err(|e| (kind_of(&e), self.said_of(&tree_path, &e)))?;
             found.push(serde_json::to_value(place).map_err(|e| ("ProtocolError", e.to_string()))?);
         }
         Ok(Answer::Where(found))
+    }
+
+    async fn compute_md5(&self, path: &TreePath) -> Result<(), Refusal> {
+        let fs = &self.executor.fs;
+        let node = fs.catalog().resolve(path).await;
+        let node = node.map_err(|e| ("CatalogUnavailable", e.to_string()))?;
+        let Some(node) = node.filter(|node| node.inode.kind == Kind::File) else {
+            return Ok(());
+        };
+        let computed = fs.md5(node.ino).await;
+        computed
+            .map(drop)
+            .map_err(|e| ("OSError", self.said_of(path, &e)))
     }
 
     async fn fetch(&self, request: u64, paths: Vec<ByteBuf>) -> Result<Answer, Refusal> {
@@ -182,7 +207,14 @@ impl Session {
             });
         };
         let fetched = self.executor.fs.fetch_whole(file, progress).await;
-        fetched.map_err(|e| (kind_of(&e), format!("{file}: {e}")))
+        fetched.map_err(|e| (kind_of(&e), self.said_of(file, &e)))
+    }
+
+    /// What went wrong with a file, under the path by which this node's programs know it.
+    pub(super) fn said_of(&self, file: &TreePath, error: &dyn std::fmt::Display) -> String {
+        let text = error.to_string();
+        let bare = text.strip_prefix(&format!("{file}: ")).unwrap_or(&text);
+        format!("{}: {bare}", self.as_seen(file).display())
     }
 
     /// The file itself, or the files below a directory.
@@ -194,7 +226,7 @@ impl Session {
         let node = node.ok_or_else(|| {
             (
                 "FileNotFoundError",
-                format!("{path}: no such file or directory"),
+                self.said_of(&path, &"no such file or directory"),
             )
         })?;
         let mut queue = vec![(path, node.ino, node.inode.kind)];

@@ -18,6 +18,13 @@ fn row(path: &std::path::Path, outcome: Result<(), String>) -> Value {
     json!({"path": path.to_string_lossy(), "ok": outcome.is_ok(), "error": outcome.err()})
 }
 
+/// An error's text without the path that its row has already.
+fn bare(file: &TreePath, error: &dyn std::fmt::Display) -> String {
+    let text = error.to_string();
+    let bare = text.strip_prefix(&format!("{file}: "));
+    bare.map_or(text.clone(), str::to_owned)
+}
+
 impl Session {
     async fn files_of(&self, paths: Vec<ByteBuf>) -> Result<Vec<TreePath>, Refusal> {
         let mut files = Vec::new();
@@ -45,7 +52,7 @@ impl Session {
             let dropped = self.executor.fs.drop_copy(&file).await;
             rows.push(row(
                 &self.as_seen(&file),
-                dropped.map_err(|error| error.to_string()),
+                dropped.map_err(|error| bare(&file, &error)),
             ));
         }
         Ok(Answer::Report(rows))
@@ -75,7 +82,7 @@ impl Session {
                 Ok(found) => json!({
                     "path": seen.to_string_lossy(), "ok": found.good, "lost": found.lost, "copies": found.copies,
                 }),
-                Err(error) => row(&seen, Err(error.to_string())),
+                Err(error) => row(&seen, Err(bare(&file, &error))),
             });
         }
         Ok(Answer::Report(rows))
@@ -131,14 +138,14 @@ impl Session {
         for path in &paths {
             let path = self.in_tree(path)?;
             let set = fs.set_replicas(&path, count).await;
-            set.map_err(|error| ("OSError", format!("{path}: {error}")))?;
+            set.map_err(|error| ("OSError", self.said_of(&path, &error)))?;
         }
         let mut rows = Vec::new();
         for file in self.files_of(paths).await? {
             let made = fs.replicate(&file).await;
             rows.push(row(
                 &self.as_seen(&file),
-                made.map(drop).map_err(|error| error.to_string()),
+                made.map(drop).map_err(|error| bare(&file, &error)),
             ));
         }
         Ok(Answer::Report(rows))
@@ -167,7 +174,7 @@ impl Session {
     }
 
     /// A path as this node's programs see it.
-    fn as_seen(&self, path: &TreePath) -> std::path::PathBuf {
+    pub(super) fn as_seen(&self, path: &TreePath) -> std::path::PathBuf {
         path.under(&self.executor.options.mountpoint)
     }
 }

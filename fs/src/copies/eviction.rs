@@ -62,6 +62,15 @@ pub fn excess(bounds: Bounds, usage: Usage) -> u64 {
     over_limit.max(too_full.min(usage.cached_bytes))
 }
 
+/// The order in which copies go, given the least recently used first: where the disk is too full, parts of files that nobody reads go before whole ones,
+/// which serve others, too.
+pub fn in_order(mut copies: Vec<Candidate>, bounds: Bounds, usage: Usage) -> Vec<Candidate> {
+    if usage.free_bytes < bounds.free_bytes {
+        copies.sort_by_key(|copy| !copy.is_partial);
+    }
+    copies
+}
+
 /// A fetched copy that may go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -213,6 +222,27 @@ mod tests {
         assert_eq!(excess(bounds, usage(50, 990)), 10);
         assert_eq!(excess(bounds, usage(150, 2000)), 50);
         assert_eq!(excess(bounds, usage(100, 1000)), 0);
+    }
+
+    #[test]
+    fn a_full_disk_gives_up_parts_before_whole_copies() {
+        let mut copies = vec![copy(1, 1, 5), copy(2, 2, 5), copy(3, 3, 5)];
+        copies[1].is_partial = true;
+        copies[2].is_partial = true;
+        let order = |free_bytes| {
+            let usage = Usage {
+                cached_bytes: 15,
+                free_bytes,
+            };
+            let bounds = Bounds {
+                cache_bytes: 10,
+                free_bytes: 100,
+            };
+            let ordered = in_order(copies.clone(), bounds, usage);
+            ordered.iter().map(|copy| copy.ino).collect::<Vec<Ino>>()
+        };
+        assert_eq!(order(99), [2, 3, 1]);
+        assert_eq!(order(100), [1, 2, 3], "only the cache is too large");
     }
 
     #[test]

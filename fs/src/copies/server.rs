@@ -1,15 +1,21 @@
 //! Answers other nodes about copies: says what is held, fetches, takes over, re-reads and mends on request.
 //!
-//! A stream carries one request. What is being done ends when the asking node's stream does. Nodes only.
-use super::{CopyError, CopyReply, CopyRequest, MESSAGE_BYTES_MAX, PROGRESS_INTERVAL};
+//! A stream carries one request, which has to come within [`REQUEST_DEADLINE`]. What is being done ends when the asking node's stream does, or takes nothing for
+//! [`PROGRESS_DEADLINE`]. Nodes only.
+use super::{CopyError, CopyReply, CopyRequest, MESSAGE_BYTES_MAX};
+use super::{PROGRESS_DEADLINE, PROGRESS_INTERVAL};
 use crate::error::FsError;
 use crate::filesystem::FileSystem;
 use ks_transport::{BoxFuture, endpoint::Handler, frame::Stream, identity::PeerIdentity};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 
 /// Requests that are served at once; more are refused as busy.
 const STREAMS_MAX: usize = 64;
+/// Who opens a stream says what it wants within this time.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The handler; the endpoint keeps it, so it does not keep the file system.
 pub(crate) struct CopyServer {
@@ -34,12 +40,16 @@ impl Handler for CopyServer {
                 return;
             };
             let Ok(_place) = places.try_acquire_owned() else {
-                let _ = stream
-                    .write(&failed(&FsError::TooManyOpen(STREAMS_MAX).into()))
-                    .await;
+                let busy = failed(&FsError::TooManyOpen(STREAMS_MAX).into());
+                let _ = timeout(REQUEST_DEADLINE, stream.write(&busy)).await;
                 return;
             };
-            match stream.read(MESSAGE_BYTES_MAX).await {
+            let Ok(request) = timeout(REQUEST_DEADLINE, stream.read(MESSAGE_BYTES_MAX)).await
+            else {
+                tracing::warn!(peer = %peer.name, address = %peer.address, "a stream about copies that asks for nothing was ended");
+                return;
+            };
+            match request {
                 Ok(Some(request)) => serve(&file_system, &mut stream, request).await,
                 Ok(None) => {}
                 Err(error) => {
@@ -65,14 +75,16 @@ async fn serve(file_system: &Arc<FileSystem>, stream: &mut Stream, request: Copy
             reply = &mut work => break reply,
             _ = tick.tick() => {
                 let (have, size) = *far.borrow_and_update();
-                if stream.write(&CopyReply::Progress { have, size }).await.is_err() {
-                    return;
+                let told = CopyReply::Progress { have, size };
+                match timeout(PROGRESS_DEADLINE, stream.write(&told)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) | Err(_) => return,
                 }
             }
         }
     };
     // Who asked may be gone; what was done stays.
-    let _ = stream.write(&reply).await;
+    let _ = timeout(PROGRESS_DEADLINE, stream.write(&reply)).await;
 }
 
 async fn answer(
@@ -93,6 +105,10 @@ async fn answer(
             Ok(condition) => return CopyReply::Checked(condition),
             Err(error) => Err(error.into()),
         },
+        CopyRequest::Md5 { ino, version } => match file_system.md5_here(ino, version).await {
+            Ok(md5) => return CopyReply::Md5(md5),
+            Err(error) => Err(error.into()),
+        },
         CopyRequest::Mend { ino, good } => file_system.mend_copy(ino, &good, progress).await,
     };
     match done {
@@ -104,7 +120,7 @@ async fn answer(
 fn failed(error: &CopyError) -> CopyReply {
     let errno = match error {
         CopyError::Fs(error) => error.to_errno(),
-        CopyError::BeingWritten(_) | CopyError::TooFew { .. } => libc::EBUSY,
+        CopyError::BeingWritten(_) | CopyError::Pinned(_) | CopyError::TooFew { .. } => libc::EBUSY,
         CopyError::Changed(_) => libc::ESTALE,
         CopyError::NoSuchNode(_) | CopyError::AtNode { .. } => libc::EHOSTUNREACH,
     };

@@ -1,6 +1,8 @@
 //! Where the bytes of one content are while it is fetched: a partial file of the store, or memory for a small one, or a bounded scratch file on a node
 //! that keeps nothing. When the disk is full, what comes from then on goes to bounded memory and is not kept.
 //!
+//! A group of zeros is not written to a partial file, which is sparse: a hole stays one. (What may stand there from before a crash was verified, and so zeros, too.)
+//!
 //! Always: a group is marked after its bytes have been written; a read gives bytes only if all of its groups are marked.
 //! Not for: deciding what to bring (`plan`), or making the file whole (`surroundings`).
 use super::budget::SmallTaken;
@@ -11,6 +13,7 @@ use super::ranges::{Ranges, clip, intersect, total};
 use super::scratch::Scratch;
 use crate::store::partial::Partial;
 use bytes::Bytes;
+use ks_transport::blocks::GROUP_BYTES;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -185,7 +188,7 @@ impl Backing {
     pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<Place> {
         match &self.base {
             Base::Partial(partial) if !self.is_disk_full() => {
-                match partial.data_file().write_all_at(data, offset) {
+                match write_sparse(partial.data_file(), offset, data, self.size) {
                     Err(error) if is_full(&error) => {}
                     result => return result.map(|()| Place::Base),
                 }
@@ -341,6 +344,34 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
+/// Writes all but the whole groups that are zeros.
+fn write_sparse(file: &File, offset: u64, data: &[u8], size: u64) -> io::Result<()> {
+    let (mut from, mut at) = (0, 0);
+    while at < data.len() {
+        let here = offset + at as u64;
+        let group_end = (here - here % GROUP_BYTES + GROUP_BYTES).min(size);
+        let next = data.len().min((group_end - offset) as usize);
+        let is_whole = here.is_multiple_of(GROUP_BYTES) && offset + next as u64 == group_end;
+        if is_whole && is_zeros(&data[at..next]) {
+            if from < at {
+                file.write_all_at(&data[from..at], offset + from as u64)?;
+            }
+            from = next;
+        }
+        at = next;
+    }
+    match from < data.len() {
+        true => file.write_all_at(&data[from..], offset + from as u64),
+        false => Ok(()),
+    }
+}
+
+/// Ends at the first byte or so that is not zero.
+fn is_zeros(data: &[u8]) -> bool {
+    let any = |part: &[u8]| part.iter().fold(0, |any, byte| any | byte);
+    data.chunks(64).all(|part| any(part) == 0)
+}
+
 /// Reads without clearing the buffer first.
 fn read_all(file: &File, range: &Range<u64>) -> io::Result<Bytes> {
     let len = (range.end - range.start) as usize;
@@ -389,7 +420,7 @@ mod tests {
     use super::*;
     use crate::store::Store;
     use crate::store::partial::ContentKey;
-    use ks_transport::blocks::GROUP_BYTES;
+    use proptest::prelude::*;
 
     const G: u64 = GROUP_BYTES;
 
@@ -431,6 +462,50 @@ mod tests {
                 .is_none()
         );
         assert!(!backing.is_whole());
+    }
+
+    proptest! {
+        /// However the bytes come: what is read is what was written, and groups of zeros take no space.
+        #[test]
+        fn holes_stay_holes(
+            groups in prop::collection::vec(any::<bool>(), 1..40), tail in 1u64..G,
+            cuts in prop::collection::vec(1usize..3 * G as usize, 1..20),
+        ) {
+            let size = (groups.len() as u64 - 1) * G + tail;
+            let mut content = vec![0u8; size as usize];
+            for (index, _) in groups.iter().enumerate().filter(|(_, zeros)| !**zeros) {
+                // One byte is enough, wherever it stands.
+                let at = (index as u64 * G + (index as u64 * 7919) % G).min(size - 1);
+                content[at as usize] = 7;
+            }
+            let file = tempfile::tempfile().expect("a file");
+            file.set_len(size).expect("sparse");
+            let mut at = 0;
+            for cut in cuts.iter().cycle() {
+                let end = (at + cut).min(content.len());
+                write_sparse(&file, at as u64, &content[at..end], size).expect("written");
+                at = end;
+                if at == content.len() {
+                    break;
+                }
+            }
+            let mut read = vec![1; content.len()];
+            file.read_exact_at(&mut read, 0).expect("read");
+            prop_assert!(read == content);
+        }
+    }
+
+    #[test]
+    fn groups_of_zeros_take_no_space() {
+        use std::os::unix::fs::MetadataExt;
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(64 * G).expect("sparse");
+        write_sparse(&file, 0, &vec![0; 64 * G as usize], 64 * G).expect("written");
+        assert_eq!(file.metadata().expect("there").blocks(), 0);
+        let mut some = vec![0; 8 * G as usize];
+        some[3 * G as usize] = 1;
+        write_sparse(&file, 8 * G, &some, 64 * G).expect("written");
+        assert_eq!(file.metadata().expect("there").blocks() * 512, G);
     }
 
     #[test]

@@ -129,9 +129,10 @@ impl Core {
     /// Nothing is asked for yet.
     pub fn new(opening: Opening, shared: Shared) -> Arc<Self> {
         let size = opening.key.size;
+        let holders = present_first(opening.holders, &*shared.around);
         let window_max = WINDOW_MAX_BYTES.min(shared.budget.limit_bytes() / 4);
         let state = State {
-            plan: Plan::new(size, opening.holders, shared.limits),
+            plan: Plan::new(size, holders, shared.limits),
             tasks: HashMap::new(),
             saved: Instant::now(),
             since_room: 0,
@@ -458,7 +459,12 @@ impl Core {
                     .counters
                     .failures
                     .fetch_add(1, Ordering::Relaxed);
-                let failure = classify(&error);
+                let failure = match classify(&error) {
+                    Failure::Gone(text) if self.shared.around.is_away(holder) => {
+                        Failure::Away(text)
+                    }
+                    other => other,
+                };
                 match failure {
                     Failure::Corrupt(_) => {
                         tracing::error!(path = %self.path, %holder, %error, "a holder sent wrong bytes; it is not asked for this content again");
@@ -466,10 +472,12 @@ impl Core {
                     _ => tracing::debug!(path = %self.path, %holder, %error, "a fetch failed"),
                 }
                 self.step(Event::Failed { request, failure });
+                // Who waits keeps the plan's time, which is another now: the holder is to be asked again.
+                self.waiters.ring();
             }
         }
         if self.backing.is_whole() {
-            self.waiters.whole();
+            self.waiters.ring();
             self.complete();
         } else {
             self.save_now_and_then();
@@ -513,6 +521,12 @@ impl Core {
         self.step(event);
         self.waiters.arrived(&range, &self.backing);
     }
+}
+
+/// The same nodes, those that are known to be away last.
+fn present_first(mut nodes: Vec<NodeId>, around: &dyn Surroundings) -> Vec<NodeId> {
+    nodes.sort_by_key(|node| around.is_away(*node));
+    nodes
 }
 
 /// What a failed fetch means for the plan.

@@ -30,7 +30,7 @@ pub struct Waiter {
     /// What it waits for.
     pub range: Range<u64>,
     whole: bool,
-    /// Rung when its bytes are here or it is denied.
+    /// Rung when its bytes are here, it is denied, or the plan's next time may be another.
     pub bell: Notify,
     denied: Mutex<Option<Denied>>,
 }
@@ -88,8 +88,8 @@ impl Waiters {
         }
     }
 
-    /// The content is whole.
-    pub fn whole(&self) {
+    /// The content is whole, or a request failed: all of them look again, also when the plan wants to hear of the time.
+    pub fn ring(&self) {
         for waiter in lock(&self.list).iter() {
             waiter.bell.notify_one();
         }

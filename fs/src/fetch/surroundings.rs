@@ -1,19 +1,20 @@
 //! What a fetch needs of the world around it: peers that send blocks, a catalog that knows the holders, a store that keeps what became whole.
 //! `Node` is the real one; tests put doubles in its place that drop, delay, cut and lie.
+use super::absence::{Absences, Sign};
 use super::backing::WholeCopy;
 use super::flight::lock;
 use super::holdings::Holdings;
 use crate::catalog::Catalog;
 use crate::error::FsError;
 use crate::path::TreePath;
-use crate::record::{Holding, Ino, NodeId};
+use crate::record::{Holding, Ino, Md5, NodeId};
 use crate::store::apply::Applier;
 use crate::store::partial::{ContentKey, Partial};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, md5_of, md5_of_file};
 use ks_transport::BoxFuture;
 use ks_transport::blocks::{self, BlockRequest, BlockSink, FetchError, FetchLimits};
 use ks_transport::endpoint::ConnectError;
-use ks_transport::pool::{Peer, PeerError, PeerPool};
+use ks_transport::pool::{Peer, PeerError, PeerPool, PeerState};
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
@@ -56,6 +57,8 @@ pub trait Surroundings: Send + Sync + 'static {
         limits: FetchLimits,
         sink: &'a mut dyn BlockSink,
     ) -> BoxFuture<'a, Result<u64, FetchError>>;
+    /// The node has been looked for in vain for a while: who reads does not wait for it. Quick.
+    fn is_away(&self, node: NodeId) -> bool;
     /// Who holds the content now; at most about a second.
     fn locate<'a>(&'a self, key: &'a ContentKey) -> BoxFuture<'a, Whereabouts>;
     /// Makes a whole content a plain file here, and this node a holder.
@@ -76,6 +79,7 @@ pub struct Node {
     holdings: Holdings,
     pool: PeerPool,
     peers: Mutex<HashMap<NodeId, (Peer, Instant)>>,
+    absences: Mutex<Absences>,
 }
 
 impl Node {
@@ -88,6 +92,7 @@ impl Node {
             applier,
             pool,
             peers: Mutex::new(HashMap::new()),
+            absences: Mutex::default(),
         }
     }
 
@@ -103,9 +108,18 @@ impl Node {
             Ok(Ok(Some(address))) => {
                 let peer = self.pool.peer(&address);
                 lock(&self.peers).insert(node, (peer.clone(), Instant::now()));
+                lock(&self.absences).lives(node);
                 Ok(peer)
             }
-            Ok(Ok(None)) => Err(gone(format!("node {node} is not alive"))),
+            // A connection that stands says more than a heart-beat that was missed.
+            Ok(Ok(None)) => match lock(&self.peers).get(&node) {
+                Some((peer, _)) if is_connected(peer) => Ok(peer.clone()),
+                _ => {
+                    let now = std::time::Instant::now();
+                    lock(&self.absences).missed(node, Sign::Dead, now, now);
+                    Err(gone(format!("node {node} is not alive")))
+                }
+            },
             // The catalog does not answer: an address that was good is better than none.
             Ok(Err(_)) | Err(_) => match lock(&self.peers).get(&node) {
                 Some((peer, _)) => Ok(peer.clone()),
@@ -113,6 +127,68 @@ impl Node {
             },
         }
     }
+
+    /// A connection to `peer`; one that was looked for in vain just now is not waited for as long.
+    async fn connected(&self, node: NodeId, peer: &Peer) -> Result<(), FetchError> {
+        let patience = lock(&self.absences).patience(node, std::time::Instant::now());
+        let Some(patience) = patience.filter(|_| !is_connected(peer)) else {
+            return Ok(());
+        };
+        match timeout(patience, peer.identity()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(FetchError::Peer(error)),
+            Err(_) => Err(gone(peer.address().to_owned())),
+        }
+    }
+
+    /// A whole content is what its BLAKE3 says; an MD5 that says something else was computed wrongly, and is put right.
+    async fn check_md5(&self, keep: &Keep, expected: Md5) -> Result<(), FsError> {
+        let copy = match &keep.copy {
+            WholeCopy::Partial(partial) => Ok(partial.data_file().clone()),
+            WholeCopy::Bytes(data, _) => Err(md5_of(&data[..])?),
+        };
+        let found = match copy {
+            Err(md5) => md5,
+            Ok(file) => blocking(move || Ok(md5_of_file(&file)?)).await?,
+        };
+        if found == expected {
+            return Ok(());
+        }
+        tracing::error!(path = %keep.path, "the MD5 that is known of it is not that of its verified bytes; it is put right");
+        let (ino, version) = (keep.key.ino, keep.key.version);
+        let set = self.catalog.set_md5(ino, version, found).await;
+        set.map_err(catalog_error)
+    }
+
+    async fn ask(
+        &self,
+        holder: NodeId,
+        request: &BlockRequest,
+        limits: FetchLimits,
+        sink: &mut dyn BlockSink,
+    ) -> Result<u64, FetchError> {
+        let peer = self.peer(holder).await?;
+        let began = std::time::Instant::now();
+        let result = match self.connected(holder, &peer).await {
+            Ok(()) => blocks::fetch(&peer, request, limits, sink).await,
+            Err(error) => Err(error),
+        };
+        match &result {
+            Err(FetchError::Peer(_)) => {
+                lock(&self.peers).remove(&holder);
+                let now = std::time::Instant::now();
+                lock(&self.absences).missed(holder, Sign::Silent, began, now);
+            }
+            // It says nothing of the node when our own disk failed, or when it is slow.
+            Err(FetchError::Sink(_) | FetchError::Stalled { .. }) => {}
+            _ => lock(&self.absences).answered(holder),
+        }
+        result
+    }
+}
+
+fn is_connected(peer: &Peer) -> bool {
+    matches!(peer.state(), PeerState::Ready | PeerState::Slow)
 }
 
 fn gone(who: String) -> FetchError {
@@ -127,14 +203,11 @@ impl Surroundings for Node {
         limits: FetchLimits,
         sink: &'a mut dyn BlockSink,
     ) -> BoxFuture<'a, Result<u64, FetchError>> {
-        Box::pin(async move {
-            let peer = self.peer(holder).await?;
-            let result = blocks::fetch(&peer, request, limits, sink).await;
-            if let Err(FetchError::Peer(_)) = &result {
-                lock(&self.peers).remove(&holder);
-            }
-            result
-        })
+        Box::pin(self.ask(holder, request, limits, sink))
+    }
+
+    fn is_away(&self, node: NodeId) -> bool {
+        lock(&self.absences).is_away(node, std::time::Instant::now())
     }
 
     fn locate<'a>(&'a self, key: &'a ContentKey) -> BoxFuture<'a, Whereabouts> {
@@ -166,6 +239,9 @@ impl Surroundings for Node {
                 discard(self.store.clone(), keep.key).await;
                 return Err(FsError::Stale);
             };
+            if let Some(expected) = current.inode.md5 {
+                self.check_md5(&keep, expected).await?;
+            }
             let store = &self.store;
             if let WholeCopy::Bytes(data, _) = &keep.copy {
                 let kept = self.applier.at_path(ino, |path| {

@@ -41,6 +41,10 @@ enum Manner {
     /// Its bytes do not match the hash from this offset on.
     LiesAt(u64),
     Refuses(Refusal),
+    /// Nobody answers there, and that is known.
+    Away,
+    /// Nobody answers there until then.
+    GoneUntil(Instant),
 }
 
 struct Peer {
@@ -109,6 +113,14 @@ impl World {
         let peer = &self.peers[&node];
         peer.asked.fetch_add(1, Ordering::SeqCst);
         let name = format!("peer-{}", node.0);
+        let is_gone = match peer.manner {
+            Manner::Away => true,
+            Manner::GoneUntil(time) => Instant::now() < time,
+            _ => false,
+        };
+        if is_gone {
+            return Err(FetchError::Peer(PeerError::Lost(name)));
+        }
         if let Manner::Refuses(refusal) = &peer.manner {
             let refusal = refusal.clone();
             return Err(FetchError::Refused {
@@ -174,6 +186,10 @@ impl Surroundings for World {
         sink: &'a mut dyn BlockSink,
     ) -> BoxFuture<'a, Result<u64, FetchError>> {
         Box::pin(self.send(holder, request, limits, sink))
+    }
+    fn is_away(&self, node: NodeId) -> bool {
+        let peer = self.peers.get(&node);
+        peer.is_some_and(|peer| matches!(peer.manner, Manner::Away))
     }
     fn locate<'a>(&'a self, _key: &'a ContentKey) -> BoxFuture<'a, Whereabouts> {
         Box::pin(async move { lock(&self.whereabouts).clone() })
@@ -268,6 +284,57 @@ async fn a_sequential_read_takes_few_requests_and_fetches_each_byte_once() {
     let told = read_through(&core, &world, 128 * 1024).await;
     assert_eq!((world.fetched(), told), (64 * MIB + 777, 64 * MIB + 777));
     assert!(world.asked(1) < 64, "{} requests", world.asked(1));
+    settled(&core, &budget).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_is_known_to_be_away_costs_nothing() {
+    let world = World::new(MIB, &[Manner::Away, Manner::Good]);
+    let (core, budget) = open(&world, u64::MAX, 64 * MIB);
+    core.read(0, 4096).await.expect("a read");
+    assert_eq!(world.asked(1), 0, "the other one is asked first");
+    settled(&core, &budget).await;
+    let world = World::new(MIB, &[Manner::Away, Manner::Away]);
+    let (core, budget) = open(&world, u64::MAX, 64 * MIB);
+    let began = Instant::now();
+    for _ in 0..3 {
+        let error = core.read(0, 4096).await.expect_err("nobody is there");
+        assert_eq!(error.to_errno(), libc::EIO);
+    }
+    assert!(began.elapsed() < Duration::from_millis(100));
+    assert_eq!(world.asked(1), 1, "it is left alone for a while");
+    sleep(Duration::from_millis(1100)).await;
+    core.read(0, 4096).await.expect_err("nobody is there");
+    assert_eq!(world.asked(1), 2, "and then asked again");
+    settled(&core, &budget).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_only_holder_is_asked_again_as_soon_as_it_may_be_back() {
+    let back = Instant::now() + Duration::from_millis(500);
+    let world = World::new(MIB, &[Manner::GoneUntil(back)]);
+    let (core, budget) = open(&world, u64::MAX, 64 * MIB);
+    let began = Instant::now();
+    let (data, _) = core.read(0, 4096).await.expect("a read");
+    assert_eq!(data, world.slice(0, 4096));
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
+    settled(&core, &budget).await;
+
+    // One that never comes back is given up when it has been asked often enough, long before nothing has come for `no_progress`.
+    let never = Instant::now() + Duration::from_secs(3600);
+    let world = World::new(MIB, &[Manner::GoneUntil(never)]);
+    let (core, budget) = open(&world, u64::MAX, 64 * MIB);
+    let began = Instant::now();
+    core.read(0, 4096).await.expect_err("nobody is there");
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        began.elapsed()
+    );
     settled(&core, &budget).await;
 }
 

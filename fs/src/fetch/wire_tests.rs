@@ -140,6 +140,9 @@ impl Surroundings for Wire {
             blocks::fetch(&peer, request, limits, sink).await
         })
     }
+    fn is_away(&self, _node: NodeId) -> bool {
+        false
+    }
     fn locate<'a>(&'a self, _key: &'a ContentKey) -> BoxFuture<'a, Whereabouts> {
         Box::pin(async { Whereabouts::Unknown })
     }

@@ -108,6 +108,9 @@ impl FileSystem {
         let lost = good.is_empty() && bad > 0;
         if lost {
             tracing::error!(%path, "no good copy of it can be found: restore it from elsewhere");
+            self.store.note_damaged(path, inode.version);
+        } else if !good.is_empty() {
+            self.store.note_sound(path);
         }
         Ok(Verified {
             path: path.to_string(),

@@ -35,11 +35,15 @@ pub(crate) enum Reason {
 }
 
 impl FileSystem {
-    /// Gives up this node's copy of a file. Never the last one: another live node has to say that it has all of it.
+    /// Gives up this node's copy of a file. Never a pinned one, and never the last one: another live node has to say that it has
+    /// all of it.
     pub async fn drop_copy(&self, path: &TreePath) -> Result<(), CopyError> {
         let node = self.catalog.resolve(path).await?.ok_or(FsError::NotFound)?;
         if node.inode.kind == Kind::Directory {
             return Err(FsError::IsADirectory.into());
+        }
+        if self.store.is_pinned(node.ino) {
+            return Err(CopyError::Pinned(path.clone()));
         }
         self.give_up(node.ino, Reason::Asked).await
     }

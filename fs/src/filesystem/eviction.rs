@@ -4,7 +4,7 @@
 //! may be passed. At most one walk in [`WALK_PAUSE`] where nothing could be given up.
 use super::FileSystem;
 use super::copies::Reason;
-use crate::copies::eviction::{Bounds, Candidate, Census, Usage, excess};
+use crate::copies::eviction::{Bounds, Candidate, Census, Usage, excess, in_order};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -110,7 +110,7 @@ impl FileSystem {
             .limit_bytes
             .get_or_insert_with(|| self.options.keeping.cache_limit.bytes(usage));
         let bounds = self.bounds(limit, total);
-        for candidate in census.into_candidates() {
+        for candidate in in_order(census.into_candidates(), bounds, usage) {
             if excess(bounds, usage) == 0 {
                 break;
             }
@@ -140,7 +140,10 @@ impl FileSystem {
             });
             census
         });
-        counted.await.unwrap_or_default()
+        counted.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "counting what was fetched ended early; it is tried again");
+            Census::default()
+        })
     }
 
     /// `true`: its bytes are free.

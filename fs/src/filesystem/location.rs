@@ -33,6 +33,8 @@ pub struct Where {
     pub version: u64,
     /// Its hash, hexadecimal, once it is known.
     pub blake3: Option<String>,
+    /// Its MD5, hexadecimal, where somebody has asked for it.
+    pub md5: Option<String>,
     /// Who holds it, by node name.
     pub copies: Vec<Copy_>,
 }
@@ -50,6 +52,7 @@ impl FileSystem {
             size: inode.size,
             version: inode.version,
             blake3: inode.blake3.map(hex::encode),
+            md5: inode.md5.map(hex::encode),
             copies,
         })
     }

@@ -39,7 +39,8 @@ impl FileSystem {
             return;
         };
         if let Err(error) = mark_dirty(&self.store, &file, &meta) {
-            tracing::warn!(ino, %error, "a mapped file does not say that it is being written");
+            let path = self.path_of(ino).await;
+            tracing::warn!(%path, %error, "a mapped file does not say that it is being written");
         }
         let first = {
             let mut files = self.mapped.files.lock().unwrap();
@@ -80,7 +81,8 @@ impl FileSystem {
                 // Removed meanwhile, as temporary files are: there is nothing to publish.
                 Ok(()) | Err(FsError::NotFound | FsError::Stale) => {}
                 Err(error) => {
-                    tracing::warn!(ino, %error, "a file that was mapped is not published; the next open or start here does it");
+                    let path = self.path_of(ino).await;
+                    tracing::warn!(%path, %error, "a file that was mapped is not published; the next open or start here does it");
                 }
             }
             self.mapped.files.lock().unwrap().remove(&ino);

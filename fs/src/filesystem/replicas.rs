@@ -162,7 +162,8 @@ impl FileSystem {
             match node.inode.kind {
                 Kind::File if node.inode.size > 0 => {
                     if let Err(error) = self.mend_count(ino, places).await {
-                        tracing::warn!(ino, %error, "a file has too few copies; trying again");
+                        let path = self.path_of(ino).await;
+                        tracing::warn!(%path, %error, "a file has too few copies; trying again");
                         is_done = false;
                     }
                 }

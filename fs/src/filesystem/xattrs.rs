@@ -1,6 +1,7 @@
 //! Extended attributes: `user.*`, kept in the catalog. `user.ks.*` tells what the tree knows of a file and cannot be set.
 use super::FileSystem;
 use crate::{error::FsError, record::*};
+use std::sync::Arc;
 
 /// The prefix of what is kept.
 const USER_PREFIX: &[u8] = b"user.";
@@ -28,7 +29,7 @@ const NEVER_SET: &[u8] = b"security.capability";
 
 impl FileSystem {
     /// One attribute's value.
-    pub async fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
+    pub async fn get_xattr(self: &Arc<Self>, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
         if name == NEVER_SET {
             return Err(FsError::NoAttribute);
         }
@@ -44,10 +45,7 @@ impl FileSystem {
                 let hash = inode.blake3.ok_or(FsError::NoAttribute)?;
                 Ok(hex::encode(hash).into_bytes())
             }
-            MD5 => {
-                let hash = inode.md5.ok_or(FsError::NoAttribute)?;
-                Ok(hex::encode(hash).into_bytes())
-            }
+            MD5 => self.md5_text(ino).await,
             HOME if inode.home != NodeId::NONE => Ok(self.node_name(inode.home).await.into_bytes()),
             VERSION if inode.kind == Kind::File => Ok(inode.version.to_string().into_bytes()),
             _ => {

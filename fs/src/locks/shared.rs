@@ -8,11 +8,17 @@ use crate::{
 };
 use redis::Value;
 use std::sync::LazyLock;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Channels on which a session is told that something may be free.
 pub(super) const CHANNEL_PREFIX: &str = "ks:lock:";
 /// How often an operation is decided anew on a table that others change.
 const ATTEMPTS_MAX: usize = 256;
+/// And for how long at most while Redis is lost again and again.
+const LOST_AT_MOST: Duration = Duration::from_secs(10);
+/// After each time that it was lost.
+const LOST_PAUSE: Duration = Duration::from_millis(50);
 /// How long a table may stand that nobody renews, ms: what is left of nodes that never came back.
 pub(super) const TABLE_LIFE_MS: u64 = 3_600_000;
 /// A Redis that just started does not know yet who lives, s.
@@ -75,6 +81,7 @@ impl Locks {
         decide: impl Fn(&Table) -> Changed<T>,
     ) -> Result<T, FsError> {
         let mut expected = self.remembered(ino);
+        let began = Instant::now();
         for _ in 0..ATTEMPTS_MAX {
             let changed = decide(&table_of(&expected)?);
             let new = bytes_of(&changed.table);
@@ -93,7 +100,9 @@ impl Locks {
                 Ok(Swapped::Differs(current)) => expected = current,
                 Ok(Swapped::Lives) => return Err(damaged()),
                 // Perhaps it was done: the next look tells, and all operations may be done twice.
-                Err(RedisError::Lost(_)) => {}
+                Err(RedisError::Lost(_)) if began.elapsed() < LOST_AT_MOST => {
+                    tokio::time::sleep(LOST_PAUSE).await;
+                }
                 Err(error) => return Err(error.into()),
             }
         }

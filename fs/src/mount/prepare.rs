@@ -23,31 +23,61 @@ pub(super) fn resolved(mountpoint: &Path) -> std::io::Result<PathBuf> {
     }
 }
 
-/// Clears a stale mount of ours (its daemon is gone), makes the directory if missing, checks that it is an empty directory.
+/// Makes the directory if missing, checks that it is an empty directory. A stale mount of ours (its daemon is gone) stays until
+/// its successor is ready (`make_way`): programs that go on get errors, and do not write into the bare directory.
 pub fn prepare(mountpoint: &Path) -> Result<(), MountError> {
     let io = |source| MountError::Io {
         path: mountpoint.to_owned(),
         source,
     };
     let path = resolved(mountpoint).map_err(io)?;
-    if let Some(line) = mounted_at(&path).map_err(io)?
-        && line.kind == format!("fuse.{FS_SUBTYPE}")
-    {
-        if daemon_lives(&line) {
-            return Err(MountError::AlreadyMounted(path));
+    if !is_stale(&path, None)? {
+        if std::fs::symlink_metadata(&path).is_ok_and(|found| !found.is_dir()) {
+            return Err(MountError::NotADirectory(path));
         }
-        tracing::warn!(mountpoint = %path.display(), "clearing the mount of a node that is gone");
-        unmount_lazily(&path).map_err(io)?;
+        std::fs::create_dir_all(&path).map_err(io)?;
+        if std::fs::read_dir(&path).map_err(io)?.next().is_some() {
+            return Err(MountError::NotEmpty(path));
+        }
     }
-    if std::fs::symlink_metadata(&path).is_ok_and(|found| !found.is_dir()) {
-        return Err(MountError::NotADirectory(path));
+    match Path::new("/dev/fuse").exists() {
+        true => Ok(()),
+        false => Err(MountError::NoFuse),
     }
-    std::fs::create_dir_all(&path).map_err(io)?;
-    if std::fs::read_dir(&path).map_err(io)?.next().is_some() {
-        return Err(MountError::NotEmpty(path));
+}
+
+/// Whether a mount of ours whose daemon is gone is there; `AlreadyMounted` where it is not gone. `own_socket`: of this very daemon,
+/// which has no mount yet: what is there under its name is its predecessor's.
+fn is_stale(path: &Path, own_socket: Option<&Path>) -> Result<bool, MountError> {
+    let line = mounted_at(path).map_err(|source| MountError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    match line.filter(|line| line.kind == format!("fuse.{FS_SUBTYPE}")) {
+        Some(line) if line.control_socket().as_deref() == own_socket => Ok(true),
+        Some(line) if daemon_lives(&line) => Err(MountError::AlreadyMounted(path.to_owned())),
+        found => Ok(found.is_some()),
     }
-    if !Path::new("/dev/fuse").exists() {
-        return Err(MountError::NoFuse);
+}
+
+/// Clears a stale mount, just before the new one takes its place. What a program puts into the bare directory in that moment is
+/// told of, and no reason to stay away.
+pub(super) fn make_way(path: &Path, own_socket: &Path) -> Result<(), MountError> {
+    if !is_stale(path, Some(own_socket))? {
+        return Ok(());
+    }
+    tracing::warn!(mountpoint = %path.display(), "clearing the mount of a node that is gone");
+    unmount_lazily(path).map_err(|source| MountError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let hidden = std::fs::read_dir(path).map_or(0, Iterator::count);
+    if hidden > 0 {
+        tracing::error!(
+            mountpoint = %path.display(),
+            hidden,
+            "files stand in the bare directory beneath the mount; they are seen, and can be moved away, after ks umount"
+        );
     }
     Ok(())
 }

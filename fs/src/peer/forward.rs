@@ -8,7 +8,13 @@ use super::{
 use crate::{error::FsError, filesystem::Stamp, path::TreePath, record::*};
 use bytes::{Bytes, BytesMut};
 use ks_transport::{endpoint::StreamKind, frame::Stream, pool::Peer};
+use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
+
+/// An open that failed sooner than this is tried once more: longer than a peer that could not be connected to is left alone.
+const AGAIN_WITHIN: Duration = Duration::from_millis(2200);
+/// The pause before the second try; it doubles with each further one.
+const AGAIN_FIRST: Duration = Duration::from_millis(20);
 
 /// An open file at its home.
 pub(crate) struct Forwarded {
@@ -19,6 +25,9 @@ pub(crate) struct Forwarded {
 
 impl Forwarded {
     /// Opens `ino` at `peer`, its home, called `home`.
+    ///
+    /// A home that was started again is heard of by the first thing that is sent on its old connection, and while it was away
+    /// connecting to it may have failed, which is not tried again for a while: so this tries for a moment.
     pub(crate) async fn open(
         peer: &Peer,
         home: String,
@@ -27,15 +36,36 @@ impl Forwarded {
         write: bool,
         truncate: bool,
     ) -> Result<Self, FsError> {
+        let begun = Instant::now();
+        let mut pause = AGAIN_FIRST;
+        loop {
+            match Self::open_once(peer, &home, &path, ino, write, truncate).await {
+                Err(FsError::NoHolder { .. }) if begun.elapsed() < AGAIN_WITHIN => {
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    async fn open_once(
+        peer: &Peer,
+        home: &str,
+        path: &TreePath,
+        ino: Ino,
+        write: bool,
+        truncate: bool,
+    ) -> Result<Self, FsError> {
         let opening = tokio::time::timeout(REQUEST_DEADLINE, peer.open(StreamKind::FILES));
         let stream = match opening.await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(unreachable(&path, &home, error.to_string())),
-            Err(_) => return Err(unreachable(&path, &home, "no answer".into())),
+            Ok(Err(error)) => return Err(unreachable(path, home, error.to_string())),
+            Err(_) => return Err(unreachable(path, home, "no answer".into())),
         };
         let forwarded = Self {
-            path,
-            home,
+            path: path.clone(),
+            home: home.to_owned(),
             stream: Mutex::new(Some(stream)),
         };
         let open = FileRequest::Open {

@@ -1,18 +1,26 @@
 //! Serves `StreamKind::FILES`: the home's side of forwarded handles, and hashes on demand.
 //!
-//! A handle lives as long as its stream. However the stream ends, what was written through it is published.
+//! A handle lives as long as its stream, which ends with its connection, however long it is idle. A stream that asks for nothing, or takes no answer, ends within
+//! [`REQUEST_DEADLINE`] or [`ANSWER_DEADLINE`]. However the stream ends, what was written through it is published.
 use super::{DATA_BYTES_MAX, FileReply, FileRequest, HASH_PATIENCE, MESSAGE_BYTES_MAX};
 use crate::{
     error::FsError,
     filesystem::{FileSystem, Remote},
     record::Ino,
 };
+use ks_transport::frame::FrameError;
 use ks_transport::{BoxFuture, endpoint::Handler, frame::Stream, identity::PeerIdentity};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
-/// Streams that are served at once; more are refused as busy.
-const STREAMS_MAX: usize = 1024;
+/// Streams that are served at once, one for each file that another node has open here for writing; more are refused.
+const STREAMS_MAX: usize = 4096;
+/// Who opens a stream says what it wants within this time.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+/// Who asked takes the answer within this time.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The handler; the endpoint keeps it, so it does not keep the file system.
 pub(crate) struct FileServer {
@@ -38,13 +46,18 @@ impl Handler for FileServer {
             };
             let Ok(_place) = places.try_acquire_owned() else {
                 let busy = failed(&FsError::TooManyOpen(STREAMS_MAX));
-                let _ = stream.write(&busy).await;
+                let _ = say(&mut stream, &busy).await;
                 return;
             };
-            match stream.read(MESSAGE_BYTES_MAX).await {
+            let Ok(request) = timeout(REQUEST_DEADLINE, stream.read(MESSAGE_BYTES_MAX)).await
+            else {
+                tracing::warn!(peer = %peer.name, address = %peer.address, "a file stream that asks for nothing was ended");
+                return;
+            };
+            match request {
                 Ok(Some(FileRequest::Hash { ino, version })) => {
                     let reply = hash(&file_system, ino, version).await;
-                    let _ = stream.write(&reply).await;
+                    let _ = say(&mut stream, &reply).await;
                 }
                 Ok(Some(FileRequest::Open {
                     ino,
@@ -58,6 +71,15 @@ impl Handler for FileServer {
             }
         })
     }
+}
+
+/// One answer; an error also where nobody takes it.
+async fn say(stream: &mut Stream, reply: &FileReply) -> Result<(), FrameError> {
+    let written = timeout(ANSWER_DEADLINE, stream.write(reply)).await;
+    written.unwrap_or_else(|_| {
+        let why = format!("the answer was not taken within {ANSWER_DEADLINE:?}");
+        Err(FrameError::Connection(why))
+    })
 }
 
 async fn hash(file_system: &FileSystem, ino: Ino, version: u64) -> FileReply {
@@ -81,7 +103,7 @@ async fn serve_open(
     let remote = match opened {
         Ok(remote) => remote,
         Err(error) => {
-            let _ = stream.write(&failed(&error)).await;
+            let _ = say(&mut stream, &failed(&error)).await;
             return;
         }
     };
@@ -96,7 +118,7 @@ async fn serve_requests(
     file_system: &Arc<FileSystem>,
     remote: &Remote,
     stream: &mut Stream,
-) -> Result<(), ks_transport::frame::FrameError> {
+) -> Result<(), FrameError> {
     let stamp = remote.stamp();
     let opened = match stamp {
         Ok(stamp) => FileReply::Opened {
@@ -105,13 +127,13 @@ async fn serve_requests(
         },
         Err(error) => failed(&error),
     };
-    stream.write(&opened).await?;
+    say(stream, &opened).await?;
     while let Some(request) = stream.read(MESSAGE_BYTES_MAX).await? {
         let reply = match answer(file_system, remote, request).await {
             Ok(reply) => reply,
             Err(error) => failed(&error),
         };
-        stream.write(&reply).await?;
+        say(stream, &reply).await?;
     }
     Ok(())
 }

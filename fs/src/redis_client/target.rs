@@ -1,11 +1,11 @@
 //! From a `RedisTarget` to a connection: what the URLs mean and how each kind of target is reached.
 //! Every connection speaks RESP3.
-use super::{RedisError, RedisTarget, translate};
+use super::{RedisError, RedisTarget, VERSION_NEEDED, translate};
 use ks_transport::pool::Peer;
 use redis::aio::MultiplexedConnection;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
     ProtocolVersion, RedisConnectionInfo,
 };
 use std::fmt;
@@ -89,12 +89,32 @@ impl Endpoint {
                 })
             }
         };
-        made.map_err(|error| match translate(error) {
+        made.map_err(|error| self.refusal(error))
+    }
+
+    /// Why there is no connection, and what to do.
+    fn refusal(&self, error: redis::RedisError) -> RedisError {
+        if error.kind() == ErrorKind::RESP3NotSupported {
+            return RedisError::TooOld {
+                found: format!("{self}, a version without RESP3"),
+                needed: VERSION_NEEDED,
+            };
+        }
+        match translate(error) {
             RedisError::Lost(text) => RedisError::Unreachable(format!("{self}: {text}")),
+            RedisError::Refused(text) if asks_for_password(&text) => RedisError::Refused(format!(
+                "{self} wants a password, or another one; give it in the URL: redis://:PASSWORD@HOST:PORT ({text})"
+            )),
             RedisError::Refused(text) => RedisError::Refused(format!("{self}: {text}")),
             other => other,
-        })
+        }
     }
+}
+
+fn asks_for_password(refusal: &str) -> bool {
+    ["NOAUTH", "WRONGPASS", "AuthenticationFailed"]
+        .iter()
+        .any(|code| refusal.contains(code))
 }
 
 fn direct(info: ConnectionInfo) -> Result<Endpoint, RedisError> {

@@ -16,7 +16,7 @@ const RESTART_FIRST: Duration = Duration::from_millis(100);
 /// The longest wait before a restart.
 const RESTART_LONGEST: Duration = Duration::from_secs(5);
 /// A child that lived so long starts over with the first wait.
-const LIVED_LONG: Duration = Duration::from_secs(30);
+const LIVED_LONG: Duration = Duration::from_secs(3);
 
 /// What the thread and its owner share.
 pub(super) struct Supervisor {
@@ -46,6 +46,7 @@ pub(super) fn start(files: Files) -> std::io::Result<Arc<Supervisor>> {
         .spawn(move || {
             match shared.spawn(&files) {
                 Ok(child) => {
+                    super::syncing::start(shared.clone(), &files);
                     let _ = started.send(Ok(()));
                     shared.supervise(child, &files);
                 }
@@ -127,7 +128,7 @@ impl Supervisor {
     }
 
     /// Sleeps; true when it is time to end.
-    fn pause(&self, wait: Duration) -> bool {
+    pub(super) fn pause(&self, wait: Duration) -> bool {
         let waited = self
             .changed
             .wait_timeout_while(self.locked(), wait, |state| !state.ending);

@@ -96,20 +96,39 @@ impl Store {
             }
             Err(error) => return Err(self.io(path)(error)),
         };
-        self.attributes_of(&file, inode)
-            .and_then(|()| self.times_of(&file, inode))
-            .map_err(self.io(path))?;
-        let stat = rustix::fs::fstat(&file).map_err(|error| self.io(path)(error.into()))?;
+        match self.name_as(&file, ino, inode, is_written, is_new) {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                // A file that does not say what it is would be in the way of every later one of that name.
+                if is_new && let Err(left) = self.root.unlink(path, false) {
+                    tracing::warn!(%path, error = %left, "a file that could not be made whole is left behind");
+                }
+                Err(self.io(path)(error))
+            }
+        }
+    }
+
+    /// The attributes of a file that was made or emptied, and the `user.ks` that says which it is.
+    fn name_as(
+        &self,
+        file: &File,
+        ino: Ino,
+        inode: &Inode,
+        is_written: bool,
+        is_new: bool,
+    ) -> io::Result<()> {
+        self.attributes_of(file, inode)?;
+        self.times_of(file, inode)?;
+        let stat = rustix::fs::fstat(file)?;
         let mut meta = meta_from(ino, inode, &stat);
         if is_written {
             meta.size = DIRTY_SIZE;
         }
-        match is_new {
-            true => meta::write_on(&file, stat.st_ino, self.new_tag(Some(meta)))
-                .map_err(self.io(path))?,
-            false => self.set_meta(&file, &meta)?,
+        if is_new {
+            return meta::write_on(file, stat.st_ino, self.new_tag(Some(meta)));
         }
-        Ok(file)
+        let _guard = self.meta_lock(ino);
+        self.write_meta(file, &meta)
     }
 
     /// Opens the plain file at `path` when it is inode `ino` (by `user.ks`).
@@ -419,6 +438,7 @@ impl Store {
                     {
                         meta::clear(&file).map_err(self.io(&aside))?;
                     }
+                    self.note_conflict(&aside);
                     return Ok(aside);
                 }
                 Err(error) if is(&error, Errno::EXIST) => continue,

@@ -248,6 +248,16 @@ impl Store {
         Ok(partial)
     }
 
+    /// A block map that cannot be believed; one that is not there is nothing to speak of.
+    fn note_damaged_map(&self, ino: Ino, version: u64) {
+        let map = std::fs::read(with_suffix(&self.partial_path(ino, version), ".map"));
+        if map.is_ok_and(|bytes| decode_map(&bytes).is_none()) {
+            self.note_thrown_away(format!(
+                "the block map of inode {ino}, version {version}, which was here in part,"
+            ));
+        }
+    }
+
     fn load_partial(&self, key: &ContentKey, path: &Path) -> Result<Partial, StoreError> {
         let map = read_map(path).filter(|(found, _)| found == key);
         let length = std::fs::symlink_metadata(path).map(|found| found.len());
@@ -257,7 +267,10 @@ impl Store {
             || std::fs::symlink_metadata(&tree_path).is_ok_and(|found| found.len() == tree_bytes);
         let map = match map {
             Some((_, map)) if length.is_ok_and(|len| len == key.size) && is_tree_whole => map,
-            _ => {
+            found => {
+                if found.is_none() {
+                    self.note_damaged_map(key.ino, key.version);
+                }
                 remove_files(path);
                 GroupMap::new(key.size)
             }
@@ -326,7 +339,12 @@ impl Store {
                 Some((key, map)) if (key.ino, key.version) == (ino, version) => {
                     found.push((key, map.had_bytes()));
                 }
-                _ => self.discard(ino, version),
+                found => {
+                    if found.is_none() {
+                        self.note_damaged_map(ino, version);
+                    }
+                    self.discard(ino, version);
+                }
             }
         }
         found

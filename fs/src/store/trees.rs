@@ -1,7 +1,9 @@
 //! BLAKE3 outboards by hash, under `.ks/trees/ab/<hash>`.
 //!
-//! Always: a tree has its name only when it is whole, and is not used when its length or its root pair does not fit the hash;
-//! then it is computed again from the file. Contents of one 16 KiB group or less have no tree.
+//! Always: a tree has its name only when it is whole, and is not used when its length or its root pair does not fit the hash,
+//! nor, up to [`CHECKED_BYTES`], when any pair does not fit the one above it; then it is computed again from the file. Of a larger
+//! tree that is damaged further down, who receives the blocks finds out, and `ks verify` and the scrub make it anew. Contents of
+//! one 16 KiB group or less have no tree.
 use super::blobs::by_hash;
 use super::{Store, StoreError, io_at, state};
 use crate::record::Hash;
@@ -14,8 +16,12 @@ use std::sync::Arc;
 
 /// Trees up to this length are given as memory, longer ones as open files.
 const IN_MEMORY_BYTES: u64 = 64 * 1024;
+/// Trees up to this length (of files up to 256 MiB) are checked whole when they are loaded, which takes a millisecond or two.
+const CHECKED_BYTES: u64 = 1024 * 1024;
 /// An inner node: the hashes of its two children.
 const PAIR_BYTES: usize = 64;
+/// What one leaf of a tree stands for.
+const GROUP_BYTES: u64 = 16 * 1024;
 
 impl Store {
     /// The tree of a content of `size` bytes; `None` when it is not here or damaged (its length or root is wrong).
@@ -28,17 +34,33 @@ impl Store {
         if file.metadata().ok()?.len() != length {
             return None;
         }
-        let mut root = [0; PAIR_BYTES];
-        file.read_exact_at(&mut root, 0).ok()?;
-        if !is_root_of(&root, hash) {
+        let is_checked = length <= CHECKED_BYTES;
+        let mut looked_at = vec![
+            0;
+            if is_checked {
+                length as usize
+            } else {
+                PAIR_BYTES
+            }
+        ];
+        file.read_exact_at(&mut looked_at, 0).ok()?;
+        let is_sound = match is_checked {
+            true => is_sound(&looked_at, size.div_ceil(GROUP_BYTES), hash),
+            false => merged(&looked_at, hash, true).is_some(),
+        };
+        if !is_sound {
+            tracing::warn!(hash = %hex::encode(hash), "a hash tree is damaged; it is computed again");
             return None;
         }
-        if length > IN_MEMORY_BYTES {
-            return Some(Outboard::File(Arc::new(file)));
-        }
-        let mut whole = vec![0; length as usize];
-        file.read_exact_at(&mut whole, 0).ok()?;
-        Some(Outboard::Memory(whole.into()))
+        Some(match length > IN_MEMORY_BYTES {
+            true => Outboard::File(Arc::new(file)),
+            false => Outboard::Memory(looked_at.into()),
+        })
+    }
+
+    /// Something stands where the tree should be, whatever it is worth.
+    pub(super) fn has_tree_file(&self, hash: &Hash) -> bool {
+        self.tree_path(hash).exists()
     }
 
     /// Keeps a tree (nothing to keep when it is empty). Not synced: a damaged one is computed again.
@@ -104,14 +126,41 @@ fn in_its_directory(path: &Path, act: impl Fn() -> std::io::Result<()>) -> std::
     }
 }
 
-/// Whether the two child hashes make up the root hash.
-fn is_root_of(pair: &[u8; PAIR_BYTES], hash: &Hash) -> bool {
-    let (left, right) = pair.split_at(PAIR_BYTES / 2);
-    let (Ok(left), Ok(right)) = (left.try_into(), right.try_into()) else {
-        return false;
+/// Whether every pair of a tree over `groups` leaves fits the one above it, and the first one the hash. A pair stands before
+/// those of its left half, and they before those of its right half.
+fn is_sound(outboard: &[u8], groups: u64, hash: &Hash) -> bool {
+    let mut rest = outboard;
+    let mut expected = vec![(groups, *hash)];
+    while let Some((groups, hash)) = expected.pop() {
+        if groups <= 1 {
+            continue;
+        }
+        let is_root = rest.len() == outboard.len();
+        let Some((pair, after)) = rest.split_at_checked(PAIR_BYTES) else {
+            return false;
+        };
+        let Some((left, right)) = merged(pair, &hash, is_root) else {
+            return false;
+        };
+        rest = after;
+        // The largest power of two that leaves something for the right half.
+        let left_groups = groups.next_power_of_two() / 2;
+        expected.push((groups - left_groups, right));
+        expected.push((left_groups, left));
+    }
+    rest.is_empty()
+}
+
+/// The two child hashes of a pair, where they make up `hash`.
+fn merged(pair: &[u8], hash: &Hash, is_root: bool) -> Option<(Hash, Hash)> {
+    use blake3::hazmat::{Mode, merge_subtrees_non_root, merge_subtrees_root};
+    let (left, right) = pair.split_at_checked(PAIR_BYTES / 2)?;
+    let (left, right): (Hash, Hash) = (left.try_into().ok()?, right.try_into().ok()?);
+    let found = match is_root {
+        true => *merge_subtrees_root(&left, &right, Mode::Hash).as_bytes(),
+        false => merge_subtrees_non_root(&left, &right, Mode::Hash),
     };
-    blake3::hazmat::merge_subtrees_root(&left, &right, blake3::hazmat::Mode::Hash).as_bytes()
-        == hash
+    (found == *hash).then_some((left, right))
 }
 
 #[cfg(test)]
@@ -149,6 +198,12 @@ mod tests {
             damaged[3] ^= 1;
             std::fs::write(&path, &damaged).unwrap();
             assert!(store.tree(&hash, size).is_none(), "wrong root");
+            for position in [outboard.len() / 2, outboard.len() - 1] {
+                let mut damaged = outboard.clone();
+                damaged[position] ^= 1;
+                std::fs::write(&path, &damaged).unwrap();
+                assert!(store.tree(&hash, size).is_none(), "wrong at {position}");
+            }
             std::fs::write(&path, &outboard[..outboard.len() - 1]).unwrap();
             assert!(store.tree(&hash, size).is_none(), "cut off");
             store.put_tree(&hash, &outboard).unwrap();

@@ -39,6 +39,22 @@ pub fn hash_file(file: &File, size: u64) -> io::Result<(Hash, Vec<u8>)> {
     })
 }
 
+/// The same of `size` bytes that `read` gives, one piece after the other (offset, room), at its own pace.
+///
+/// Ends with `read`'s first error. Pieces are at most 1 MiB, and begin at multiples of 16 KiB.
+pub fn hash_pieces(
+    size: u64,
+    read: impl FnMut(u64, &mut [u8]) -> io::Result<()> + Send,
+) -> io::Result<(Hash, Vec<u8>)> {
+    let read = Mutex::new(read);
+    hash_with(size, 1, |offset, buffer| {
+        let mut read = read
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        (*read)(offset, buffer)
+    })
+}
+
 /// Hashes bytes in memory.
 pub fn hash_bytes(data: &[u8]) -> (Hash, Vec<u8>) {
     let read = |offset: u64, buffer: &mut [u8]| {

@@ -24,8 +24,9 @@ const SEND_WINDOW_BYTES: u64 = 4 << 20;
 const SEND_WINDOW_BYTES_MAX: u64 = 32 << 20;
 /// What one connection may fill of a long path, in bytes a second.
 const PATH_BYTES_PER_SECOND: f64 = 1.25e9;
-/// Streams a peer may have open at once in one connection.
-const STREAMS_MAX: u32 = 1024;
+/// Streams a peer may have open at once in one connection. More than any service takes: a service that is full says
+/// so, while here a peer waits in silence until its deadline.
+const STREAMS_MAX: u32 = 8192;
 /// What every path carries.
 const MTU_MIN: u16 = 1200;
 /// The largest UDP payload there is, less a little for headers: jumbo links and loopback use it.

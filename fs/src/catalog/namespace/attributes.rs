@@ -137,6 +137,24 @@ pub fn publish(
     })
 }
 
+/// The MD5 of a version, in its record; nothing where it has another version by now.
+pub fn set_md5(known: &Known, ino: Ino, version: u64, md5: Md5) -> Result<Plan<()>, Stop> {
+    let mut change = Transaction::default();
+    if let Some(record) = known.record(ino)?
+        && record.inode.version == version
+        && record.inode.md5 != Some(md5)
+    {
+        let mut inode = (*record.inode).clone();
+        inode.md5 = Some(md5);
+        expect_record(&mut change, ino, record);
+        set_inode(&mut change, ino, &inode);
+    }
+    Ok(Plan {
+        transaction: change,
+        value: (),
+    })
+}
+
 /// The hash of a version, computed after it was published; nothing where another version is current by now.
 pub fn set_hash(known: &Known, ino: Ino, version: u64, hash: Hash) -> Result<Plan<()>, Stop> {
     let mut change = Transaction::default();

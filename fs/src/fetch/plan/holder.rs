@@ -9,6 +9,8 @@ pub const FAILURES_GIVE_UP: u32 = 5;
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 /// Longest pause after failures.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// A holder that is known to be away is left alone for so long.
+const AWAY_PAUSE: Duration = Duration::from_secs(1);
 /// What is assumed of a holder that has not been measured, bytes a second: enough that everyone is tried.
 const RATE_ASSUMED: f64 = 400e6;
 /// What is assumed of the time to the first byte before it was measured.
@@ -21,6 +23,8 @@ const MEASURE: Duration = Duration::from_millis(20);
 pub enum Failure {
     /// Not reachable, or the connection was lost.
     Gone(String),
+    /// Known to be away: nobody counts on it, until it is asked again and answers.
+    Away(String),
     /// Sent nothing for too long.
     Stalled(String),
     /// Has no time now.
@@ -40,6 +44,7 @@ impl Failure {
     pub fn text(&self) -> &str {
         match self {
             Failure::Gone(text)
+            | Failure::Away(text)
             | Failure::Stalled(text)
             | Failure::Busy(text)
             | Failure::Refused(text)
@@ -153,6 +158,10 @@ impl Holder {
             Failure::Local(_) => return false,
             Failure::Corrupt(_) | Failure::Changed(_) | Failure::Refused(_) => self.out = true,
             Failure::Busy(_) => self.suspend(now),
+            Failure::Away(_) => {
+                self.consecutive_failures = self.consecutive_failures.max(FAILURES_GIVE_UP);
+                self.suspended_until = self.suspended_until.max(now + AWAY_PAUSE);
+            }
             Failure::Gone(_) | Failure::Stalled(_) => {
                 // Requests that fail together are one failure.
                 if self.suspended_until <= now {

@@ -40,6 +40,8 @@ struct Peer {
     bytes_per_ms: u64,
     /// From when to when requests fail with "gone".
     gone: Option<(u64, u64)>,
+    /// From when to when requests fail, as it is known to be away.
+    away: Option<(u64, u64)>,
     /// From when on it sends nothing.
     stalls_at: Option<u64>,
     /// The offset whose bytes it sends wrong.
@@ -52,6 +54,7 @@ impl Peer {
         Self {
             bytes_per_ms,
             gone: None,
+            away: None,
             stalls_at: None,
             lies_at: None,
             refuses: None,
@@ -208,13 +211,16 @@ impl World {
             .filter(|(_, sent)| sent.holder == holder)
             .map(|(&id, _)| id)
             .collect();
-        let gone = peer
-            .gone
-            .is_some_and(|(from, to)| (from..to).contains(&self.now_ms));
+        let during = |time: Option<(u64, u64)>| {
+            time.is_some_and(|(from, to)| (from..to).contains(&self.now_ms))
+        };
+        let (gone, away) = (during(peer.gone), during(peer.away));
         let stalled = peer.stalls_at.is_some_and(|at| self.now_ms >= at);
         for request in requests {
             if gone {
                 self.fail(request, Failure::Gone("gone".into()));
+            } else if away {
+                self.fail(request, Failure::Away("away".into()));
             } else if let Some(failure) = &peer.refuses {
                 self.fail(request, failure.clone());
             } else if stalled || budget == 0 {
@@ -328,6 +334,27 @@ fn a_holder_that_is_gone_for_a_second_is_waited_for() {
 }
 
 #[test]
+fn a_holder_that_is_away_is_left_at_once_and_serves_again_when_it_is_back() {
+    let mut peer = Peer::good(100_000);
+    peer.away = Some((0, 3_000));
+    let mut world = World::new(64 * MIB, vec![peer.clone()], 64 * MIB);
+    world.demand(1, 0..MIB);
+    world.run_until_idle(100);
+    assert!(world.failed.contains(&1) && world.now_ms < 10);
+    while world.now_ms < 4_100 {
+        world.step();
+    }
+    world.demand(2, 0..MIB);
+    world.run_until_idle(100);
+    assert!(!world.failed.contains(&2), "it is back");
+
+    let mut world = World::new(64 * MIB, vec![peer, Peer::good(100_000)], 64 * MIB);
+    world.demand(1, 0..MIB);
+    world.run_until_idle(1_000);
+    assert!(world.failed.is_empty() && world.now_ms < 50);
+}
+
+#[test]
 fn a_stalled_holder_is_left_for_the_next() {
     let mut stalled = Peer::good(100_000);
     stalled.stalls_at = Some(1);
@@ -374,6 +401,7 @@ fn nobody_holds_it() {
 fn peer() -> impl Strategy<Value = Peer> {
     let rate = prop::sample::select(vec![2_000u64, 20_000, 200_000]);
     let gone = prop::option::weighted(0.3, (0u64..300, 1u64..4_000));
+    let away = prop::option::weighted(0.2, (0u64..300, 1u64..4_000));
     let stalls = prop::option::weighted(0.2, 0u64..300);
     let lies = prop::option::weighted(0.2, 0u64..16 * MIB);
     let refuses = prop::option::weighted(
@@ -384,10 +412,11 @@ fn peer() -> impl Strategy<Value = Peer> {
             Failure::Busy("busy".into()),
         ]),
     );
-    (rate, gone, stalls, lies, refuses).prop_map(
-        |(bytes_per_ms, gone, stalls_at, lies_at, refuses)| Peer {
+    (rate, gone, away, stalls, lies, refuses).prop_map(
+        |(bytes_per_ms, gone, away, stalls_at, lies_at, refuses)| Peer {
             bytes_per_ms,
             gone: gone.map(|(from, long)| (from, from + long)),
+            away: away.map(|(from, long)| (from, from + long)),
             stalls_at,
             lies_at,
             refuses,
@@ -408,7 +437,7 @@ proptest! {
     ) {
         let size = 16 * MIB + 12_345;
         let honest = peers.iter().any(|p| {
-            p.gone.is_none() && p.stalls_at.is_none() && p.lies_at.is_none() && p.refuses.is_none()
+            p.gone.is_none() && p.away.is_none() && p.stalls_at.is_none() && p.lies_at.is_none() && p.refuses.is_none()
         });
         let mut world = World::new(size, peers, memory);
         let mut reads = reads;

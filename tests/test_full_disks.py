@@ -1,0 +1,93 @@
+"""A disk that is full, at a file's home and at a node that fetches: what was acknowledged stays, readers go on, and
+when there is space again everything works."""
+
+import hashlib
+import json
+
+import pytest
+
+from harness.data import MIB, noise
+
+DISK_MIB = 48
+LARGE_BYTES = 80 * MIB
+
+
+@pytest.fixture
+def cluster(make_cluster):
+    """Three nodes; the third one's data directory is a small disk of its own."""
+    cluster = make_cluster(3)
+    cluster[3].exec(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "small", cluster[3].datadir])
+    cluster[1].put("large", noise(LARGE_BYTES, seed=3))
+    return cluster.start()
+
+
+# Fills the disk, and says which files were closed without an error and how it ended.
+FILL = """
+    import errno, hashlib
+    from os import urandom
+    kept, size = {{}}, 1 << 20
+    ended = None
+    began = time.monotonic()
+    for number in range({count}):
+        path = f"{directory}/{{number}}"
+        data = urandom(size)
+        try:
+            with open(path, "{mode}") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            kept[path] = hashlib.sha256(data).hexdigest()
+        except OSError as error:
+            ended = errno.errorcode[error.errno]
+            break
+    reply([kept, ended, time.monotonic() - began])
+"""
+CHECK = """
+    import hashlib
+    kept = json.load(open({file!r}))
+    reply([path for path, digest in kept.items() if hashlib.sha256(open(path, "rb").read()).hexdigest() != digest])
+"""
+
+
+def wrong(cluster, node, kept):
+    file = cluster[1].home / "kept.json"
+    file.write_text(json.dumps(kept))
+    return node.ask(CHECK.format(file=str(file)), timeout=120)
+
+
+@pytest.mark.parametrize("writer", [3, 1], ids=["where it runs", "from another node"])
+def test_the_disk_of_the_home_is_full(cluster, writer):
+    names = " ".join(f"/ks/full/{number}" for number in range(2 * DISK_MIB))
+    # Made on the node with the small disk: that is their home.
+    cluster[3].shell(f"mkdir /ks/full; touch {names}")
+    fill = FILL.format(directory="/ks/full", count=2 * DISK_MIB, mode="r+b")
+    kept, ended, seconds = cluster[writer].ask(fill, timeout=170)
+    assert ended == "ENOSPC" and len(kept) > DISK_MIB / 2, (ended, len(kept))
+    for node in cluster.nodes:
+        assert wrong(cluster, node, kept) == []
+    # Other nodes' files can be written and read, here too; and there is space again when something goes.
+    cluster[1].shell("echo fine >/ks/fine")
+    assert cluster[3].exec(["cat", "/ks/fine"]).text == "fine\n"
+    gone = [path for path in kept if int(path.rsplit("/", 1)[1]) % 2]
+    cluster[2].exec(["rm", *gone])
+    rest = {path: digest for path, digest in kept.items() if path not in gone}
+    cluster[3].shell("for try in $(seq 40); do head -c 1M /dev/zero >/ks/full/new && exit; sleep 0.5; done; exit 1")
+    for node in cluster.nodes:
+        assert wrong(cluster, node, rest) == []
+        assert node.exec(["stat", "-c", "%s", "/ks/full/new"]).text == f"{MIB}\n"
+    print(f"\nfault disk full at home: {len(kept)} MiB acknowledged, bytes lost 0, ENOSPC after {seconds:.1f} s")
+
+
+def test_the_disk_of_a_node_that_fetches_is_full(cluster):
+    """It reads a file that is larger than its disk, again and again, and keeps what it can."""
+    cluster[3].shell("mkdir /ks/own; head -c 4M /dev/urandom >/ks/own/file")
+    own = cluster[3].exec(["sha256sum", "/ks/own/file"]).text
+    expected = hashlib.sha256(noise(LARGE_BYTES, seed=3)).hexdigest()
+    for _ in range(2):
+        assert expected in cluster[3].exec(["sha256sum", "/ks/large"], timeout=100).text
+    for number in range(6):
+        cluster[1].shell(f"head -c 20M /dev/urandom >/ks/more{number}")
+        sums = [node.exec(["sha256sum", f"/ks/more{number}"], timeout=100).text for node in (cluster[1], cluster[3])]
+        assert sums[0] == sums[1]
+    assert cluster[3].exec(["sha256sum", "/ks/own/file"]).text == own
+    assert cluster[1].exec(["sha256sum", "/ks/own/file"]).text == own

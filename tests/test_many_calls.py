@@ -1,0 +1,60 @@
+"""Many calls at once: sending them and hearing of their ends takes a time that grows with their number and no faster,
+and the client's memory stays bounded."""
+
+import pytest
+
+SHORT, LONG = 10_000, 100_000
+PARTS = 5
+MEMORY_MAX_MIB = 300
+# Of the slowest part to the median one, on a machine that does other things, too.
+RATIO_MAX = 3.0
+
+# Sends all calls before any can run, then lets them run; both in equal parts, each timed.
+MANY = """
+    import resource
+    count, parts = {count}, {parts}
+    gate = "/ks/many-gate"
+    open(gate, "w").close()
+    def wait_for_gate(path):
+        import os, time
+        while os.path.exists(path):
+            time.sleep(0.05)
+    blockers = [c.call(wait_for_gate, gate, _no_route_data=True) for _ in range({workers})]
+    time.sleep(1)
+    def add(number):
+        return number + 1
+    jobs, sending = [], []
+    for part in range(parts):
+        began = time.monotonic()
+        jobs += [c.call(add, number) for number in range(part * count // parts, (part + 1) * count // parts)]
+        c.ping()
+        sending.append(time.monotonic() - began)
+    waiting = sum(not job.done() for job in jobs)
+    os.unlink(gate)
+    ending = []
+    right = 0
+    for part in range(parts):
+        began = time.monotonic()
+        for number in range(part * count // parts, (part + 1) * count // parts):
+            right += jobs[number].result(timeout=100) == number + 1
+        ending.append(time.monotonic() - began)
+    memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    reply([waiting, right, sending, ending, memory_mib])
+"""
+
+
+@pytest.mark.long_timeout(900)
+def test_many_queued_calls(make_cluster, long_run):
+    cluster = make_cluster(2).start(workers=2)
+    count = LONG if long_run else SHORT
+    code = MANY.format(count=count, parts=PARTS, workers=4)
+    waiting, right, sending, ending, memory_mib = cluster[1].ask(code, timeout=800 if long_run else 150)
+    rates = [f"{count / PARTS / seconds:.0f}" for seconds in (*sending, *ending)]
+    print(
+        f"\n{count} queued calls: sent at {', '.join(rates[:PARTS])}/s, ended at {', '.join(rates[PARTS:])}/s; "
+        f"client {memory_mib:.0f} MiB"
+    )
+    assert waiting == right == count
+    assert memory_mib < MEMORY_MAX_MIB
+    for parts in (sending, ending):
+        assert max(parts) < RATIO_MAX * sorted(parts)[PARTS // 2], parts
