@@ -416,10 +416,10 @@ impl<'r> Naming<'r> {
         let key = format!("ks:i:{ino}").into_bytes();
         self.write(vec![vec![b"SET".to_vec(), key, bytes.clone()]])
             .await?;
-        let ms = u64::try_from(now() / 1_000_000).unwrap_or(0);
+        // What others know of it, and bring later, counts more.
         let entry = Journaled {
             ino,
-            stand: Stand(ms.max(self.shape.last.0), 0, 0),
+            stand: Stand::HEARSAY,
             what: What::Record(bytes),
         };
         let appended = self.of.journal.append(&[entry]);
