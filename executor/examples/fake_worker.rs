@@ -48,6 +48,7 @@ fn main() {
     while let Ok(Some(frame)) = segments::read(&mut socket) {
         match frames::header(&frame).expect("a message") {
             ToWorker::Exit => return,
+            ToWorker::Forget => {}
             ToWorker::Run {
                 job,
                 name,
@@ -67,6 +68,7 @@ fn main() {
                     outcome,
                     run_us: begun.elapsed().as_micros() as u64,
                     cpu_us: 0,
+                    kept: None,
                 };
                 send(&mut socket, &ended, segments);
             }

@@ -249,6 +249,15 @@ pub struct MountArgs {
         id = "memory-limit"
     )]
     pub memory_limit: Size,
+    /// Memory (tmpfs) for values that are kept; what does not fit stands on the disk. 0: all does; a share is of the machine's memory
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "KS_MEMORY_TIER",
+        default_value = "25%",
+        id = "memory-tier"
+    )]
+    pub memory_tier: Size,
     /// A node that would have to fetch more than this may not run a call
     #[arg(
         long,

@@ -129,6 +129,7 @@ impl Node {
     async fn build_floors(options: MountArgs, foundation: &Foundation) -> anyhow::Result<Self> {
         let store = foundation.store.clone();
         let space = store.space().context("the data directory's disk")?;
+        open_memory(&store, options.memory_tier);
         let fs_options = FileSystemOptions {
             datadir: store.datadir().to_owned(),
             node_name: foundation.name.clone(),
@@ -459,6 +460,18 @@ impl Foundation {
             free_bytes: space.free,
             total_bytes: space.total,
         })
+    }
+}
+
+/// The memory tier; a node without one keeps values on its disk.
+fn open_memory(store: &Store, limit: Size) {
+    let machine = rustix::system::sysinfo();
+    let machine_bytes = machine.totalram as u64 * u64::from(machine.mem_unit);
+    let parent = Path::new(ks_fs::store::memory::PARENT);
+    // In a container that file system may be much smaller than the machine's memory.
+    let room_bytes = rustix::fs::statvfs(parent).map_or(0, |found| found.f_blocks * found.f_frsize);
+    if let Err(error) = store.open_memory(parent, limit.of(machine_bytes).min(room_bytes)) {
+        tracing::warn!(%error, "there is no memory tier: values are kept on the disk");
     }
 }
 

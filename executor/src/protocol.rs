@@ -103,9 +103,59 @@ pub struct Call {
     /// Whether output and log lines are sent back as they happen.
     #[serde(default = "yes")]
     pub intermediate_results: bool,
+    /// All of its output must arrive: it is slowed down where that cannot be passed on, in place of being cut.
+    #[serde(default)]
+    pub paced: bool,
     /// The interpreter's name; `None`: the default one.
     #[serde(default)]
     pub python: Option<String>,
+    /// Values that are kept on nodes, which its arguments refer to.
+    #[serde(default)]
+    pub kept: Vec<KeptValue>,
+    /// `_keep`: its result stays where it is made, as this.
+    #[serde(default)]
+    pub keep: Option<KeepAs>,
+}
+
+/// A kept value that a call uses: the client says which, the accepting node which file it is, the executing one where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptValue {
+    /// 32 hex digits.
+    pub id: String,
+    /// BLAKE3 of its file, 32 bytes.
+    #[serde(default)]
+    pub hash: ByteBuf,
+    /// Bytes of its file.
+    #[serde(default)]
+    pub size: u64,
+    /// Its file on the node that says so.
+    #[serde(default)]
+    pub path: Option<ByteBuf>,
+}
+
+/// As what a value is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepAs {
+    /// 32 hex digits.
+    pub id: String,
+    /// What it belongs to: a pool; may be empty.
+    #[serde(default)]
+    pub group: String,
+    /// For people: its key.
+    #[serde(default)]
+    pub name: String,
+    /// It goes only when it is deleted; else also when it was not used for as long as results are kept.
+    #[serde(default)]
+    pub forever: bool,
+}
+
+/// The file of a value that is to be kept, written where the node keeps such.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptFile {
+    /// BLAKE3, 32 bytes.
+    pub hash: ByteBuf,
+    /// Bytes.
+    pub size: u64,
 }
 fn default_queue() -> String {
     "default".into()
@@ -225,6 +275,30 @@ pub enum Ask {
         /// Begins one first, where none is under way.
         begin: bool,
     },
+    /// Keeps values whose files the client (on this machine) has written where the node keeps such; answered by `Done`.
+    Keep {
+        /// As what, and which file.
+        values: Vec<(KeepAs, KeptFile)>,
+    },
+    /// Brings kept values to this node; answered by `Kept`, with paths.
+    Kept {
+        /// Which.
+        ids: Vec<String>,
+    },
+    /// Answered by `KeptGroup`: the values of a group.
+    KeptGroup {
+        /// Which.
+        group: String,
+    },
+    /// These values are not needed any more; answered by `Forgotten`.
+    Forget {
+        /// Which.
+        #[serde(default)]
+        ids: Vec<String>,
+        /// And all of these groups.
+        #[serde(default)]
+        groups: Vec<String>,
+    },
     /// Answered by `Pong`.
     Ping,
     /// Ends the node in order (what `ks umount` says).
@@ -281,6 +355,9 @@ pub enum Answer {
         /// Addresses (`host:port`) of the other nodes that live: where a client goes on when this one dies.
         #[serde(default)]
         peers: Vec<String>,
+        /// Where clients on this machine write values that are to be kept in memory.
+        #[serde(default)]
+        memory: Option<ByteBuf>,
     },
     /// Every job is recorded, or has ended with the reason why not.
     Accepted,
@@ -313,6 +390,15 @@ pub enum Answer {
     Where(Vec<serde_json::Value>),
     /// A map for each file (and node): path, ok, error, and what the question was about.
     Report(Vec<serde_json::Value>),
+    /// Kept values, which are here now.
+    Kept(Vec<KeptValue>),
+    /// A map each, with id, name, size and nodes.
+    KeptGroup(Vec<serde_json::Value>),
+    /// So many values were there.
+    Forgotten {
+        /// How many.
+        count: u64,
+    },
     /// It is done.
     Done,
     /// The node is there.
@@ -450,7 +536,15 @@ pub enum ToWorker {
         mountpoint_to: ByteBuf,
         /// Whether log records are wanted.
         intermediate_results: bool,
+        /// The kept values that its arguments refer to, with their paths.
+        #[serde(default)]
+        kept: Vec<KeptValue>,
+        /// Its result stays here, as this.
+        #[serde(default)]
+        keep: Option<KeepAs>,
     },
+    /// A kept value was removed: what maps files that are gone is to be let go.
+    Forget,
     /// Finish and exit.
     Exit,
 }
@@ -490,5 +584,8 @@ pub enum FromWorker {
         run_us: u64,
         /// Processor time of it.
         cpu_us: u64,
+        /// The file of its result, where that is to be kept here.
+        #[serde(default)]
+        kept: Option<KeptFile>,
     },
 }

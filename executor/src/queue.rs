@@ -11,6 +11,7 @@ use redis::Value;
 use std::time::Duration;
 
 mod answer;
+pub mod kept;
 pub mod record;
 
 use answer::{bytes, fields, integer, list, parse_claims, parse_listed, parse_submitted, text};
@@ -242,6 +243,7 @@ struct Scripts {
     reap: Script,
     cancel: Script,
     attach: Script,
+    kept: kept::KeptScripts,
 }
 
 macro_rules! script {
@@ -264,6 +266,7 @@ impl Scripts {
             reap: script!("queue/reap.lua"),
             cancel: script!("queue/cancel.lua"),
             attach: script!("queue/attach.lua"),
+            kept: kept::KeptScripts::new(),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Who takes part: `session` hands in what clients ask; `queue` is the shared truth in Redis; `worker` runs Python; peers
 //! bring updates to where callers wait (`links`). The rooms: `accept` (a client's calls), `board` (what is claimed here and
-//! who is free), `run` (from claim to end), `callers` (who waits here), `tend` (the background), `payload`, `functions`.
+//! who is free), `run` (from claim to end), `callers` (who waits here), `tend` (the background), `kept`, `payload`, `functions`.
 //! What always holds: a job ends exactly once (`queue`), and its caller hears of it: from the executing node at once, or
 //! from the record, which is looked at when a message may have been lost.
 //! Not for files: which nodes hold what is asked of ks-fs.
@@ -27,7 +27,9 @@ use tokio::sync::Notify;
 mod accept;
 mod board;
 pub mod callers;
+mod flow;
 mod functions;
+mod kept;
 mod learned;
 mod links;
 mod listing;
@@ -159,6 +161,7 @@ pub struct Executor {
     board: Mutex<board::Board>,
     functions: functions::Functions,
     learned: learned::Learned,
+    used: kept::Used,
     nodes: placement::resolve::Nodes,
     links: links::Links,
     closing: Arc<tend::Closings>,
@@ -211,6 +214,7 @@ impl Executor {
             board: Mutex::new(board::Board::new(options.num_workers, &options.pythons)),
             functions: functions::Functions::default(),
             learned: learned::Learned::default(),
+            used: kept::Used::default(),
             nodes: placement::resolve::Nodes::default(),
             links: links::Links::default(),
             closing: Arc::default(),
@@ -230,6 +234,7 @@ impl Executor {
         });
         executor.queue.subscribe().await?;
         executor.queue.renew().await?;
+        executor.adopt_kept().await?;
         executor.raise_workers();
         let weak = || Arc::downgrade(&executor);
         *executor.tasks.lock().unwrap() = vec![
@@ -264,6 +269,9 @@ impl Executor {
             .into_iter()
             .map(|(queue, length)| (queue, json!(length)))
             .collect();
+        let store = self.fs.store().clone();
+        let kept = tokio::task::spawn_blocking(move || store.kept_usage()).await;
+        let kept = kept.unwrap_or_default();
         let board = self.board.lock().unwrap();
         let workers: Vec<_> = board
             .pools
@@ -288,6 +296,12 @@ impl Executor {
             "queued": queued,
             "workers": workers,
             "interpreters_that_fail": troubles,
+            "kept": {
+                "values": kept.values,
+                "memory_bytes": kept.memory.used_bytes,
+                "memory_limit_bytes": kept.memory.limit_bytes,
+                "disk_bytes": kept.spilled_bytes,
+            },
         })
     }
 
@@ -312,6 +326,7 @@ impl Executor {
         }
         self.workers().iter().for_each(|worker| worker.kill());
         self.settle(SETTLE_WAIT).await;
+        self.leave_kept().await;
         if let Err(error) = self.queue.resign().await {
             tracing::debug!(%error, "the lease cannot be given up; it runs out by itself");
         }

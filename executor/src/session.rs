@@ -190,7 +190,7 @@ async fn serve(
             }
         }
     }
-    session.executor.callers.leave(&session.audience);
+    session.executor.leave(&session.audience);
     let tied = std::mem::take(&mut *session.tied.lock().unwrap());
     if !tied.is_empty()
         && let Err(error) = session.executor.cancel(&tied).await

@@ -8,7 +8,7 @@
 use crate::frames::{self, Decoder};
 use crate::job::StopSignal;
 use crate::outlet::Outlet;
-use crate::protocol::{FromWorker, Outcome, ToWorker};
+use crate::protocol::{FromWorker, KeptFile, Outcome, ToWorker};
 use bytes::Bytes;
 use rustix::process::Signal;
 use std::collections::HashSet;
@@ -58,6 +58,8 @@ pub struct Answered {
     pub run_us: u64,
     /// Processor time of it.
     pub cpu_us: u64,
+    /// The file of its result, where that is to be kept on this node.
+    pub kept: Option<KeptFile>,
     /// The whole frame: `Part::Segment(n)` is `segments[n]`.
     pub segments: Vec<Bytes>,
 }
@@ -83,6 +85,10 @@ pub trait Supervisor: Send + Sync + 'static {
     fn ready(&self, worker: &Arc<Worker>);
     /// It wrote to descriptor 1 or 2; `job`: what it runs, if anything.
     fn wrote(&self, worker: &Arc<Worker>, job: Option<&str>, stream: u8, data: Vec<u8>);
+    /// Whether what `job` writes next is to be read now; else it stays in the pipe, and this is asked again a moment later.
+    fn may_read(&self, _job: &str) -> bool {
+        true
+    }
     /// A record of Python's logging, a `FromWorker::Log`.
     fn logged(&self, worker: &Arc<Worker>, record: FromWorker);
     /// Its call is over.

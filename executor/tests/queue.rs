@@ -1,4 +1,5 @@
 //! The job scripts against a real Redis: claims are atomic, a job ends once, dead nodes' jobs come back, order is kept.
+use ks_executor::queue::kept::NewKept;
 use ks_executor::queue::{
     CancelAnswer, Claimant, Finish, Finished, LEASE, Next, Queue, Standing, Submission,
 };
@@ -423,4 +424,73 @@ async fn spent_blobs_are_listed_once_their_time_has_come() {
     assert_eq!(one.queue.spent_blobs(2_500, 10).await.unwrap(), [[1; 32]]);
     assert_eq!(one.queue.spent_blobs(3_500, 10).await.unwrap(), [[2; 32]]);
     assert!(one.queue.spent_blobs(9_000, 10).await.unwrap().is_empty());
+}
+
+fn kept(number: usize, hash: u8, group: &str) -> NewKept {
+    NewKept {
+        id: id(number),
+        hash: [hash; 32],
+        size_bytes: 7,
+        group: group.into(),
+        name: format!("key {number}"),
+    }
+}
+
+#[tokio::test]
+async fn holders_of_kept_values_are_known_told_and_remembered() {
+    let server = TestRedis::start().await;
+    let (one, two) = (
+        Member::join(&server, 1).await,
+        Member::join(&server, 2).await,
+    );
+    one.queue
+        .keep(&[kept(1, 1, "pool"), kept(2, 2, "pool")], Some(5_000))
+        .await
+        .unwrap();
+    one.queue.keep(&[kept(3, 3, "")], None).await.unwrap();
+    // A value that was replaced or never was is not held.
+    let brought = [(id(1), [1; 32]), (id(2), [9; 32]), (id(8), [8; 32])];
+    assert_eq!(two.queue.hold(&brought, 9_000).await.unwrap(), 1);
+    let ids = [id(1), id(2), id(3), id(8)];
+    let known = two.queue.kept(&ids).await.unwrap();
+    let first = known[0].as_ref().unwrap();
+    assert_eq!(first.holders, [NodeId(1), NodeId(2)]);
+    assert_eq!((first.size_bytes, first.hash), (7, [1; 32]));
+    assert_eq!(known[1].as_ref().unwrap().holders, [NodeId(1)]);
+    assert!(known[3].is_none());
+    assert_eq!(one.queue.kept_group("pool").await.unwrap().len(), 2);
+    let due = one.queue.kept_here(Some(6_000)).await.unwrap();
+    assert_eq!(
+        due.into_iter().collect::<HashSet<_>>(),
+        HashSet::from([id(1), id(2)])
+    );
+    one.queue.prolong_kept(&[id(1)], 8_000).await.unwrap();
+    assert_eq!(one.queue.kept_here(Some(6_000)).await.unwrap(), [id(2)]);
+    assert_eq!(one.queue.kept_for_ever().await.unwrap(), [id(3)]);
+
+    // One holder leaves: the other has it still; the last one is remembered by name.
+    let gone = [id(1), id(2)];
+    assert_eq!(one.queue.leave_kept(&gone, "host1").await.unwrap(), 1);
+    let known = two.queue.kept(&ids).await.unwrap();
+    assert_eq!(known[0].as_ref().unwrap().holders, [NodeId(2)]);
+    let lost = known[1].as_ref().unwrap();
+    assert_eq!(
+        (lost.holders.len(), lost.lost_with.as_deref()),
+        (0, Some("host1"))
+    );
+    assert_eq!(one.queue.kept_group("pool").await.unwrap().len(), 1);
+
+    // What is replaced or forgotten is told to its holders.
+    one.queue
+        .keep(&[kept(1, 7, "pool")], Some(5_000))
+        .await
+        .unwrap();
+    two.hears(&format!("k{}", "01".repeat(32))).await;
+    let known = two.queue.kept(&[id(1)]).await.unwrap().remove(0).unwrap();
+    assert_eq!((known.hash, known.holders), ([7; 32], vec![NodeId(1)]));
+    assert!(two.queue.kept_here(None).await.unwrap().is_empty());
+    assert_eq!(two.queue.forget_kept(&[id(1), id(8)]).await.unwrap(), 1);
+    one.hears(&format!("k{}", "07".repeat(32))).await;
+    assert!(two.queue.kept(&[id(1)]).await.unwrap()[0].is_none());
+    assert!(one.queue.kept_group("pool").await.unwrap().is_empty());
 }

@@ -94,6 +94,8 @@ impl Bench {
             mountpoint_from: None,
             mountpoint_to: b"/ks".to_vec().into(),
             intermediate_results: true,
+            kept: Vec::new(),
+            keep: None,
         };
         self.worker
             .send(ks_executor::frames::frame(&message, Vec::new()));

@@ -1,6 +1,6 @@
 //! A node's data directory: plain files at their own paths, and beside them under `.ks/` what the program needs:
 //! `node` (who this is), `lock`, `partial/` (sparse partial files with their block maps), `trees/` (BLAKE3 outboards by hash),
-//! `blobs/` (payloads by hash), `pins` (files that are kept), `troubles` (what a person must look at), `scrub` (how far the scrub is), `redis/`, `events` (how far the event stream has been applied), `synced` (what is safely on disk).
+//! `blobs/` (payloads by hash), `kept/` (values that are kept and have no room in memory), `pins` (files that are kept), `troubles` (what a person must look at), `scrub` (how far the scrub is), `redis/`, `events` (how far the event stream has been applied), `synced` (what is safely on disk).
 //!
 //! Who takes part: [`Store`] is the directory itself (files, blobs, trees, partials); [`apply`] follows the catalog's events,
 //! [`scan`] finds what is there at start, [`hasher`] hashes, [`source`] serves peers.
@@ -21,6 +21,8 @@ pub(crate) mod check;
 mod confine;
 mod files;
 pub mod hasher;
+pub mod kept;
+pub mod memory;
 pub mod meta;
 pub(crate) mod ordered;
 pub mod partial;
@@ -171,6 +173,9 @@ pub struct Store {
     troubles: Mutex<troubles::Book>,
     contents: source::ContentCache,
     durability: Arc<state::Durability>,
+    memory: OnceLock<memory::MemoryTier>,
+    /// Held while a payload becomes a kept value.
+    keeping: Mutex<()>,
     /// An empty file that takes nothing: the tree of contents that have none.
     nothing: Arc<File>,
     /// Held (flock) for as long as the store is open.
@@ -206,7 +211,7 @@ impl Store {
         state::make_private_directory(&state_dir)?;
         let lock = state::take_lock(datadir, &state_dir)?;
         state::check_xattrs(datadir, &state_dir)?;
-        for name in ["partial", "trees", "blobs"] {
+        for name in ["partial", "trees", "blobs", "kept"] {
             state::make_private_directory(&state_dir.join(name))?;
         }
         let partials = partial::Partials::open(&state_dir.join("partial"))?;
@@ -228,6 +233,8 @@ impl Store {
             troubles: Mutex::new(troubles::Book::open(&state_dir)),
             contents: source::ContentCache::default(),
             durability,
+            memory: OnceLock::new(),
+            keeping: Mutex::default(),
             nothing: Arc::new(nothing.map_err(io_at(null))?),
             _lock: lock,
             datadir: datadir.clone(),

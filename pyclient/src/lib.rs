@@ -39,6 +39,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<connection::Connection>()?;
     module.add_function(wrap_pyfunction!(hash, module)?)?;
     module.add_function(wrap_pyfunction!(blobs::put_blob, module)?)?;
+    module.add_function(wrap_pyfunction!(blobs::put_value, module)?)?;
     module.add_function(wrap_pyfunction!(flush_c_streams, module)?)?;
     module.add_function(wrap_pyfunction!(connection::connect_unix, module)?)?;
     module.add_function(wrap_pyfunction!(connection::connect_quic, module)?)?;

@@ -187,6 +187,11 @@ class WorkerProcess:
             "mountpoint_from": call.get("mountpoint"),
             "mountpoint_to": self.node.worker_mountpoint,
             "intermediate_results": call.get("intermediate_results", True),
+            "kept": [
+                {**value, "path": self.node.kept_path(value["id"]), "size": 0, "hash": b""}
+                for value in call.get("kept", [])
+            ],
+            "keep": call.get("keep"),
         }
         stop = threading.Event()
         pump = None
@@ -219,6 +224,8 @@ class WorkerProcess:
             stop.set()
             pump.join()
         self.current = None
+        if body["kept"] is not None:
+            self.node.keep(call["keep"], body["kept"])
         self.ended(submitted, body["outcome"], frame[1:], body["run_us"])
 
     @staticmethod
@@ -272,6 +279,34 @@ class NodeSession:
         if self.node.mute:
             return
         self.reply(request, {"Pong": {"node": "fake"}})
+
+    def keep(self, request, body, frame):
+        for keep, file in body["values"]:
+            self.node.keep(keep, file)
+        self.reply(request, "Done")
+
+    def kept(self, request, body, frame):
+        values = [{"id": id, "path": self.node.kept_path(id)} for id in body["ids"]]
+        if any(value["path"] is None for value in values):
+            failed = {"kind": "KeyLost", "message": "no node has its value any more"}
+            return self.reply(request, {"Failed": failed})
+        self.reply(request, {"Kept": values})
+
+    def keptgroup(self, request, body, frame):
+        rows = [
+            {"id": id, "name": keep["name"], "size": 1, "nodes": ["fake"]}
+            for id, (keep, _) in self.node.kept.items()
+            if keep["group"] == body["group"]
+        ]
+        self.reply(request, {"KeptGroup": rows})
+
+    def forget(self, request, body, frame):
+        ids = [id for id in body["ids"] if id in self.node.kept]
+        ids += [id for id, (keep, _) in self.node.kept.items() if keep["group"] and keep["group"] in body["groups"]]
+        for id in ids:
+            os.unlink(self.node.kept_path(id))
+            del self.node.kept[id]
+        self.reply(request, {"Forgotten": {"count": len(ids)}})
 
     def nodes(self, request, body, frame):
         self.reply(request, {"Nodes": [{"name": "fake", "address": "127.0.0.1:6323", "read_only": True}]})
@@ -339,16 +374,30 @@ class FakeNode:
     """Starts it, and ends all of it: `with FakeNode() as node: Client(node.socket)`."""
 
     def __init__(
-        self, workers=1, mountpoint=b"/ks", worker_mountpoint=None, blob_bytes=None, show_output=True, environment=None
+        self,
+        workers=1,
+        mountpoint=b"/ks",
+        worker_mountpoint=None,
+        blob_bytes=None,
+        show_output=True,
+        environment=None,
+        memory_bytes=1 << 28,
     ):
         self.directory = tempfile.mkdtemp(prefix="ks-fake-")
         self.environment = environment or {}
-        self.socket = os.path.join(self.directory, "control.sock")
+        os.mkdir(os.path.join(self.directory, ".ks"))
+        self.socket = os.path.join(self.directory, ".ks", "control.sock")
         self.mountpoint = mountpoint
         self.worker_mountpoint = worker_mountpoint or mountpoint
         self.blob_bytes = blob_bytes
         self.show_output = show_output
         self.codes, self.going, self.finished = {}, {}, {}
+        self.kept = {}
+        self.memory = os.path.join(self.directory, "memory")
+        for made in (self.memory, os.path.join(self.directory, ".ks", "kept")):
+            os.mkdir(made)
+        with open(os.path.join(self.memory, "ledger"), "wb") as ledger:
+            ledger.write(struct.pack("<2Q", 0, memory_bytes))
         self.calls, self.asked, self.frames = [], [], []
         self.sessions = []
         self.greeting = self.refuse = None
@@ -372,13 +421,36 @@ class FakeNode:
             "mountpoint": self.mountpoint,
             "datadir": b"/data",
             "program": "fake 0",
+            "memory": os.fsencode(self.memory),
         }
+
+    def keep(self, keep, file):
+        """A value's file was written."""
+        self.kept[keep["id"]] = (keep, file["hash"].hex())
+
+    def tell_forget(self):
+        """Says to idle workers that a value was removed."""
+        for worker in self.workers:
+            write_frame(worker.stream, "Forget")
+
+    def kept_path(self, id):
+        """Where a value stands; None: it is not there."""
+        if id not in self.kept:
+            return None
+        name = self.kept[id][1]
+        for directory in (self.memory, os.path.join(self.directory, ".ks", "kept")):
+            path = os.path.join(directory, name[:2], name)
+            if os.path.exists(path):
+                return os.fsencode(path)
+        return None
 
     def worker_environment(self):
         return {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if "site-packages" in path),
             "KS_WORKER": "1",
+            "KS_DATADIR": self.directory,
+            "KS_MEMORY": self.memory,
             "KS_NODE_NAME": "fake",
             "KS_NODE_URL": "127.0.0.1:6323",
             "KS_MOUNTPOINT": os.fsdecode(self.worker_mountpoint),

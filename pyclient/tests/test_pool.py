@@ -1,8 +1,7 @@
-"""The pool, its keys and its handles, on a tree that is a plain directory."""
+"""The pool, its keys and its handles, on a node that keeps values in a plain directory."""
 
 from __future__ import annotations
 
-import os
 import pickle
 from operator import add
 
@@ -15,13 +14,8 @@ from kitchensink.pool import RemoteValue
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture(scope="module")
-def node(root):
-    with FakeNode(workers=2, mountpoint=os.fsencode(root)) as running:
+def node():
+    with FakeNode(workers=2) as running:
         yield running
 
 
@@ -31,13 +25,11 @@ def pool(node):
         yield made
 
 
-def test_map_apply_gather(pool, node, root):
+def test_map_apply_gather(pool, node):
     squares = pool.map(lambda x: x**2, range(10))
     assert all(isinstance(one, RemoteValue) and one.status == "success" for one in squares)
     negative = pool.map(lambda x: -x, squares)
-    assert os.fsencode(f"{root}/{squares[9].data_url}") in {
-        path for call in node.calls for path in call.get("paths", [])
-    }
+    assert squares[9].id in {value["id"] for call in node.calls for value in call.get("kept", [])}
     total = pool.apply(sum, [negative])
     assert total.get() == -285
     nested_data = {"squares": squares, "deep": [(total, 5), {total}]}
@@ -79,7 +71,7 @@ def test_gather_has_a_deadline(pool):
     assert pool.gather([pending._value], timeout=10) == [None]
 
 
-def test_keys(pool, root):
+def test_keys(pool, node):
     pool.set("a key/with a slash", [1, 2])
     assert pool.get("a key/with a slash") == [1, 2]
     pool.set("a key/with a slash", 3)
@@ -88,7 +80,7 @@ def test_keys(pool, root):
     for ask in (pool.get, pool.delete):
         with pytest.raises(KeyError, match="a key/with a slash"):
             ask("a key/with a slash")
-    assert os.listdir(f"{root}/pools/{pool._id}") == []
+    assert not any(keep["group"] == pool._id for keep, _ in node.kept.values())
 
 
 def test_handles_travel(pool):
@@ -102,11 +94,11 @@ def test_handles_travel(pool):
     )
 
 
-def test_close_leaves_nothing_but_what_has_a_name(node, root):
+def test_close_leaves_nothing_but_what_has_a_name(node):
     with Pool(node.socket) as pool, Pool(node.socket, name="kept") as kept:
         pool.set("x", 1)
         kept.set("x", 2)
-    assert os.listdir(f"{root}/pools") == ["kept"]
+    assert {keep["group"] for keep, _ in node.kept.values()} == {"kept"}
     with pytest.raises(KitchenSinkError, match="pool was closed"):
         pool.map(abs, [1])
     pool.close()

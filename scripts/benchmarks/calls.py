@@ -16,6 +16,7 @@ FILE_BYTES = MIB
 
 OURS = """
 from kitchensink.errors import WorkerCrashed as workers_die
+keep = c.scatter
 def one(function, *arguments):
     return c.call(function, *arguments, _async=False)
 def many(function, items):

@@ -18,6 +18,8 @@ Examples:
   ks run --near /ks/mylarge/dataset.h5 -- h5ls -r /ks/mylarge/dataset.h5
   ks run --node host2 -- df -h /ks";
 
+/// What a program exits with that SIGINT ended.
+const INTERRUPTED: i32 = 130;
 /// The Python function that runs a command on a worker.
 const RUN_COMMAND: &str = "kitchensink.builtins:run_command";
 
@@ -75,7 +77,7 @@ impl RunArgs {
                 (Tell::Update { job: of, update }, frame) if of == job => {
                     is_cut |=
                         matches!(&update, Update::Output { stream, .. } if *stream == NOTE_STREAM);
-                    match show(update, &frame)? {
+                    match show(update, &frame).await? {
                         Some(_) if is_cut => bail!(
                             "not all of the output came (see above): have the command write to a file in the tree"
                         ),
@@ -137,18 +139,21 @@ impl RunArgs {
             data_threshold: None,
             no_route_data: false,
             intermediate_results: true,
+            paced: true,
             python: None,
+            kept: Vec::new(),
+            keep: None,
         })
     }
 }
 
 /// Passes on what happened; the exit status when it is the end.
-fn show(update: Update, frame: &[bytes::Bytes]) -> anyhow::Result<Option<ExitCode>> {
+async fn show(update: Update, frame: &[bytes::Bytes]) -> anyhow::Result<Option<ExitCode>> {
     match update {
         Update::Output {
             stream: 1, data, ..
-        } => std::io::stdout().write_all(&data)?,
-        Update::Output { data, .. } => std::io::stderr().write_all(&data)?,
+        } => write(std::io::stdout(), data.into_vec()).await?,
+        Update::Output { data, .. } => write(std::io::stderr(), data.into_vec()).await?,
         Update::Log { message, .. } => eprintln!("{message}"),
         Update::Started { .. } => {}
         Update::Ended {
@@ -170,6 +175,19 @@ fn show(update: Update, frame: &[bytes::Bytes]) -> anyhow::Result<Option<ExitCod
         } => bail!("{kind}: {message}"),
     }
     Ok(None)
+}
+
+/// Writes output where it may take its time: whoever reads it slowly slows the command down. Ctrl-C ends this program all the same, and
+/// so the command.
+async fn write(mut to: impl Write + Send + 'static, data: Vec<u8>) -> anyhow::Result<()> {
+    let writing = tokio::task::spawn_blocking(move || {
+        to.write_all(&data)?;
+        to.flush()
+    });
+    tokio::select! {
+        written = writing => Ok(written??),
+        _ = tokio::signal::ctrl_c() => std::process::exit(INTERRUPTED),
+    }
 }
 
 /// The status that the function returned, as JSON.

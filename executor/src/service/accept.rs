@@ -2,6 +2,8 @@
 use super::Executor;
 use super::board::{Entered, Run};
 use super::callers::Audience;
+use super::flow::Flow;
+use super::kept::{KnownKept, USED_MAX};
 use super::learned;
 use super::output::Output;
 use super::payload::{self, PayloadError, part_bytes};
@@ -138,6 +140,7 @@ impl Executor {
         let mut calls = calls;
         let learned = self.recall(&mut calls);
         let nodes = self.nodes_to_place().await?;
+        let kept = self.know_kept(&mut calls, &nodes).await?;
         let routed = |call: &&Call| {
             let names_data = !call.paths.is_empty() || !call.locality.is_empty();
             names_data && !call.no_route_data
@@ -154,7 +157,7 @@ impl Executor {
         let mut accepted = Vec::with_capacity(calls.len());
         for mut call in calls {
             self.keep_payload(&mut call.args, segments).await?;
-            match self.place_one(call, &nodes, &files) {
+            match self.place_one(call, &nodes, &files, &kept) {
                 Ok(mut one) => {
                     if learned.contains(&one.submission.job) {
                         one.say_learned();
@@ -200,11 +203,16 @@ impl Executor {
         call: Call,
         nodes: &[NodeFact],
         files: &HashMap<TreePath, Vec<Arc<FileFact>>>,
+        kept: &KnownKept,
     ) -> Result<Accepted, (String, &'static str, String)> {
         if let Err((kind, reason)) = self.check(&call) {
             return Err((call.job, kind, reason));
         }
-        let placement = match placement::place(&self.wish(&call, files), nodes) {
+        let used = call.kept.iter().filter_map(|value| kept.get(&value.id));
+        if let Some(Err(reason)) = used.into_iter().find(|known| known.is_err()) {
+            return Err((call.job, "KeyLost", reason.clone()));
+        }
+        let placement = match placement::place(&self.wish(&call, files, kept), nodes) {
             Ok(placement) => placement,
             Err(error) => {
                 let reason = format!("{}: {error}", call.name);
@@ -248,6 +256,11 @@ impl Executor {
                 format!("'{}' is no job's name: 32 hex digits are", call.job),
             ));
         }
+        if call.kept.len() > USED_MAX {
+            let count = call.kept.len();
+            let reason = format!("it uses {count} kept values; {USED_MAX} are the most");
+            return Err(("NotPlaceable", reason));
+        }
         let names = std::iter::once(&call.queue).chain(&call.python);
         if let Some(name) = names.into_iter().find(|name| !queue::name_is_valid(name)) {
             let reason = format!(
@@ -286,8 +299,13 @@ impl Executor {
         &self,
         call: &'a Call,
         files: &'a HashMap<TreePath, Vec<Arc<FileFact>>>,
+        kept: &'a KnownKept,
     ) -> Wish<'a> {
         let mut needed: Vec<&FileFact> = Vec::new();
+        if !call.no_route_data {
+            let used = call.kept.iter().filter_map(|value| kept.get(&value.id));
+            needed.extend(used.filter_map(|known| known.as_ref().ok()));
+        }
         if !call.no_route_data && !files.is_empty() {
             for path in resolve::tree_paths(call) {
                 for file in files.get(&path).into_iter().flatten() {
@@ -368,6 +386,7 @@ impl Executor {
                 continue;
             };
             let stored = self.with_blobs(stored);
+            let is_here = stored.call.kept.iter().all(|value| value.path.is_some());
             let run = Run {
                 origin: self.me().node,
                 retries: stored.call.retries,
@@ -377,11 +396,13 @@ impl Executor {
                 worker: None,
                 began: None,
                 grown_to_bytes: 0,
+                brought_bytes: 0,
                 output: Output::default(),
-                stored,
+                flow: Flow::default(),
+                stored: stored.clone(),
             };
             let entered = self.board.lock().unwrap().enter(&job, run);
-            self.follow_entry(&job, entered);
+            self.follow_when_here(job, stored, entered, is_here);
         }
         self.start_calls();
         if self.board.lock().unwrap().has_waiting() {
@@ -396,10 +417,11 @@ impl Executor {
 
     /// A call that this node both accepted and runs: its blobs are here, and the worker is told where.
     fn with_blobs(&self, stored: Arc<StoredCall>) -> Arc<StoredCall> {
-        if payload::is_plain(&stored.call.args) {
+        if payload::is_plain(&stored.call.args) && stored.call.kept.is_empty() {
             return stored;
         }
         let mut stored = Arc::unwrap_or_clone(stored);
+        self.find_kept(&mut stored.call.kept);
         self.find_payload(&mut stored.call.args);
         Arc::new(stored)
     }

@@ -2,6 +2,7 @@
 //!
 //! No I/O: the service asks what may be started and does it. What always holds: no more calls run than there are slots; a
 //! call is on the board from its claim to its end; a worker is idle here or has a call, never both.
+use super::flow::Flow;
 use super::output::Output;
 use crate::job::{Life, State};
 use crate::queue::record::StoredCall;
@@ -45,8 +46,12 @@ pub struct Run {
     pub began: Option<Instant>,
     /// Bytes that its worker had when it was ended for that.
     pub grown_to_bytes: u64,
+    /// Bytes of kept values that were brought here for it.
+    pub brought_bytes: u64,
     /// What it wrote.
     pub output: Output,
+    /// How much of that is under way.
+    pub flow: Flow,
 }
 
 /// The workers of one interpreter.

@@ -2,6 +2,7 @@
 //!
 //! What always holds: a caller hears of a job's end once; ends are never dropped, output is when a caller does not read
 //! (with a note of how much); `Started` is held back for a moment, and left out where the end follows at once.
+use super::flow::Inflow;
 use super::learned::Key;
 use super::{Executor, payload};
 use crate::frames;
@@ -17,8 +18,13 @@ use std::time::{Duration, Instant};
 
 /// Jobs that callers of this node wait for; more are refused.
 pub const WATCHED_MAX: usize = 1_000_000;
-/// Bytes that wait for a caller who does not read; then its output is dropped.
+/// Bytes that wait for a caller who does not read; then ends are told later.
 pub const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes that wait for a caller who does not read; then output is dropped. Calls are held up long before (`ROOM_BYTES`): this is
+/// for the output of many that is under way by then.
+pub const PENDING_OUTPUT_BYTES_MAX: usize = 4 * PENDING_BYTES_MAX;
+/// A caller for whom fewer bytes wait has room for output.
+const ROOM_BYTES: usize = 2 * 1024 * 1024;
 /// Time between two looks whether a caller who did not read has room.
 const CATCH_UP: Duration = Duration::from_millis(20);
 /// Late ends that are told at a time.
@@ -42,6 +48,8 @@ pub struct Audience {
     held: Mutex<Vec<Bytes>>,
     /// Ends that are read from their records once there is room for them.
     late: Mutex<Vec<String>>,
+    /// Somebody looks when there is room, to give credit.
+    looks_for_room: AtomicBool,
 }
 
 impl Audience {
@@ -55,6 +63,7 @@ impl Audience {
             dropped_bytes: AtomicU64::new(0),
             held: Mutex::default(),
             late: Mutex::default(),
+            looks_for_room: AtomicBool::new(false),
         })
     }
 
@@ -83,9 +92,14 @@ impl Audience {
         }
     }
 
+    /// Whether the caller takes more output.
+    fn has_room(&self) -> bool {
+        self.outlet.pending_bytes() < ROOM_BYTES
+    }
+
     /// Passes on output, unless the caller is too slow.
     fn output(&self, job: &str, update: Update) {
-        if self.outlet.pending_bytes() > PENDING_BYTES_MAX {
+        if self.outlet.pending_bytes() > PENDING_OUTPUT_BYTES_MAX {
             if let Update::Output { data, .. } = &update {
                 self.dropped_bytes
                     .fetch_add(data.len() as u64, Ordering::Relaxed);
@@ -137,6 +151,9 @@ struct Watched {
     is_recorded: bool,
     /// What it opens is to be remembered under this.
     learn: Option<Key>,
+    /// Of output that came from another node, and which that was.
+    inflow: Inflow,
+    runs_on: Option<NodeId>,
 }
 
 /// Something held back.
@@ -174,8 +191,15 @@ impl Callers {
                 since: Instant::now(),
                 is_recorded: false,
                 learn: None,
+                inflow: Inflow::default(),
+                runs_on: None,
             };
-            watched.insert(job.clone(), entry);
+            if let Some(before) = watched.insert(job.clone(), entry)
+                && let Some(entry) = watched.get_mut(job)
+            {
+                entry.inflow = before.inflow;
+                entry.runs_on = before.runs_on;
+            }
         }
         true
     }
@@ -203,10 +227,45 @@ impl Callers {
         jobs.for_each(|job| drop(watched.remove(job)));
     }
 
-    /// A connection is gone: its jobs go on, their ends stay in their records.
-    pub fn leave(&self, audience: &Audience) {
+    /// A connection is gone: its jobs go on, their ends stay in their records. Returns those that run elsewhere, and where.
+    fn leave(&self, audience: &Audience) -> Vec<(String, NodeId)> {
         let mut watched = self.watched.lock().unwrap();
-        watched.retain(|_, entry| entry.audience.number != audience.number);
+        let is_its = |_: &String, entry: &mut Watched| entry.audience.number == audience.number;
+        let gone = watched.extract_if(is_its);
+        gone.filter_map(|(job, entry)| Some((job, entry.runs_on?)))
+            .collect()
+    }
+
+    /// Whether the caller of a job that runs here takes more output; one that nobody waits for does.
+    pub(super) fn has_room(&self, job: &str) -> bool {
+        let watched = self.watched.lock().unwrap();
+        watched
+            .get(job)
+            .is_none_or(|entry| entry.audience.has_room())
+    }
+
+    /// Output of a job came from another node: the credit to give now, if any, and whether it is due later.
+    fn came(&self, job: &str, from: NodeId, bytes: usize) -> (Option<u64>, bool) {
+        let mut watched = self.watched.lock().unwrap();
+        let Some(entry) = watched.get_mut(job) else {
+            return (Some(u64::MAX), false);
+        };
+        entry.runs_on = Some(from);
+        entry.inflow.came(bytes as u64);
+        let credit = entry.inflow.credit(entry.audience.has_room());
+        (credit, entry.inflow.owes())
+    }
+
+    /// The credit that is due to the jobs of a connection that has room: job, node, bytes in all.
+    fn due(&self, audience: &Audience) -> Vec<(String, NodeId, u64)> {
+        let mut watched = self.watched.lock().unwrap();
+        let its = watched
+            .iter_mut()
+            .filter(|(_, entry)| entry.audience.number == audience.number);
+        its.filter_map(|(job, entry)| {
+            Some((job.clone(), entry.runs_on?, entry.inflow.credit(true)?))
+        })
+        .collect()
     }
 
     /// How many jobs are waited for.
@@ -289,6 +348,10 @@ impl Executor {
                 }
             }
             Update::Output { .. } | Update::Log { .. } => {
+                let bytes = match &update {
+                    Update::Output { data, .. } => data.len(),
+                    _ => 0,
+                };
                 if let Some((audience, started)) = self.callers.find(job) {
                     if let Some(update) = started {
                         audience.tell(&Tell::Update {
@@ -297,6 +360,11 @@ impl Executor {
                         });
                     }
                     audience.output(job, update);
+                    if bytes > 0 && keeper != self.me().node {
+                        self.acknowledge(&audience, job, keeper, bytes);
+                    }
+                } else if bytes > 0 && keeper != self.me().node {
+                    self.give_credit(keeper, job, u64::MAX);
                 }
             }
             ended @ Update::Ended { .. } => {
@@ -309,6 +377,30 @@ impl Executor {
                     self.end_for(audience, job, ended, keeper);
                 }
             }
+        }
+    }
+
+    /// Gives credit for output that came, now or when the caller has room.
+    fn acknowledge(
+        self: &Arc<Self>,
+        audience: &Arc<Audience>,
+        job: &str,
+        from: NodeId,
+        bytes: usize,
+    ) {
+        let (credit, is_due_later) = self.callers.came(job, from, bytes);
+        if let Some(credit) = credit {
+            self.give_credit(from, job, credit);
+        }
+        if is_due_later && !audience.looks_for_room.swap(true, Ordering::AcqRel) {
+            tokio::spawn(look_for_room(Arc::downgrade(self), audience.clone()));
+        }
+    }
+
+    /// A connection is gone: nobody holds up what its jobs write elsewhere.
+    pub(crate) fn leave(self: &Arc<Self>, audience: &Audience) {
+        for (job, node) in self.callers.leave(audience) {
+            self.give_credit(node, &job, u64::MAX);
         }
     }
 
@@ -444,6 +536,19 @@ impl Executor {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Gives credit as soon as the caller has room, or is gone.
+async fn look_for_room(executor: Weak<Executor>, audience: Arc<Audience>) {
+    while !audience.has_room() && !audience.outlet.is_broken() {
+        tokio::time::sleep(CATCH_UP).await;
+    }
+    audience.looks_for_room.store(false, Ordering::Release);
+    if let Some(executor) = executor.upgrade() {
+        for (job, node, credit) in executor.callers.due(&audience) {
+            executor.give_credit(node, &job, credit);
         }
     }
 }

@@ -38,6 +38,15 @@ struct Updates {
     /// Who sends, and keeps the blobs of ends.
     from: NodeId,
     updates: Vec<(String, Update)>,
+    /// Bytes of output in all, by job, that the callers' connections have taken.
+    credits: Vec<(String, u64)>,
+}
+
+/// What waits for a peer.
+#[allow(clippy::large_enum_variant)] // nearly all are updates
+enum Parcel {
+    Update(String, Update),
+    Credit(String, u64),
 }
 
 /// The streams to all peers.
@@ -48,7 +57,7 @@ pub struct Links {
 
 /// One stream's queue.
 struct Link {
-    send: mpsc::Sender<(String, Update)>,
+    send: mpsc::Sender<Parcel>,
     /// Of output, in the queue.
     output_bytes: Arc<AtomicUsize>,
     /// Of output, dropped and not spoken of yet, by job.
@@ -67,13 +76,23 @@ impl Link {
         {
             self.dropped_bytes.insert(job.to_owned(), dropped);
         }
-        self.push(job, update)
+        let sent = self.push(job, update);
+        if !sent && len > 0 {
+            *self.dropped_bytes.entry(job.to_owned()).or_default() += len as u64;
+        }
+        sent
+    }
+
+    fn has_room(&self) -> bool {
+        let waiting_bytes = self.output_bytes.load(Ordering::Relaxed);
+        waiting_bytes < QUEUE_OUTPUT_BYTES_MAX / 2 && self.send.capacity() > QUEUE_UPDATES_MAX / 2
     }
 
     fn push(&self, job: &str, update: Update) -> bool {
         let len = output_len(&update);
         self.output_bytes.fetch_add(len, Ordering::Relaxed);
-        let sent = self.send.try_send((job.to_owned(), update)).is_ok();
+        let parcel = Parcel::Update(job.to_owned(), update);
+        let sent = self.send.try_send(parcel).is_ok();
         if !sent {
             self.output_bytes.fetch_sub(len, Ordering::Relaxed);
         }
@@ -88,7 +107,41 @@ fn output_len(update: &Update) -> usize {
     }
 }
 
+impl Links {
+    /// Whether output may be told to this peer: there are no more updates waiting for it than it takes in a moment.
+    pub(super) fn has_room(&self, peer: NodeId) -> bool {
+        let links = self.links.lock().unwrap();
+        links.get(&peer).is_none_or(Link::has_room)
+    }
+
+    /// Output that may not have arrived: what comes next says so.
+    fn lost(&self, peer: NodeId, updates: &[(String, Update)]) {
+        let mut links = self.links.lock().unwrap();
+        let Some(link) = links.get_mut(&peer) else {
+            return;
+        };
+        for (job, update) in updates {
+            let len = output_len(update);
+            if len > 0 {
+                *link.dropped_bytes.entry(job.clone()).or_default() += len as u64;
+            }
+        }
+    }
+}
+
 impl Executor {
+    /// Tells a call's node how much of its output was taken. One that does not arrive is made up for by the next.
+    pub(super) fn give_credit(self: &Arc<Self>, node: NodeId, job: &str, bytes_in_all: u64) {
+        if node == self.me().node {
+            return self.credit(job, bytes_in_all);
+        }
+        let mut links = self.links.links.lock().unwrap();
+        let link = self.link(&mut links, node);
+        let _ = link
+            .send
+            .try_send(Parcel::Credit(job.to_owned(), bytes_in_all));
+    }
+
     /// Tells the node where a job's caller waits. `false`: it was not taken; an end has to go another way.
     pub(super) fn tell(self: &Arc<Self>, origin: NodeId, job: &str, update: Update) -> bool {
         if origin == self.me().node {
@@ -96,18 +149,25 @@ impl Executor {
             return true;
         }
         let mut links = self.links.links.lock().unwrap();
-        let link = links.entry(origin).or_insert_with(|| {
+        self.link(&mut links, origin).tell(job, update)
+    }
+
+    fn link<'a>(
+        self: &Arc<Self>,
+        links: &'a mut HashMap<NodeId, Link>,
+        peer: NodeId,
+    ) -> &'a mut Link {
+        links.entry(peer).or_insert_with(|| {
             let (send, receive) = mpsc::channel(QUEUE_UPDATES_MAX);
             let output_bytes = Arc::<AtomicUsize>::default();
             let queue = Queue(receive, output_bytes.clone());
-            tokio::spawn(carry(Arc::downgrade(self), origin, queue));
+            tokio::spawn(carry(Arc::downgrade(self), peer, queue));
             Link {
                 send,
                 output_bytes,
                 dropped_bytes: HashMap::new(),
             }
-        });
-        link.tell(job, update)
+        })
     }
 
     async fn open_link(&self, peer: NodeId) -> Result<Stream, String> {
@@ -143,21 +203,23 @@ impl Executor {
 }
 
 /// The taking end of a link's queue.
-struct Queue(mpsc::Receiver<(String, Update)>, Arc<AtomicUsize>);
+struct Queue(mpsc::Receiver<Parcel>, Arc<AtomicUsize>);
 
 impl Queue {
-    async fn next(&mut self) -> Option<(String, Update)> {
+    async fn next(&mut self) -> Option<Parcel> {
         let next = self.0.recv().await;
         next.inspect(|next| self.taken(next))
     }
 
-    fn next_now(&mut self) -> Option<(String, Update)> {
+    fn next_now(&mut self) -> Option<Parcel> {
         let next = self.0.try_recv().ok();
         next.inspect(|next| self.taken(next))
     }
 
-    fn taken(&self, next: &(String, Update)) {
-        self.1.fetch_sub(output_len(&next.1), Ordering::Relaxed);
+    fn taken(&self, next: &Parcel) {
+        if let Parcel::Update(_, update) = next {
+            self.1.fetch_sub(output_len(update), Ordering::Relaxed);
+        }
     }
 }
 
@@ -180,6 +242,7 @@ async fn carry(executor: Weak<Executor>, peer: NodeId, mut updates: Queue) {
         if let Err((reason, batch)) = send(&executor, peer, &mut stream, batch).await {
             tracing::debug!(%peer, reason, "updates of calls cannot be sent");
             stream = None;
+            executor.links.lost(peer, &batch);
             executor.announce_ends(peer, &batch).await;
         }
     }
@@ -192,17 +255,37 @@ fn close(stream: Option<Stream>) {
     }
 }
 
-fn gather(first: (String, Update), updates: &mut Queue) -> Vec<(String, Update)> {
-    let mut bytes = size(&first.1);
-    let mut batch = vec![first];
-    while batch.len() < BATCH_UPDATES_MAX && bytes < BATCH_BYTES {
-        match updates.next_now() {
-            Some(next) => {
-                bytes += size(&next.1);
-                batch.push(next);
+/// What goes in one message.
+#[derive(Default)]
+struct Batch {
+    updates: Vec<(String, Update)>,
+    credits: Vec<(String, u64)>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn add(&mut self, parcel: Parcel) {
+        match parcel {
+            Parcel::Update(job, update) => {
+                self.bytes += size(&update);
+                self.updates.push((job, update));
             }
-            None => break,
+            Parcel::Credit(job, bytes) => self.credits.push((job, bytes)),
         }
+    }
+
+    fn is_full(&self) -> bool {
+        self.updates.len() + self.credits.len() >= BATCH_UPDATES_MAX || self.bytes >= BATCH_BYTES
+    }
+}
+
+fn gather(first: Parcel, parcels: &mut Queue) -> Batch {
+    let mut batch = Batch::default();
+    batch.add(first);
+    while !batch.is_full()
+        && let Some(next) = parcels.next_now()
+    {
+        batch.add(next);
     }
     batch
 }
@@ -222,11 +305,12 @@ async fn send(
     executor: &Executor,
     peer: NodeId,
     stream: &mut Option<Stream>,
-    updates: Vec<(String, Update)>,
+    batch: Batch,
 ) -> Result<(), Failed> {
     let message = Updates {
         from: executor.me().node,
-        updates,
+        updates: batch.updates,
+        credits: batch.credits,
     };
     let attempt = async {
         if stream.is_none() {
@@ -261,6 +345,9 @@ impl Handler for UpdatesHandler {
                     Ok(Some(message)) => {
                         for (job, update) in message.updates {
                             executor.update_caller(&job, update, message.from);
+                        }
+                        for (job, bytes) in message.credits {
+                            executor.credit(&job, bytes);
                         }
                     }
                     Ok(None) => return,

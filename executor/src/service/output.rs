@@ -3,8 +3,11 @@
 //!
 //! `Output` is pure. What always holds: what is let through is in order; every byte that is left out is counted and told.
 use super::Executor;
+use super::board::Run;
+use super::flow::Next;
 use crate::protocol::{NOTE_STREAM, Update};
 use crate::queue::record::Wrote;
+use ks_fs::record::NodeId;
 use serde_bytes::ByteBuf;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -62,6 +65,21 @@ impl Output {
         }
     }
 
+    /// The call wrote `data`, which goes on whole however fast it comes.
+    pub fn wrote_paced(&mut self, stream: u8, data: &[u8]) -> Passed {
+        self.keep(stream, data);
+        Passed {
+            dropped_before: std::mem::take(&mut self.dropped_bytes),
+            bytes: data.len(),
+        }
+    }
+
+    /// The call wrote `data`, and nobody takes it.
+    pub fn dropped(&mut self, stream: u8, data: &[u8]) {
+        self.keep(stream, data);
+        self.dropped_bytes += data.len() as u64;
+    }
+
     /// Bytes that were left out and nobody was told of: to be said at the end.
     pub fn take_dropped(&mut self) -> u64 {
         std::mem::take(&mut self.dropped_bytes)
@@ -116,7 +134,7 @@ impl Output {
 
 /// What the caller reads where output is missing.
 pub(super) fn note(dropped_bytes: u64) -> Vec<u8> {
-    format!("[kitchensink: {dropped_bytes} bytes of output were left out, as the call wrote faster than they can be passed on]\n").into_bytes()
+    format!("[kitchensink: {dropped_bytes} bytes of output were left out, as the call wrote faster than they can be passed on or are read]\n").into_bytes()
 }
 
 impl Executor {
@@ -128,9 +146,18 @@ impl Executor {
             let Some(run) = board.runs.get_mut(job) else {
                 return;
             };
-            let passed = run.output.wrote(stream, data, now_ms);
+            if run.flow.is_stalled() && self.next_of(job, run) == Next::Drop {
+                return run.output.dropped(stream, data);
+            }
+            let passed = match run.stored.call.paced {
+                true => run.output.wrote_paced(stream, data),
+                false => run.output.wrote(stream, data, now_ms),
+            };
             if !run.stored.call.intermediate_results {
                 return;
+            }
+            if run.origin != self.me().node {
+                run.flow.sent(passed.bytes as u64);
             }
             (run.origin, passed)
         };
@@ -143,6 +170,57 @@ impl Executor {
         }
         for piece in data[..passed.bytes].chunks(PIECE_BYTES) {
             self.tell(origin, job, self.output(stream, piece));
+        }
+    }
+
+    /// Whether what a call writes next is to be read; else it stays in its pipe, and the call waits.
+    pub(super) fn may_read(&self, job: &str) -> bool {
+        let mut board = self.board.lock().unwrap();
+        let Some(run) = board.runs.get_mut(job) else {
+            return true;
+        };
+        !run.stored.call.intermediate_results || self.next_of(job, run) != Next::Wait
+    }
+
+    fn next_of(&self, job: &str, run: &mut Run) -> Next {
+        let has_room = match run.origin == self.me().node {
+            true => self.callers.has_room(job),
+            false => self.links.has_room(run.origin),
+        };
+        let is_paced = run.stored.call.paced;
+        run.flow.next(has_room, is_paced, self.now_ms())
+    }
+
+    /// A caller's node has passed on so many bytes of a call's output in all.
+    pub(super) fn credit(&self, job: &str, bytes_in_all: u64) {
+        if let Some(run) = self.board.lock().unwrap().runs.get_mut(job) {
+            run.flow.credit(bytes_in_all);
+        }
+    }
+
+    /// Calls whose callers' nodes have died wait for nobody.
+    pub(super) async fn free_stalled(&self) {
+        let stalled: Vec<(String, NodeId)> = {
+            let board = self.board.lock().unwrap();
+            let runs = board.runs.iter().filter(|(_, run)| run.flow.is_stalled());
+            runs.map(|(job, run)| (job.clone(), run.origin)).collect()
+        };
+        if stalled.is_empty() {
+            return;
+        }
+        let Ok(nodes) = self.nodes.get(self.fs.catalog()).await else {
+            return;
+        };
+        let mut board = self.board.lock().unwrap();
+        for (job, origin) in stalled {
+            let lives = nodes.iter().any(|node| node.id == origin && node.alive);
+            if let Some(run) = board
+                .runs
+                .get_mut(&job)
+                .filter(|run| !lives && run.origin == origin)
+            {
+                run.flow.open();
+            }
         }
     }
 

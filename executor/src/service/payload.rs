@@ -57,7 +57,7 @@ pub(super) fn part_bytes(part: &Part, segments: &[Bytes]) -> Result<Option<Bytes
     }
 }
 
-fn hash_of(bytes: &[u8]) -> Result<Hash, PayloadError> {
+pub(super) fn hash_of(bytes: &[u8]) -> Result<Hash, PayloadError> {
     bytes
         .try_into()
         .map_err(|_| PayloadError::NoHash(bytes.len()))

@@ -1,6 +1,7 @@
 //! The executing node's part: from a claimed call to its end.
 use super::Executor;
-use super::board::Run;
+use super::board::{Entered, Run};
+use super::flow::Flow;
 use super::output::{self, Output};
 use super::payload;
 use super::tend::Closing;
@@ -8,7 +9,8 @@ use crate::frames;
 use crate::job::{Action, Ending, Event, Life, State};
 use crate::placement::why_here;
 use crate::protocol::{
-    FunctionRef, INLINE_BYTES, NOTE_STREAM, Outcome, Part, Payload, Report, Update,
+    FunctionRef, INLINE_BYTES, KeepAs, KeptValue, NOTE_STREAM, Outcome, Part, Payload, Report,
+    Update,
 };
 use crate::queue::record::{self, StoredCall, StoredEnd, StoredFunction, Wrote};
 use crate::queue::{Claimed, Finish};
@@ -33,6 +35,8 @@ enum RunMessage<'a> {
         mountpoint_from: Option<&'a serde_bytes::ByteBuf>,
         mountpoint_to: &'a serde_bytes::Bytes,
         intermediate_results: bool,
+        kept: &'a [KeptValue],
+        keep: Option<&'a KeepAs>,
     },
 }
 
@@ -64,6 +68,7 @@ impl Executor {
         let mut args = std::mem::take(&mut stored.call.args);
         let is_here = self.find_payload(&mut args) && self.has_function(&stored.call.function);
         stored.call.args = args;
+        let is_here = self.find_kept(&mut stored.call.kept) && is_here;
         let stored = Arc::new(stored);
         let run = Run {
             stored: stored.clone(),
@@ -75,23 +80,37 @@ impl Executor {
             worker: None,
             began: None,
             grown_to_bytes: 0,
+            brought_bytes: 0,
             output: Output::default(),
+            flow: Flow::default(),
         };
         let entered = self.board.lock().unwrap().enter(&claimed.job, run);
+        self.follow_when_here(claimed.job, stored, entered, is_here);
+    }
+
+    /// Follows up on a call that was entered on the board, once everything it needs is here.
+    pub(super) fn follow_when_here(
+        self: &Arc<Self>,
+        job: String,
+        stored: Arc<StoredCall>,
+        entered: Entered,
+        is_here: bool,
+    ) {
         if is_here {
-            return self.follow_entry(&claimed.job, entered);
+            return self.follow_entry(&job, entered);
         }
         let this = self.clone();
         tokio::spawn(async move {
             match this.bring(&stored).await {
-                Ok(ready) => {
-                    if let Some(run) = this.board.lock().unwrap().runs.get_mut(&claimed.job) {
+                Ok((ready, brought_bytes)) => {
+                    if let Some(run) = this.board.lock().unwrap().runs.get_mut(&job) {
                         run.stored = Arc::new(ready);
+                        run.brought_bytes = brought_bytes;
                     }
-                    this.follow_entry(&claimed.job, entered);
+                    this.follow_entry(&job, entered);
                     this.start_calls();
                 }
-                Err(reason) => this.fail_waiting(&claimed.job, "NodeLost", reason),
+                Err((kind, reason)) => this.fail_waiting(&job, kind, reason),
             }
         });
     }
@@ -113,19 +132,24 @@ impl Executor {
         }
     }
 
-    /// Brings a call's function and arguments to this node.
-    async fn bring(&self, stored: &StoredCall) -> Result<StoredCall, String> {
+    /// Brings a call's function, arguments and kept values to this node; how many bytes of the last.
+    async fn bring(
+        &self,
+        stored: &StoredCall,
+    ) -> Result<(StoredCall, u64), (&'static str, String)> {
         if let FunctionRef::Hash(hash) = &stored.call.function
             && self.functions.get(hash).is_none()
         {
-            self.bring_function(hash).await?;
+            let brought = self.bring_function(hash).await;
+            brought.map_err(|reason| ("NodeLost", reason))?;
         }
         let mut ready = stored.clone();
         let brought = self
             .bring_payload(&mut ready.call.args, stored.keeper)
             .await;
-        brought.map_err(|e| format!("its arguments: {e}"))?;
-        Ok(ready)
+        brought.map_err(|e| ("NodeLost", format!("its arguments: {e}")))?;
+        let brought = self.bring_kept(&mut ready.call.kept).await;
+        Ok((ready, brought?))
     }
 
     async fn bring_function(&self, hash: &[u8]) -> Result<(), String> {
@@ -231,6 +255,8 @@ impl Executor {
             mountpoint_from: call.mountpoint.as_ref(),
             mountpoint_to: serde_bytes::Bytes::new(&self.mountpoint),
             intermediate_results: call.intermediate_results,
+            kept: &call.kept,
+            keep: call.keep.as_ref(),
         };
         worker.send(frames::frame(&message, segments));
     }
@@ -334,6 +360,9 @@ impl Executor {
             cpu_us,
             ..Report::default()
         };
+        let kept_bytes: u64 = run.stored.call.kept.iter().map(|value| value.size).sum();
+        report.bytes_local += kept_bytes.saturating_sub(run.brought_bytes);
+        report.bytes_fetched += run.brought_bytes;
         if let Some(worker) = &run.worker {
             for file in self.fs.usage().take(worker.pid as i32) {
                 report.bytes_local += file.local_bytes;
@@ -482,6 +511,7 @@ impl Executor {
     pub(super) fn redirect(&self, job: &str, origin: NodeId) {
         if let Some(run) = self.board.lock().unwrap().runs.get_mut(job) {
             run.origin = origin;
+            run.flow.restart();
         }
     }
 
@@ -509,6 +539,7 @@ impl Executor {
             mut outcome,
             run_us,
             cpu_us,
+            kept: value,
             segments,
         } = answer;
         let actions = {
@@ -528,8 +559,8 @@ impl Executor {
         let Some(Action::End(ending)) = actions.first().copied() else {
             return;
         };
-        let is_plain =
-            payload::payload_of(&mut outcome).is_none_or(|payload| payload::is_plain(payload));
+        let is_plain = value.is_none()
+            && payload::payload_of(&mut outcome).is_none_or(|payload| payload::is_plain(payload));
         if is_plain || ending != Ending::AsAnswered {
             if let Some(outcome) = self.outcome_of(&over, ending, Some(outcome), None) {
                 self.finish(over, outcome, false);
@@ -545,6 +576,12 @@ impl Executor {
             if let Err(error) = kept {
                 let name = &over.run.stored.call.name;
                 outcome = failed("PayloadError", format!("{name}: its result: {error}"));
+            }
+            if let (Some(file), Some(keep)) = (value, &over.run.stored.call.keep)
+                && let Err(reason) = this.record_kept(vec![(keep.clone(), file)]).await
+            {
+                let name = &over.run.stored.call.name;
+                outcome = failed("PayloadError", format!("{name}: its result: {reason}"));
             }
             this.finish(over, outcome, false);
         });

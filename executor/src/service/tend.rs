@@ -168,6 +168,7 @@ impl Executor {
                     self.redirect(job, node);
                 }
             }
+            "k" => self.heed_forgotten(rest),
             _ => {}
         }
     }
@@ -351,6 +352,7 @@ pub(super) async fn renew(executor: Weak<Executor>) {
         if swept.elapsed() >= SWEEP {
             swept = Instant::now();
             executor.sweep_blobs().await;
+            executor.sweep_kept().await;
         }
     }
 }
@@ -384,6 +386,7 @@ impl Executor {
             }
             Err(error) => tracing::debug!(%error, "the lease cannot be renewed now"),
         }
+        self.free_stalled().await;
         let is_patient = before < self.patient_until_ms.load(Ordering::Relaxed);
         match self.queue.reap(is_patient).await {
             Ok(reaped) if !reaped.is_empty() => self.take_from_the_dead(reaped).await,

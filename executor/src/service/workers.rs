@@ -83,6 +83,9 @@ impl Executor {
             ),
             ("KS_MODULES".to_owned(), options.modules.join(",")),
         ];
+        if let Some(memory) = self.memory_directory() {
+            environment.push(("KS_MEMORY".to_owned(), memory.display().to_string()));
+        }
         if options.registered_only {
             environment.push(("KS_REGISTERED_ONLY".to_owned(), "1".to_owned()));
         }
@@ -186,6 +189,12 @@ impl Supervisor for Overseer {
             );
         };
         executor.pass_output(job, stream, &data);
+    }
+
+    fn may_read(&self, job: &str) -> bool {
+        self.0
+            .upgrade()
+            .is_none_or(|executor| executor.may_read(job))
     }
 
     fn logged(&self, _worker: &Arc<Worker>, record: FromWorker) {

@@ -1,7 +1,7 @@
 //! The questions that a session answers beside taking calls.
 use super::Session;
 use crate::placement::resolve::tree_path;
-use crate::protocol::{Answer, Ask, Tell, VERSION};
+use crate::protocol::{Answer, Ask, KeepAs, KeptFile, Tell, VERSION};
 use crate::queue::job_is_valid;
 use ks_fs::path::TreePath;
 use ks_fs::record::Kind;
@@ -34,6 +34,10 @@ impl Session {
             mountpoint: options.mountpoint.as_os_str().as_bytes().to_vec().into(),
             datadir: options.datadir.as_os_str().as_bytes().to_vec().into(),
             program: format!("ks {}", env!("CARGO_PKG_VERSION")),
+            memory: self
+                .executor
+                .memory_directory()
+                .map(|path| path.as_os_str().as_bytes().to_vec().into()),
             peers: peers.map(|node| node.info.address.clone()).collect(),
         }
     }
@@ -60,6 +64,10 @@ impl Session {
             Ask::Replicate { paths, count } => self.replicate(paths, count).await,
             Ask::Verify { paths } => self.verify(paths).await,
             Ask::Recover { begin } => self.recover(begin).await,
+            Ask::Keep { values } => self.keep(values).await,
+            Ask::Kept { ids } => self.kept(ids).await,
+            Ask::KeptGroup { group } => self.kept_group(&group).await,
+            Ask::Forget { ids, groups } => self.forget(ids, &groups).await,
             Ask::Shutdown => self.shutdown(),
             Ask::Ping | Ask::Hello { .. } | Ask::Submit { .. } | Ask::Tie { .. } => return,
         };
@@ -67,6 +75,28 @@ impl Session {
             Ok(answer) => self.reply(request, answer),
             Err((kind, message)) => self.fail(request, kind, message),
         }
+    }
+
+    async fn keep(&self, values: Vec<(KeepAs, KeptFile)>) -> Result<Answer, Refusal> {
+        let recorded = self.executor.record_kept(values).await;
+        recorded.map_err(|reason| ("PayloadError", reason))?;
+        Ok(Answer::Done)
+    }
+
+    async fn kept(&self, ids: Vec<String>) -> Result<Answer, Refusal> {
+        let values = self.executor.kept_values(ids).await;
+        Ok(Answer::Kept(values?))
+    }
+
+    async fn kept_group(&self, group: &str) -> Result<Answer, Refusal> {
+        let values = self.executor.kept_group(group).await?;
+        Ok(Answer::KeptGroup(values))
+    }
+
+    async fn forget(&self, ids: Vec<String>, groups: &[String]) -> Result<Answer, Refusal> {
+        let count = self.executor.forget_kept(ids, groups).await;
+        let count = count.map_err(|e| ("CatalogUnavailable", e.to_string()))?;
+        Ok(Answer::Forgotten { count })
     }
 
     async fn cancel(&self, jobs: Vec<String>, all: bool) -> Result<Answer, Refusal> {

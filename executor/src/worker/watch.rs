@@ -16,6 +16,9 @@ const START_WORDS_BYTES_MAX: usize = 8 * 1024;
 /// How much output is taken at the end of a call; a process of its that goes on writing must not hold it up.
 const LAST_OUTPUT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Time between two looks whether a call that is held up may go on writing.
+const ROOM_LOOK: std::time::Duration = std::time::Duration::from_millis(5);
+
 pub(super) struct Watcher {
     worker: Arc<Worker>,
     supervisor: Arc<dyn Supervisor>,
@@ -27,12 +30,15 @@ pub(super) struct Watcher {
     output: [Option<pipe::Receiver>; 2],
     fault: OwnedFd,
     start_words: Vec<u8>,
+    /// What the call writes stays in its pipes for now.
+    is_held_up: bool,
 }
 
 /// What woke the task.
 enum Woken {
     Frame(io::Result<Option<Vec<Bytes>>>),
     Output(usize),
+    Room,
     Ended,
 }
 
@@ -62,6 +68,7 @@ impl Watcher {
             ],
             fault: process.fault,
             start_words: Vec::new(),
+            is_held_up: false,
         })
     }
 
@@ -69,11 +76,13 @@ impl Watcher {
         loop {
             let woken = {
                 let [stdout, stderr] = &self.output;
+                let is_held_up = self.is_held_up;
                 tokio::select! {
                     biased;
                     frame = self.decoder.read(&mut self.socket) => Woken::Frame(frame),
-                    () = readable(stdout) => Woken::Output(0),
-                    () = readable(stderr) => Woken::Output(1),
+                    () = readable(stdout), if !is_held_up => Woken::Output(0),
+                    () = readable(stderr), if !is_held_up => Woken::Output(1),
+                    () = tokio::time::sleep(ROOM_LOOK), if is_held_up => Woken::Room,
                     _ = self.ended.readable() => Woken::Ended,
                 }
             };
@@ -89,7 +98,11 @@ impl Watcher {
                     tracing::debug!(pid = self.worker.pid, %error, "a worker's socket");
                     break;
                 }
-                Woken::Output(index) => self.output(index),
+                Woken::Output(index) => {
+                    self.output(index);
+                    self.look_for_room();
+                }
+                Woken::Room => self.look_for_room(),
             }
         }
         self.bury().await;
@@ -115,18 +128,21 @@ impl Watcher {
                 outcome,
                 run_us,
                 cpu_us,
+                kept,
             } => {
                 if self.worker.job().as_deref() != Some(&job) {
                     return Err(nonsense("the end of a call that it does not run"));
                 }
                 self.drain();
                 self.worker.inner.lock().unwrap().job = None;
+                self.is_held_up = false;
                 self.follow(Event::Answered)?;
                 let answer = Answered {
                     job,
                     outcome,
                     run_us,
                     cpu_us,
+                    kept,
                     segments,
                 };
                 self.supervisor.answered(&self.worker, answer);
@@ -145,6 +161,12 @@ impl Watcher {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the call may go on writing.
+    fn look_for_room(&mut self) {
+        let job = self.worker.job();
+        self.is_held_up = job.is_some_and(|job| !self.supervisor.may_read(&job));
     }
 
     /// Passes on what a pipe has.

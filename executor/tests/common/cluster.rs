@@ -356,6 +356,9 @@ pub fn call(number: usize, name: &str) -> Call {
         data_threshold: None,
         no_route_data: false,
         intermediate_results: true,
+        paced: false,
+        kept: Vec::new(),
+        keep: None,
         python: None,
     }
 }

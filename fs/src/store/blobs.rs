@@ -49,7 +49,7 @@ impl Store {
 
     /// Gives a whole blob (its content was checked against `hash` by the caller) its name.
     pub fn commit_blob(&self, temporary: &Path, hash: &Hash) -> Result<(), StoreError> {
-        let path = self.blob_path(hash);
+        let path = by_hash(&self.state_dir().join("blobs"), hash);
         match std::fs::rename(temporary, &path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 state::make_private_directory(path.parent().unwrap_or(&path))?;
@@ -59,9 +59,13 @@ impl Store {
         }
     }
 
-    /// Where the blob of that hash stands, if it is here.
+    /// Where the blob (or kept value) of that hash stands, if it is here.
     pub fn blob_path(&self, hash: &Hash) -> PathBuf {
-        by_hash(&self.state_dir().join("blobs"), hash)
+        let blob = by_hash(&self.state_dir().join("blobs"), hash);
+        match blob.is_file() {
+            true => blob,
+            false => self.kept_path(hash).unwrap_or(blob),
+        }
     }
 
     /// Whether the blob is here, whole.

@@ -17,7 +17,9 @@ from . import (
     discovery,
     functions,
     job,
+    kept,
     options,
+    profiled,
     profiling,
     serialization,
     settings,
@@ -38,6 +40,10 @@ CONNECT_SECONDS = 10.0
 """How long making a connection may take."""
 FLUSH_SECONDS = 5.0
 """How long `close` waits until the node has recorded the calls that were sent last."""
+
+IDENTITY = "kitchensink.builtins:identity"
+KEPT_AT_ONCE = 1_000
+"""Values that are recorded with one question."""
 
 _clients: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -84,6 +90,8 @@ class Client(BulkMethods, MapMethods, DataMethods):
         self._timeout = timeout
         self._closed = False
         self._session: Session | None = None
+        self._owned: weakref.WeakSet[kept.RemoteValue] = weakref.WeakSet()
+        self._released = kept.Released()
         self._unlock()
         self._connected()
         _clients.add(self)
@@ -109,9 +117,11 @@ class Client(BulkMethods, MapMethods, DataMethods):
     def _connect(self) -> Session:
         address = discovery.locate(self._given_url)
         key = self._key or discovery.key_path()
-        return Session(
+        session = Session(
             connecting.connect(address, key, self._timeout), address, functools.partial(connecting.again, key)
         )
+        session.client = weakref.ref(self)
+        return session
 
     def close(self) -> None:
         """Ends the connection. Jobs that were sent go on; they can be asked for again by their id. Calls of `bc` that
@@ -120,6 +130,7 @@ class Client(BulkMethods, MapMethods, DataMethods):
         session, self._session = self._session, None
         if session is None or session.ended:
             return
+        kept.release_all(self, session)
         reply = self._last_reply
         if reply is not None and not reply.finished:
             with contextlib.suppress(Exception):
@@ -203,6 +214,9 @@ class Client(BulkMethods, MapMethods, DataMethods):
         - `_retries`: how often it may be run again after its worker or node died. 0: it runs at most once.
         - `_priority`: higher goes first.
         - `_data_threshold`: bytes that a node may have to fetch for it; `_no_route_data=True`: any node will do.
+        - `_keep=True`: its result stays in memory on the node where it is made, and the job's result is a
+          `RemoteValue`, which further calls take as an argument and run at.
+        - `_profile=True`: run it under a profiler; `job.profile` and `client.profile(jobs)["profile"]` tell.
         - `_intermediate_results=False`: do not show what it prints and logs.
         - `_rpc_name`: the module, where `f` is a name without one. `_prefix`: the directory in the tree that relative
           `_locality` paths start from, and where results of `@remote` functions are saved.
@@ -225,14 +239,55 @@ class Client(BulkMethods, MapMethods, DataMethods):
                 kwargs.setdefault(name, value)
         return options.split(kwargs)
 
+    def _check_profiled(self, f: Function, chosen: options.Options) -> None:
+        if self._format not in ("cloudpickle", "pickle"):
+            raise TypeError(f"_profile profiles calls of pickled functions, and this client's format is {self._format}")
+        if chosen.fields.get("intermediate_results") is False:
+            raise TypeError("_profile needs what _intermediate_results=False leaves out")
+        if isinstance(f, str):
+            raise TypeError(f"_profile profiles functions, not names of functions: {f!r}")
+
     def _arranged(
         self, f: Function, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: options.Options
     ) -> tuple[Function, tuple[Any, ...], dict[str, Any]]:
         """What is sent for a call: something else than the function where its results are to be kept."""
-        if not decorated.is_marked(f) or isinstance(f, str):
-            return f, args, kwargs
-        prefix = settings.prefix if chosen.prefix is None else chosen.prefix
-        return decorated.run, decorated.instead(f, args, kwargs, prefix), {}
+        if chosen.profile:
+            self._check_profiled(f, chosen)
+        if decorated.is_marked(f) and not isinstance(f, str):
+            prefix = settings.prefix if chosen.prefix is None else chosen.prefix
+            f, args, kwargs = decorated.run, decorated.instead(f, args, kwargs, prefix), {}
+        return (profiled.run, (f, args, kwargs), {}) if chosen.profile else (f, args, kwargs)
+
+    def scatter(self, data: Any, node: str | None = None) -> Any:
+        """Puts a value into the memory of a node (this client's own, else that of this name) and returns its
+        `RemoteValue`; of a list, a tuple or a dict: those of its values, in the same container. Calls that are given
+        one run where it is and get the value: arrays without a copy, read-only, from memory that all of the node's
+        processes share.
+
+        >>> table = c.scatter(frame)
+        >>> c.map(lambda day, table: summarise(table, day), days, itertools.repeat(table))
+
+        The value goes when its handle goes (`del table`), with the client, or with its node (`KeyLost`).
+        """
+        values = list(data.values()) if isinstance(data, dict) else data if isinstance(data, (list, tuple)) else [data]
+        handles = [kept.fresh(self) for _ in values]
+        self._keep_values(zip((kept.KeepAs("", handle.key) for handle in handles), values), node)
+        if isinstance(data, dict):
+            return dict(zip(data, handles))
+        return type(data)(handles) if type(data) in (list, tuple) else handles if values is data else handles[0]
+
+    def _keep_values(self, values: Iterable[tuple[kept.KeepAs, Any]], node: str | None = None) -> None:
+        """Leaves values on a node: this client's own, else that of this name."""
+        session = self._connected()
+        if session.keeper is None or node not in (None, session.hello.node):
+            keywords = {"_node": node or session.hello.node, "_intermediate_results": False, "_queue_name": "data"}
+            jobs = [self.call(IDENTITY, value, _keep=keep, **keywords) for keep, value in values]
+            for one in jobs:
+                one.result()
+            return
+        files = [(keep.message(), session.keeper.put(value)) for keep, value in values]
+        for start in range(0, len(files), KEPT_AT_ONCE):
+            session.ask({"Keep": {"values": files[start : start + KEPT_AT_ONCE]}}, "Done")
 
     def result(self, job: JobOrId, timeout: float | None = None) -> Any:
         """The result of a job, or of the job of this id; waits for it. Raises what the call raised, or TimeoutError
@@ -277,12 +332,15 @@ class Client(BulkMethods, MapMethods, DataMethods):
     def profile(self, jobs: Iterable[JobOrId]) -> dict[str, Any]:
         """Where the time of jobs that have ended went, in seconds (`queued`, `run`, `cpu`), their bytes (`bytes_local`,
         `bytes_fetched`), how many ran on each of the `nodes`, and what `timethis` marked (`marks`): all together, and
-        in `calls` each for itself."""
+        in `calls` each for itself. `profile`: of the calls with `_profile=True` a `Profile` (pstats, and a flame
+        graph), else None."""
         return profiling.summary([self.job(one) for one in jobs])
 
     # Forks
 
     def _after_fork(self) -> None:
+        self._owned = weakref.WeakSet()
+        self._released = kept.Released()
         self._session = None
         self._unlock()
 
@@ -327,6 +385,7 @@ def after_fork_in_child() -> None:
     global _default_lock
     _default_lock = threading.Lock()
     functions.reset_after_fork()
+    kept.reset_after_fork()
     job.reset_after_fork()
     for one in list(_clients):
         one._after_fork()

@@ -25,6 +25,7 @@ __all__ = [
     "file_format",
     "file_size",
     "file_status",
+    "identity",
     "list_directory",
     "make_directory",
     "md5sum",
@@ -93,6 +94,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def identity(value: Any) -> Any:
+    """Its argument: brings a kept value to its caller, and, with `_keep`, leaves a value on a node."""
+    return value
 
 
 # Files of the tree, for clients that have no mount. Each is named by its data url and stays below the mount point.

@@ -14,6 +14,7 @@ from . import outcome as outcomes
 from .errors import JobCancelled, KitchenSinkError, Late
 
 if TYPE_CHECKING:
+    from .profiled import Profile
     from .session import Session
 
 # States of concurrent.futures; it has no public names for them.
@@ -91,6 +92,11 @@ class Job(Future):  # type: ignore[type-arg]
         self._where: tuple[str, int] | None = None
         self._decoders: dict[int, Any] | None = None
         self._marks: dict[str, float] | None = None
+        self._profile: Any = None
+        self._uses: tuple[Any, ...] = ()
+        """Handles of the kept values among its arguments: they stay until it has ended."""
+        self._keeps = False
+        """Its result is a handle whose value goes with it."""
         self.finished = False
 
     def __getattr__(self, name: str) -> Any:
@@ -126,6 +132,7 @@ class Job(Future):  # type: ignore[type-arg]
             self._report = report
             self._where = (report["node"], report["pid"])
         self._decoders = None
+        self._uses = ()
         with _making_conditions:
             watched = "_condition" in self.__dict__
             if not watched:
@@ -150,11 +157,21 @@ class Job(Future):  # type: ignore[type-arg]
             self._decoding.acquire()
         try:
             self._result, self._exception = outcomes.decode(outcome, self._format, self.id, self._where)
+            if self._keeps and self._exception is None:
+                self._own()
         except BaseException:  # Ctrl-C: another time
             self._outcome = outcome
             raise
         finally:
             self._decoding.release()
+
+    def _own(self) -> None:
+        from . import kept
+
+        client = self._session.client() if self._session is not None and self._session.client is not None else None
+        if client is not None and isinstance(self._result, kept.RemoteValue):
+            self._result._known_client = client
+            kept.own(self._result, client)
 
     def _settle(self, timeout: float | None) -> None:
         """Waits for the end and decodes. Errors: TimeoutError."""
@@ -219,6 +236,12 @@ class Job(Future):  # type: ignore[type-arg]
         if self._marks is None:
             self._marks = {}
         return self._marks
+
+    @property
+    def profile(self) -> Profile | None:
+        """Where its time went, if it ran with `_profile=True` and has ended; else None. `client.profile(jobs)` has that
+        of several together."""
+        return None if self._profile is None else self._profile.profile()
 
     def __await__(self) -> Generator[Any, None, Any]:
         """`await job` is its result. Cancelling the task that waits cancels the call."""

@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterable
 from typing import Any, Union
 
+from .kept import KeepAs
+
 PathArgument = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 
 
@@ -33,13 +35,16 @@ def _yes_or_no(name: str, value: Any) -> bool:
 class Options:
     """One call's keywords, checked, as the fields of the node's `Call` that are not as they are by default."""
 
-    __slots__ = ("asynchronous", "fields", "locality", "prefix", "rpc_name")
+    __slots__ = ("asynchronous", "fields", "keep", "locality", "prefix", "profile", "rpc_name")
 
     def __init__(self) -> None:
         self.asynchronous = True
         self.fields: dict[str, Any] = {}
+        self.keep: KeepAs | bool = False
+        """As what its result stays where it is made; True: as a new value."""
         self.locality: tuple[bytes, ...] = ()
         self.prefix: str | None = None
+        self.profile = False
         self.rpc_name: str | None = None
 
     def take(self, name: str, value: Any) -> None:
@@ -52,6 +57,12 @@ class Options:
 
     def _async(self, name: str, value: Any) -> None:
         self.asynchronous = value is None or _yes_or_no(name, value)
+
+    def _keep(self, name: str, value: Any) -> None:
+        self.keep = value if isinstance(value, KeepAs) else _yes_or_no(name, value)
+
+    def _profile(self, name: str, value: Any) -> None:
+        self.profile = _yes_or_no(name, value)
 
     def _queue_name(self, name: str, value: Any) -> None:
         text = _text(name, value)

@@ -1,36 +1,32 @@
 """`Pool`: distributed3's pool. Results stay on the nodes where they were made, under keys, until they are asked for,
 and further calls run where their inputs are.
 
-Who takes part: a `RemoteValue` is a key and the file of the tree that holds its value; `_run` replaces such handles by
-their values on the node, and keeps the result there. What always holds: a key has its whole value or none. Not for data
-that is to outlive its pool: a pool without a name removes its keys when it is closed.
+Who takes part: a `RemoteValue` (`kept`) stands for a key; in a call's arguments it is replaced by its value on the
+node, and the result is kept there under a key of its own. What always holds: a key has its whole value or none. Not for
+data that is to outlive its pool: a pool without a name removes its keys when it is closed.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import functools
-import io
 import itertools
 import os
 import uuid
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Callable
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
-from . import _client, nested, options, serialization
+from . import _client, nested, options, submission
 from .bulk import cancelled_by_interrupt
 from .errors import KeyLost, KitchenSinkError
 from .job import Job
-from .remote_data import RemoteData
-from .tree import data_url, tree
+from .kept import KeepAs, RemoteValue, forget
 
 __all__ = ["PendingComputation", "Pool", "RemoteValue"]
 
-FORMAT = "cloudpickle"
 RETRIES = 3
 """How often `map` runs a call again whose worker or node died."""
 READERS = 16
@@ -39,50 +35,6 @@ GOING_MAX = 100_000
 """Keys of one `gather`."""
 
 Address = tuple[str, int]
-
-
-class RemoteValue(RemoteData):
-    """A value that stays where it was made. `get()` brings it here; as an argument of the pool's functions, also inside
-    of lists, tuples, dicts and sets, it is replaced by its value on the node."""
-
-    def __init__(self, pool: str, key: str, job: Job | None = None, known_client: _client.Client | None = None) -> None:
-        super().__init__(data_url=_url(pool, key), fmt=FORMAT)
-        self.key = key
-        self._pool = pool
-        self._job = job
-        self._known_client = known_client
-
-    def client(self, rpc_url: str | None = None) -> _client.Client:
-        """The pool's client, where the pool is; else the process's."""
-        return self._known_client or super().client(rpc_url)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "key": self.key, "pool": self._pool}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.key, self._pool = state["key"], state["pool"]
-        self._job = self._known_client = None
-
-    def __repr__(self) -> str:
-        return f"RemoteValue<key={self.key}, {self.status}>"
-
-    @property
-    def status(self) -> str:
-        """`running`, `success` or `error`."""
-        if self._job is None or self._job.finished and self._job.exception() is None:
-            return "success"
-        return "error" if self._job.finished else "running"
-
-    def get(self, timeout: float | None = None) -> Any:
-        """The value; waits for it. Raises what its call raised, KeyLost where no node has it any more, or TimeoutError
-        once `timeout` seconds have passed."""
-        if self._job is not None:
-            self._job.result(timeout)
-        try:
-            return self.obj()
-        except OSError as error:
-            raise KeyLost(f"{self.key}: no node has its value any more: {error}") from error
 
 
 class PendingComputation:
@@ -120,8 +72,9 @@ class Pool:
     {'squares': [0, 1, 4, 9, 16, 25, 36, 49, 64, 81], 'total': -285}
 
     `address`: of any node, as `Client` takes it, or `HOST:PORT`. `name`: pools of one name share their keys, which stay
-    when they are closed; a pool without one removes its keys then. Values are files of the tree below `pools/`, of
-    which the page cache of their node keeps in memory what it can.
+    when they are closed; a pool without one removes its keys then. Values are in the memory of the node that made them
+    (`ks mount --memory-tier`), on its disk where that is full; what was in the memory of a node that dies is lost
+    (`KeyLost`), what has the key of a named pool outlives a node that is ended in order.
     """
 
     def __init__(
@@ -161,12 +114,9 @@ class Pool:
         addresses = {name: _address(node["address"]) for name, node in nodes.items()}
         self._names = {address: name for name, address in addresses.items()}
         self.available_cores = {addresses[name]: int(node.get("workers") or 0) for name, node in nodes.items()}
-        found = self._client.path_search(f"pools/{self._id}/*")
-        located = self._client.data_info(found)[1] if found else {}
+        found = self._client._connected().ask({"KeptGroup": {"group": self._id}}, "KeptGroup")
         self.who_has = {
-            unquote(url.rpartition("/")[2]): {addresses[name] for name in holders}
-            for url, (holders, _) in located.items()
-            if not url.rpartition("/")[2].startswith(".")
+            value["name"]: {addresses[name] for name in value["nodes"] if name in addresses} for value in found
         }
         self.has_what = {address: set() for address in self.available_cores}
         for key, holders in self.who_has.items():
@@ -182,19 +132,38 @@ class Pool:
         Ctrl-C cancels what this started. Keywords that begin with `_` are those of `Client.call`.
         """
         own, sent = _split({"_retries": RETRIES, **kwargs})
-        keys = []
-        urls = []
         items = list(seq)
-        for _ in items:
-            keys.append(uuid.uuid4().hex)
-            urls.append(_url(self._id, keys[-1]))
-        jobs = self._client.submit_many(
-            self._function(func), urls, [(item,) for item in items], itertools.repeat(own), **sent
-        )
+        keys = [uuid.uuid4().hex for _ in items]
+        jobs: list[Job] = []
         with cancelled_by_interrupt(jobs):
+            self._submit(self._checked(func), keys, items, own, sent, jobs)
             for job in jobs:
                 job.exception()
         return [self._value(key, job) for key, job in zip(keys, jobs)]
+
+    def _submit(
+        self,
+        func: Callable[..., Any],
+        keys: list[str],
+        items: list[Any],
+        own: dict[str, Any],
+        sent: dict[str, Any],
+        jobs: list[Job],
+    ) -> None:
+        client = self._client
+        maker = submission.Maker(client._connected(), client._format, shared={})
+
+        def calls() -> Iterator[submission.Prepared]:
+            for key, item in zip(keys, items):
+                arguments, chosen = client._options({**own, **sent, "_keep": self._as(key)})
+                prepared = maker.prepare(*client._arranged(func, (item,), arguments, chosen), chosen)
+                jobs.append(prepared.job)
+                yield prepared
+
+        submission.send_all(client._connected(), calls())
+
+    def _as(self, key: str) -> KeepAs:
+        return KeepAs(self._id, key, self._named)
 
     def _value(self, key: str, job: Job | None = None) -> RemoteValue:
         return RemoteValue(self._id, key, job, self._client)
@@ -211,7 +180,7 @@ class Pool:
             raise TypeError("args is a tuple or a list: pool.apply_async(func, args=(x,))")
         own, sent = _split(dict(kwargs or {}))
         value_key = key or uuid.uuid4().hex
-        job = self._client.call(self._function(func), _url(self._id, value_key), tuple(args), own, **sent)
+        job = self._client.call(self._checked(func), *args, **own, **{**sent, "_keep": self._as(value_key)})
         return PendingComputation(self._value(value_key, job), job)
 
     def apply(
@@ -226,14 +195,12 @@ class Pool:
         with cancelled_by_interrupt([pending.job]):
             return pending.get()
 
-    def _function(self, func: Callable[..., Any]) -> Callable[..., Any]:
+    def _checked(self, func: Callable[..., Any]) -> Callable[..., Any]:
         if self._closed:
             raise KitchenSinkError("the pool was closed")
         if not callable(func):
             raise TypeError(f"a function is called, not {func!r}")
-        made = functools.partial(_run, func)
-        made.__qualname__ = getattr(func, "__qualname__", type(func).__name__)  # type: ignore[attr-defined]
-        return made
+        return func
 
     # Data
 
@@ -283,17 +250,10 @@ class Pool:
     def delete(self, *keys: str | RemoteValue) -> None:
         """Removes keys and their values from all nodes. Errors: KeyError."""
         for key in keys:
-            name = key.key if isinstance(key, RemoteValue) else key
-            try:
-                self._client.delete(_url(self._id, name))
-            except FileNotFoundError:
-                raise KeyError(name) from None
+            self._value(key.key if isinstance(key, RemoteValue) else key).delete()
 
     def _put(self, key: str, value: Any, node: str | None) -> RemoteValue:
-        here = self._client.node if self._client.local_mountpoint is not None else None
-        where = self._client.tree()
-        data = serialization.serialize(value, FORMAT)
-        where.store(_url(self._id, key), io.BytesIO(data), FORMAT, None if node == here else node)
+        self._client._keep_values([(self._as(key), value)], node)
         return self._value(key)
 
     def close(self) -> None:
@@ -303,8 +263,7 @@ class Pool:
         self._closed = True
         if not self._named and self._pid == os.getpid():
             with contextlib.suppress(KitchenSinkError, OSError):
-                self._client.reducetree(f"pools/{self._id}/*")
-                self._client.remove_directory(f"pools/{self._id}")
+                forget(self._client._connected(), [], (self._id,))
         self._client.close()
 
 
@@ -318,28 +277,10 @@ def close_all() -> None:
             pool.close()
 
 
-def _run(function: Callable[..., Any], url: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """On the node: the call, on the values of its handles, and its result kept there."""
-    values: dict[str, Any] = {}
-
-    def value(handle: RemoteValue) -> Any:
-        if handle.key not in values:
-            values[handle.key] = handle.get()
-        return values[handle.key]
-
-    own_args, own_kwargs = nested.replace((args, kwargs), RemoteValue, value)
-    result = function(*own_args, **own_kwargs)
-    tree().store(url, io.BytesIO(serialization.serialize(result, FORMAT)), FORMAT)
-
-
 def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The function's own keywords, and those of the call, which begin with `_`. Errors: TypeError."""
     own, _ = options.split(kwargs)
     return own, {name: value for name, value in kwargs.items() if name not in own}
-
-
-def _url(pool: str, key: str) -> str:
-    return data_url(f"pools/{pool}/{quote(key, safe='')}")
 
 
 def _node_url(address: str | None, port: int | None) -> str | None:

@@ -10,24 +10,34 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from . import profiled
 from .job import Job
+from .profiled import LOGGER, Profile
 
-LOGGER = "kitchensink.profile"
-"""Its records are marks, and are not shown."""
+__all__ = ["LOGGER", "Profile", "show", "summary", "take_mark"]
+
+
+SHOWN_FUNCTIONS = 20
+"""Of a profile, so many are printed."""
 
 
 def take_mark(job: Job, message: str) -> None:
     """Keeps a mark that came for a job."""
     try:
-        name, seconds = json.loads(message)
+        mark = json.loads(message)
+        if isinstance(mark, dict):
+            job._profile = profiled.take(job._profile, mark)
+            return
+        name, seconds = mark
         job.marks[str(name)] = job.marks.get(str(name), 0.0) + float(seconds)
     except (ValueError, TypeError):
         return
 
 
 def summary(jobs: Iterable[Job]) -> dict[str, Any]:
-    """The times of ended jobs, in seconds, and the bytes they read: of each (`calls`) and of all together. Jobs that go
-    on are left out."""
+    """The times of ended jobs, in seconds, and the bytes they read: of each (`calls`) and of all together, and the
+    `profile` of those that ran under the profiler. Jobs that go on are left out."""
+    jobs = list(jobs)
     calls = [_of_one(job) for job in jobs]
     known = [call for call in calls if call is not None]
     total: dict[str, Any] = {"calls": known, "count": len(known), "nodes": {}, "marks": {}}
@@ -37,6 +47,7 @@ def summary(jobs: Iterable[Job]) -> dict[str, Any]:
         total["nodes"][call["node"]] = total["nodes"].get(call["node"], 0) + 1
         for name, seconds in call["marks"].items():
             total["marks"][name] = total["marks"].get(name, 0.0) + seconds
+    total["profile"] = Profile.merged(one for one in (job.profile for job in jobs) if one is not None)
     return total
 
 
@@ -65,3 +76,5 @@ def show(name: str, seconds: float, jobs: Iterable[Job]) -> None:
     print(f"  bytes read where they were {total['bytes_local']:,}, fetched {total['bytes_fetched']:,}")
     for mark, spent in sorted(total["marks"].items(), key=lambda item: -item[1]):
         print(f"  {mark} : {spent:.3f} s")
+    if total["profile"] is not None:
+        total["profile"].stats.sort_stats("cumulative").print_stats(SHOWN_FUNCTIONS)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, Callable
 
-from . import blobs, errors, output, profiling
+from . import blobs, errors, kept, output, profiling
 from .connecting import AGAIN_ALONE_SECONDS, AGAIN_SECONDS, HELLO_SECONDS, Opened, greeting
 from .discovery import Address
 from .job import Job
@@ -68,6 +68,8 @@ class Hello:
         self.datadir: bytes = bytes(body["datadir"])
         self.program: str = body["program"]
         self.peers: list[str] = body.get("peers", [])
+        memory = body.get("memory")
+        self.memory: str | None = None if memory is None else os.fsdecode(bytes(memory))
 
 
 class Session:
@@ -86,6 +88,10 @@ class Session:
         """Held while a submission is put together and sent: a function goes before the calls that name it."""
         self.blobs: blobs.Blobs | None = None
         """Where large arguments are put, where the node is on this machine."""
+        self.keeper: kept.Keeper | None = None
+        """Where values that are to be kept are written, where the node is on this machine."""
+        self.client: Any = None
+        """A weak reference to the client whose session this is."""
         self._connection = connection
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -124,7 +130,9 @@ class Session:
     def _find_blobs(self) -> None:
         """Where the node is on this machine, large arguments are put where it keeps them."""
         socket = self._route.socket
-        self.blobs = None if socket is None else blobs.below(os.path.dirname(socket))
+        state = None if socket is None else os.path.dirname(socket)
+        self.blobs = None if state is None else blobs.below(state)
+        self.keeper = None if state is None else kept.keeper(self.hello.memory, state)
 
     def ask(
         self,
@@ -230,6 +238,11 @@ class Session:
                     self._background = _Background(self)
         elif background.asleep:
             background.awake.set()
+
+    @property
+    def needed(self) -> set[str]:
+        """Ids of the kept values that jobs which go on use."""
+        return {handle.id for job in list(self._jobs.values()) for handle in job._uses}
 
     @property
     def busy(self) -> bool:

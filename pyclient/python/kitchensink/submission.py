@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import collections
 import os
+import uuid
 from collections.abc import Iterable
 from typing import Any, Callable, Union
 
-from . import decorated, functions, paths, serialize
+from . import decorated, functions, kept, paths, profiled, serialize
 from .blobs import BLOB_BYTES
 from .errors import NotSerializable
 from .functions import Serialized
@@ -84,10 +85,19 @@ class Maker:
         """A call, ready. Errors: NotSerializable."""
         reference, serialized = self.function(function, options)
         name = serialized.name if serialized else next(iter(reference.values()))
-        if function is decorated.run:
-            name = serialize.name_of(args[0])
+        called, called_args = function, args
+        if called is profiled.run:
+            called, called_args = args[0], args[1]
+            name = serialize.name_of(called)
+        if called is decorated.run:
+            name = serialize.name_of(called_args[0])
         found = paths.find((*args, *kwargs.values()) if kwargs else args, self._mountpoint)
-        buffers = self._encode(name, args, kwargs, found.plain)
+        if found.plain:
+            handles: list[kept.RemoteValue] = []
+            buffers = self._encode(name, args, kwargs, True)
+        else:
+            with kept.noted() as handles:
+                buffers = self._encode(name, args, kwargs, False)
         job = Job(self._session, os.urandom(16).hex(), name, self._format)
         call: dict[str, Any] = {"job": job.id, "name": name, "function": reference, "format": self._format}
         if found.paths or options.locality:
@@ -95,12 +105,25 @@ class Maker:
             call["locality"] = self._hints(options)
             call["mountpoint"] = self._mountpoint
         call.update(options.fields)
+        if handles:
+            job._uses = tuple(handles)
+            call["kept"] = [{"id": id} for id in dict.fromkeys(handle.id for handle in handles)]
+        if options.keep:
+            self._keep(job, call, options.keep)
         if self._session.blobs is not None and any(size_of(buffer) >= BLOB_BYTES for buffer in buffers):
             buffers = self._session.blobs.keep(buffers)
         if all(size_of(buffer) <= INLINE_BYTES for buffer in buffers):
             call["args"] = place_payload(buffers, [])
             return Prepared(job, pack(call), serialized, None)
         return Prepared(job, call, serialized, buffers)
+
+    def _keep(self, job: Job, call: dict[str, Any], keep: kept.KeepAs | bool) -> None:
+        if self._format not in ("cloudpickle", "pickle"):
+            raise TypeError(f"_keep keeps pickled values, and this client's format is {self._format}")
+        if isinstance(keep, bool):
+            keep = kept.KeepAs("", uuid.uuid4().hex)
+            job._keeps = True
+        call["keep"] = keep.message()
 
     def _encode(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], plain: bool) -> list[Buffer]:
         try:

@@ -27,8 +27,8 @@ import traceback
 from types import FrameType, TracebackType
 from typing import Any, Callable, NamedTuple
 
-from . import __about__, _native, blobs, own_modules, paths, rpc, serialization, serialize
-from .errors import KitchenSinkError, NotRegistered, NotSerializable
+from . import __about__, _native, blobs, kept, own_modules, paths, rpc, serialization, serialize
+from .errors import KitchenSinkError, NotRegistered, NotSerializable, PayloadError
 from .outcome import CAUSES_MAX
 from .protocol import Buffer, pack, place_payload, unpack, variant
 from .workplace import Workplace
@@ -55,6 +55,8 @@ class Run(NamedTuple):
     mountpoint_from: bytes | None
     mountpoint_to: bytes
     intermediate_results: bool
+    kept: Any = ()
+    keep: dict[str, Any] | None = None
 
 
 class Functions:
@@ -119,7 +121,10 @@ class Worker:
         self.connection = connection
         self.current: Run | None = None
         self._functions = Functions(registered_only=bool(os.environ.get("KS_REGISTERED_ONLY")))
-        self._blobs = blobs.below(os.path.join(os.environ.get("KS_DATADIR", "/nonexistent"), ".ks"))
+        state = os.path.join(os.environ.get("KS_DATADIR", "/nonexistent"), ".ks")
+        self._blobs = blobs.below(state)
+        self._keeper = kept.keeper(os.environ.get("KS_MEMORY"), state)
+        self._kept: dict[str, Any] | None = None
         self._interruptible = False
         self._interrupted = False
         signal.signal(signal.SIGINT, self._on_interrupt)
@@ -134,6 +139,9 @@ class Worker:
             if frame is None:
                 return
             kind, body = variant(unpack(frame[0]))
+            if kind == "Forget":
+                kept.let_go()
+                continue
             if kind != "Run":
                 return
             self._run(Run(**body), frame)
@@ -147,14 +155,15 @@ class Worker:
             raise KeyboardInterrupt
 
     def _run(self, run: Run, frame: list[bytearray]) -> None:
-        self.current, self._interrupted = run, False
+        self.current, self._interrupted, self._kept = run, False, None
         began_ns, began_cpu_ns = time.perf_counter_ns(), time.process_time_ns()
         outcome, segments = self._outcome(run, frame)
         run_us = (time.perf_counter_ns() - began_ns) // 1000
         cpu_us = (time.process_time_ns() - began_cpu_ns) // 1000
         self._flush()
         self.current = None
-        self._tell({"Ended": {"job": run.job, "outcome": outcome, "run_us": run_us, "cpu_us": cpu_us}}, segments)
+        ended = {"job": run.job, "outcome": outcome, "run_us": run_us, "cpu_us": cpu_us, "kept": self._kept}
+        self._tell({"Ended": ended}, segments)
 
     def _outcome(self, run: Run, frame: list[bytearray]) -> tuple[Any, list[Buffer]]:
         """Runs the call; its outcome and the segments that belong to it."""
@@ -188,7 +197,12 @@ class Worker:
         if not serialization.known(run.format):
             rpc.load_modules()  # one of them may register it
         try:
-            args, kwargs = serialize.decode_call(serialize.open_payload(run.args, frame), run.format)
+            buffers = serialize.open_payload(run.args, frame)
+            if run.kept:
+                with kept.Arrived(run.kept):
+                    args, kwargs = serialize.decode_call(buffers, run.format)
+            else:
+                args, kwargs = serialize.decode_call(buffers, run.format)
         except (KeyboardInterrupt, KitchenSinkError):
             raise
         except Exception as error:
@@ -203,7 +217,11 @@ class Worker:
         if self._interrupted:
             return _failed("JobCancelled", f"{run.name} was cancelled")
         try:
+            if run.keep is not None:
+                value = self._keep(run.keep, value)
             buffers = serialize.encode(value, run.format, type(value) in _PLAIN)
+        except PayloadError as error:
+            return _failed("PayloadError", f"{run.name}: its result: {error}")
         except Exception as error:
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
             return _failed(
@@ -213,6 +231,13 @@ class Worker:
         if self._blobs is not None:
             buffers = self._blobs.keep(buffers)
         return {"Returned": place_payload(buffers, segments)}, segments
+
+    def _keep(self, keep: dict[str, Any], value: Any) -> kept.RemoteValue:
+        """Leaves a result on this node; its handle."""
+        if self._keeper is None:
+            raise PayloadError("this node has no directory for values that are kept")
+        self._kept = self._keeper.put(value)
+        return kept.RemoteValue(keep["group"], keep["name"])
 
     def _flush(self) -> None:
         """All that the call printed is in the pipes after this, Python's output and C code's; so will be the next's."""

@@ -3,7 +3,7 @@ a call has changed them. Looking costs a few microseconds; only what differs is 
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import locale
 import os
