@@ -218,6 +218,15 @@ def test_a_key_file_that_is_no_key(cluster):
     assert bad.read_text() == "this is no key\n"
 
 
+def test_a_client_key_where_the_clusters_is_needed(cluster):
+    visitor = cluster[3].home / "visitor.key"
+    cluster[3].ks("key", "client", "visitor", "--output", visitor)
+    joining = mount(cluster[3], "--join", "host1", "--cluster-key", visitor)
+    refused(cluster[3], joining, str(visitor), "client key", "cluster's key")
+    done = cluster[3].ks("key", "client", "other", "--cluster-key", visitor, check=False)
+    assert done.status == 1 and "client key" in done.error, done
+
+
 def test_something_else_for_a_key_file(cluster):
     for wrong in ("/etc", "/etc/passwd"):
         line = refused(cluster[3], mount(cluster[3], "--join", "host1", "--cluster-key", wrong), wrong)
@@ -265,7 +274,10 @@ MOUNT = ["mount", "/ks", "--datadir", "/data"]
         ["key", "client"],
         [*MOUNT, "--num-workers", "x"],
         [*MOUNT, "--join", ""],
+        [*MOUNT, "--join", "host1:abc"],
         [*MOUNT, "--advertise", "x y"],
+        [*MOUNT, "--advertise", "host3:99999"],
+        [*MOUNT, "--listen", ":99999"],
         [*MOUNT, "--queue", "a b"],
         [*MOUNT, "--node-name", "a/b"],
         [*MOUNT, "--memory-limit", "1M"],

@@ -334,8 +334,13 @@ fn parse_time(text: &str) -> Result<Duration, String> {
 fn parse_host(text: &str) -> Result<String, String> {
     let good =
         |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']' | '%');
-    let host = text.rsplit_once(':').map_or(text, |(host, _)| host);
-    if host.is_empty() || !text.chars().all(good) {
+    let (host, port) = match text.rsplit_once(':') {
+        // What follows the last colon of an address without brackets is a part of it.
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    if host.is_empty() || !text.chars().all(good) || port.is_some_and(|port| !is_port(port)) {
         return Err(format!(
             "'{text}': write HOST or HOST:PORT, for example host1:{DEFAULT_PORT}"
         ));
@@ -669,8 +674,14 @@ mod tests {
             ["--redis", ""],
             ["--redis", "foo://x"],
             ["--join", ""],
+            ["--join", "host1:abc"],
+            ["--join", "host1:0"],
+            ["--join", ":6323"],
             ["--advertise", "x y"],
+            ["--advertise", "host1:99999"],
+            ["--advertise", "[fe80::1]:"],
             ["--node-url", "foo"],
+            ["--node-url", "http://host1:port/"],
             ["--queue", "a b"],
             ["--node-name", ""],
             ["--node-name", "a/b"],
@@ -682,6 +693,8 @@ mod tests {
             ["--redis", "redis://host1"],
             ["--join", "host1:7"],
             ["--join", "[fe80::1]:7"],
+            ["--join", "fe80::1"],
+            ["--join", "[fe80::1]"],
             ["--advertise", "10.0.0.1"],
             ["--node-url", "http://host1:6323/"],
         ] {

@@ -1,22 +1,27 @@
 //! Where a call may run, and from when on: decided by the bytes each node would have to fetch.
 //!
 //! Pure: files and nodes in, places out. What always holds: a node that would fetch nothing may run the call at once;
-//! one that would fetch more than the threshold never; the others the later the more they would fetch; somebody at once, unless nobody may.
-//! Not for load: which of the eligible nodes takes a call is decided by who has a worker free (`queue`).
+//! one that would fetch more than the threshold never; the others the later the more they would fetch; somebody at once, unless nobody may;
+//! no call has more than `PLACES_MAX` places.
+//! Not for load: which of the places takes a call, and when, is decided by who has a worker free and by how long the others would
+//! take (`queue::model`).
 use ks_fs::record::NodeId;
 use std::fmt::Write;
 
+pub mod habits;
+pub mod pattern;
 pub mod resolve;
 
 /// How fast a node is assumed to fetch from a peer, bytes a millisecond (a gigabit link carries about this much).
 pub const FETCH_BYTES_PER_MS: u64 = 110_000;
-/// What moving data costs the others beside time: a call waits for a node that has its data somewhat longer than the bare fetch would take,
-/// one millisecond for so many bytes ...
-pub const PATIENCE_BYTES_PER_MS: u64 = 512;
-/// ... and never longer than this. (Without it, calls of a few milliseconds over small files would wander off as soon as one node is done first.)
-pub const PATIENCE_MS_MAX: u64 = 5_000;
 /// A node may not fetch more for a call, unless told otherwise: 200 MB.
 pub const THRESHOLD_BYTES: u64 = 200_000_000;
+/// Nodes among whose places a call is put: those that lack least; of many that lack as much, others for each call.
+pub const PLACES_MAX: usize = 16;
+/// Nodes of which it is noted what a call would cost there, those that lack least.
+pub const COSTS_MAX: usize = 32;
+/// A call that would rather run on some nodes is left to them, where they are not busy for longer than this.
+pub const NEAR_MS: u64 = 1_000;
 /// Reasons listed in one message; the rest are counted.
 const REASONS_MAX: usize = 12;
 
@@ -55,8 +60,14 @@ pub struct Wish<'a> {
     pub python: Option<&'a str>,
     /// It must run on the node of this name.
     pub node: Option<&'a str>,
+    /// Nodes that it would rather run on, whoever has its data.
+    pub near: Vec<NodeId>,
     /// Most bytes that may be fetched for it; `None`: no limit.
     pub threshold_bytes: Option<u64>,
+    /// Tells these files from others: the same for calls that need the same ones.
+    pub data: u64,
+    /// Any number, another one for each call.
+    pub seed: u64,
 }
 
 /// A node that may run a call.
@@ -66,7 +77,8 @@ pub struct Place {
     pub node: NodeId,
     /// What it would have to fetch.
     pub fetch_bytes: u64,
-    /// How long the call must have waited first.
+    /// How much longer it would fetch than the one that lacks least. 0: it may run it at once; the others where the call would wait longer
+    /// for those than that.
     pub delay_ms: u64,
 }
 
@@ -75,7 +87,9 @@ pub struct Place {
 pub struct Placement {
     /// The nodes that may run it; empty: any that serves its queue, at once.
     pub places: Vec<Place>,
-    /// What each live node would have to fetch, by name (also those that may not run it).
+    /// As in `Wish`.
+    pub data: u64,
+    /// What each live node would have to fetch, by name (also those that may not run it), the least first.
     pub costs: Vec<(String, u64)>,
     /// For people.
     pub why: String,
@@ -96,44 +110,90 @@ pub fn fetch_bytes(files: &[&FileFact], node: NodeId) -> u64 {
     files.iter().map(missing).fold(0, u64::saturating_add)
 }
 
-/// How long a call must have waited before a node that lacks so many bytes may take it.
+/// How long a node fetches so many bytes.
 pub fn delay_ms(fetch_bytes: u64) -> u64 {
-    let patience = fetch_bytes
-        .div_ceil(PATIENCE_BYTES_PER_MS)
-        .min(PATIENCE_MS_MAX);
-    fetch_bytes.div_ceil(FETCH_BYTES_PER_MS) + patience
+    fetch_bytes.div_ceil(FETCH_BYTES_PER_MS)
 }
 
 /// Decides where a call may run.
 pub fn place(wish: &Wish<'_>, nodes: &[NodeFact]) -> Result<Placement, NotPlaceable> {
-    let mut reasons = Vec::new();
     let mut places = Vec::new();
     let mut costs = Vec::new();
     for node in nodes {
         let needed = fetch_bytes(&wish.files, node.id);
         if node.alive && !wish.files.is_empty() {
-            costs.push((node.name.clone(), needed));
+            costs.push((needed, &node.name));
         }
-        match refusal(wish, node, needed) {
-            Some(reason) => reasons.push(format!("{}: {reason}", node.name)),
-            None => places.push(Place {
-                node: node.id,
-                fetch_bytes: needed,
-                delay_ms: delay_ms(needed),
-            }),
+        if refusal(wish, node, needed).is_none() {
+            places.push((needed, node.id));
         }
     }
-    let Some(least) = places.iter().map(|place| place.delay_ms).min() else {
-        return Err(NotPlaceable(none_may(wish, &reasons)));
+    let Some(least) = places.iter().map(|(needed, _)| *needed).min() else {
+        return Err(NotPlaceable(none_may(wish, nodes)));
     };
-    for place in &mut places {
-        place.delay_ms -= least;
-    }
-    let why = explain(wish, &places, nodes);
-    if wish.files.is_empty() && wish.node.is_none() {
+    keep_first(&mut places, PLACES_MAX, |(needed, node)| {
+        let is_far = !wish.near.contains(node);
+        (is_far, *needed, spread(wish.seed, *node))
+    });
+    keep_first(&mut costs, COSTS_MAX, |(needed, name)| (*needed, *name));
+    let mut places: Vec<Place> = places
+        .into_iter()
+        .map(|(needed, node)| Place {
+            node,
+            fetch_bytes: needed,
+            delay_ms: delay_ms(needed) - delay_ms(least),
+        })
+        .collect();
+    let is_near = put_near_first(&mut places, &wish.near);
+    let why = match is_near {
+        true => explain_near(wish, nodes),
+        false => explain(wish, &places, nodes),
+    };
+    if wish.files.is_empty() && wish.node.is_none() && !is_near {
         places.clear();
     }
-    Ok(Placement { places, costs, why })
+    let name = |(needed, name): (u64, &String)| (name.clone(), needed);
+    Ok(Placement {
+        places,
+        data: wish.data,
+        costs: costs.into_iter().map(name).collect(),
+        why,
+    })
+}
+
+/// The nodes that the call would rather run on may at once, the others later. `false`: none of them is among the places.
+fn put_near_first(places: &mut [Place], near: &[NodeId]) -> bool {
+    if !places.iter().any(|place| near.contains(&place.node)) {
+        return false;
+    }
+    for place in places {
+        place.delay_ms = match near.contains(&place.node) {
+            true => 0,
+            false => place.delay_ms + NEAR_MS,
+        };
+    }
+    true
+}
+
+fn explain_near(wish: &Wish<'_>, nodes: &[NodeFact]) -> String {
+    let near = nodes.iter().filter(|node| wish.near.contains(&node.id));
+    let names: Vec<&str> = near.map(|node| node.name.as_str()).take(3).collect();
+    format!("rather on {}", names.join(", "))
+}
+
+/// Keeps the first `count` in the order of `key`, in that order.
+fn keep_first<T, K: Ord>(things: &mut Vec<T>, count: usize, key: impl Fn(&T) -> K) {
+    if things.len() > count {
+        things.select_nth_unstable_by_key(count, &key);
+        things.truncate(count);
+    }
+    things.sort_by_key(key);
+}
+
+/// Orders nodes that lack as much, differently for each call.
+fn spread(seed: u64, node: NodeId) -> u64 {
+    let mixed = (seed ^ node.0.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9)
 }
 
 /// Why a node may not run a call.
@@ -169,7 +229,12 @@ fn refusal(wish: &Wish<'_>, node: &NodeFact, needed: u64) -> Option<String> {
     }
 }
 
-fn none_may(wish: &Wish<'_>, reasons: &[String]) -> String {
+fn none_may(wish: &Wish<'_>, nodes: &[NodeFact]) -> String {
+    let reason = |node: &NodeFact| {
+        let reason = refusal(wish, node, fetch_bytes(&wish.files, node.id));
+        format!("{}: {}", node.name, reason.unwrap_or_default())
+    };
+    let reasons: Vec<String> = nodes.iter().map(reason).collect();
     let mut text = String::from("no node may run it: ");
     match wish.node {
         Some(name) => {

@@ -109,6 +109,10 @@ pub struct Call {
     /// The interpreter's name; `None`: the default one.
     #[serde(default)]
     pub python: Option<String>,
+    /// Short arguments of a call that names no file, by position ("0") or keyword, as `str()` writes them: earlier calls may have shown
+    /// how paths are made of them.
+    #[serde(default)]
+    pub texts: Vec<(String, ByteBuf)>,
     /// Values that are kept on nodes, which its arguments refer to.
     #[serde(default)]
     pub kept: Vec<KeptValue>,
@@ -496,7 +500,7 @@ pub struct Report {
     pub pid: u32,
     /// Why it ran there, for people.
     pub why: String,
-    /// Bytes of its data that each node would have had to fetch when it was placed.
+    /// Bytes of its data that each node would have had to fetch when it was placed, the least first; of many nodes the first 32.
     pub costs: Vec<(String, u64)>,
     /// From its acceptance to its start.
     pub queued_us: u64,

@@ -12,7 +12,10 @@ use std::time::Duration;
 
 mod answer;
 pub mod kept;
+pub mod model;
 pub mod record;
+
+pub use model::Want;
 
 use answer::{bytes, fields, integer, list, parse_claims, parse_listed, parse_submitted, text};
 
@@ -228,10 +231,14 @@ pub fn job_is_valid(job: &str) -> bool {
     job.len() == 32 && job.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Places as the scripts read them; empty: every node that serves the queue, at once.
-pub fn places_text(places: &[crate::placement::Place]) -> String {
+/// Places as the scripts read them ("node=delay,node=delay;data"); empty: every node that serves the queue, at once.
+pub fn places_text(placement: &crate::placement::Placement) -> String {
+    if placement.places.is_empty() {
+        return String::new();
+    }
     let text = |place: &crate::placement::Place| format!("{}={}", place.node, place.delay_ms);
-    places.iter().map(text).collect::<Vec<_>>().join(",")
+    let places: Vec<_> = placement.places.iter().map(text).collect();
+    format!("{};{:016x}", places.join(","), placement.data)
 }
 
 struct Scripts {
@@ -327,10 +334,12 @@ impl Queue {
         &self,
         functions: &[(Vec<u8>, Vec<u8>)],
         jobs: &[Submission],
-        want: usize,
+        want: impl Into<Want>,
     ) -> Result<Submitted, QueueError> {
+        let want = want.into();
         let mut args = Arguments::of(self);
-        args.number(LEASE.as_millis()).number(want);
+        args.number(LEASE.as_millis()).number(want.jobs);
+        args.number(want.slots).number(want.call_ms);
         args.number(FUNCTION_KEEP.as_secs()).number(functions.len());
         for (hash, code) in functions {
             args.bytes(hash).bytes(code);
@@ -348,9 +357,17 @@ impl Queue {
     }
 
     /// Takes up to `want` jobs of these queues that may run here now.
-    pub async fn claim(&self, queues: &[String], want: usize) -> Result<Claims, QueueError> {
+    pub async fn claim(
+        &self,
+        queues: &[String],
+        want: impl Into<Want>,
+    ) -> Result<Claims, QueueError> {
+        let want = want.into();
         let mut args = Arguments::of(self);
-        args.number(LEASE.as_millis()).number(want);
+        args.number(LEASE.as_millis()).number(want.jobs);
+        args.number(want.of_others)
+            .number(want.slots)
+            .number(want.call_ms);
         for queue in queues {
             args.bytes(queue.as_bytes());
         }

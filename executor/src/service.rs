@@ -36,6 +36,7 @@ mod listing;
 mod memory;
 mod output;
 pub mod payload;
+mod recall;
 mod recover;
 mod run;
 mod tend;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import dataclasses
+import datetime
 import functools
 import os
 import pathlib
@@ -310,3 +311,20 @@ def test_sys_exit_in_a_call_does_not_end_the_caller(client, status, exit_code):
         client.call(sys.exit, status, _async=False)
     assert raised.value.exit_code == exit_code and raised.value.signal is None
     assert client.call(abs, -1, _async=False) == 1
+
+
+def test_short_arguments_of_a_call_that_names_no_file_are_told_as_texts(node, client):
+    def sent(*args, **kwargs):
+        client.call(lambda *args, **kwargs: None, *args, **kwargs, _async=False)
+        return dict(node.calls[-1].get("texts", []))
+
+    assert sent(5, "2013-01", day=datetime.date(2013, 1, 5), ok=True, rest=[1, ("a",)]) == {
+        "0": b"5",
+        "1": b"2013-01",
+        "day": b"2013-01-05",
+        "rest.0": b"1",
+    }
+    assert sent("x" * 65, b"raw", None, list(range(9))) == {}
+    assert sent(5, os.path.join(client.mountpoint, "a")) == {}
+    assert sent(5, _locality="a") == {}
+    assert sent(float("inf"), 10**5000) == {"0": b"inf"}

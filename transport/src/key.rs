@@ -37,6 +37,11 @@ pub enum KeyError {
     /// The file is something else.
     #[error("{0}: not a cluster key; copy the key file of a node of the cluster, or name another")]
     Malformed(PathBuf),
+    /// The file is a client's key.
+    #[error(
+        "{0}: a client key, which may only call and read; this needs the cluster's key: copy the key file of a node of the cluster"
+    )]
+    OfClient(PathBuf),
     /// The file's mode lets others read the secret.
     #[error("{0}: readable by others; run: chmod 600 {0}")]
     TooOpen(PathBuf),
@@ -58,8 +63,15 @@ impl ClusterKey {
 
     /// Reads the key file (which must be 0600).
     pub fn load(path: &Path) -> Result<Self, KeyError> {
-        let text = file::read_private(path, FILE_BYTES_MAX)?;
-        Self::parse(&text).ok_or_else(|| KeyError::Malformed(path.to_owned()))
+        let read = file::read_private(path, FILE_BYTES_MAX);
+        let parse =
+            |text: String| Self::parse(&text).ok_or_else(|| KeyError::Malformed(path.to_owned()));
+        match read.and_then(parse) {
+            Err(KeyError::Malformed(_)) if ClientKey::load(path).is_ok() => {
+                Err(KeyError::OfClient(path.to_owned()))
+            }
+            loaded => loaded,
+        }
     }
 
     /// Reads the key file, or makes one (0600, its directory 0700). `true`: it was made now.

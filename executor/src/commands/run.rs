@@ -141,6 +141,7 @@ impl RunArgs {
             intermediate_results: true,
             paced: true,
             python: None,
+            texts: Vec::new(),
             kept: Vec::new(),
             keep: None,
         })

@@ -41,11 +41,23 @@ pub fn tree_paths(call: &Call) -> Vec<TreePath> {
         .collect()
 }
 
-/// What each of the paths stands for: a file, or the files directly in a directory. Asked for once, however often it is named.
+/// What a path stands for.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// There is something of that name.
+    pub is_there: bool,
+    /// The file, or the files directly in the directory.
+    pub files: Vec<Arc<FileFact>>,
+}
+
+/// What paths stand for.
+pub type Files = HashMap<TreePath, Seen>;
+
+/// What each of the paths stands for. Asked for once, however often it is named.
 pub async fn files(
     catalog: &Catalog,
     paths: impl IntoIterator<Item = TreePath>,
-) -> Result<HashMap<TreePath, Vec<Arc<FileFact>>>, CatalogError> {
+) -> Result<Files, CatalogError> {
     let mut wanted: HashSet<TreePath> = paths.into_iter().collect();
     let mut queue: Vec<TreePath> = wanted.drain().collect();
     let mut under_way = JoinSet::new();
@@ -68,30 +80,33 @@ pub async fn files(
     }
 }
 
-async fn look(catalog: &Catalog, path: &TreePath) -> Result<Vec<Arc<FileFact>>, CatalogError> {
+async fn look(catalog: &Catalog, path: &TreePath) -> Result<Seen, CatalogError> {
     let located = match catalog.locate_path(path).await {
         Ok(Some(located)) => located,
-        Ok(None) | Err(CatalogError::Posix(_)) => return Ok(Vec::new()),
+        Ok(None) | Err(CatalogError::Posix(_)) => return Ok(Seen::default()),
         Err(error) => return Err(error),
     };
+    let mut files = Vec::new();
     match located.node.inode.kind {
-        Kind::File => Ok(vec![Arc::new(fact(&located))]),
+        Kind::File => files.push(Arc::new(fact(&located))),
         Kind::Directory => {
             let listing = catalog.list(located.node.ino).await?;
-            let files = listing
+            let entries = listing
                 .entries
                 .iter()
                 .filter(|(_, node)| node.inode.kind == Kind::File);
-            let mut facts = Vec::new();
-            for (_, node) in files.take(DIRECTORY_FILES_MAX) {
+            for (_, node) in entries.take(DIRECTORY_FILES_MAX) {
                 if let Some(located) = catalog.located(node.ino).await? {
-                    facts.push(Arc::new(fact(&located)));
+                    files.push(Arc::new(fact(&located)));
                 }
             }
-            Ok(facts)
         }
-        _ => Ok(Vec::new()),
+        _ => {}
     }
+    Ok(Seen {
+        is_there: true,
+        files,
+    })
 }
 
 fn fact(located: &Located) -> FileFact {

@@ -17,7 +17,10 @@ fn wish<'a>(files: Vec<&'a FileFact>) -> Wish<'a> {
         queue: "default",
         python: None,
         node: None,
+        near: Vec::new(),
         threshold_bytes: Some(THRESHOLD_BYTES),
+        data: 0,
+        seed: 0,
     }
 }
 
@@ -86,6 +89,7 @@ proptest! {
                 // Nobody who may was left out.
                 for fact in &nodes {
                     let may = refusal(&wish, fact, fetch_bytes(&wish.files, fact.id)).is_none();
+                    prop_assert!(nodes.len() <= PLACES_MAX);
                     prop_assert_eq!(may, placement.places.iter().any(|place| place.node == fact.id));
                 }
             }
@@ -102,7 +106,8 @@ proptest! {
     fn waiting_grows_with_what_is_lacking(a in 0u64..1_000_000_000, b in 0u64..1_000_000_000) {
         prop_assert!(a > b || delay_ms(a) <= delay_ms(b));
         prop_assert!(delay_ms(a) >= a / FETCH_BYTES_PER_MS);
-        prop_assert!(delay_ms(a) <= a / FETCH_BYTES_PER_MS + 1 + PATIENCE_MS_MAX);
+        prop_assert!(delay_ms(a) <= a / FETCH_BYTES_PER_MS + 1);
+        prop_assert_eq!(delay_ms(a) == 0, a == 0);
     }
 }
 
@@ -119,6 +124,54 @@ fn partial_copies_count() {
     assert!(placement.places[1].delay_ms < placement.places[2].delay_ms);
     assert_eq!(placement.why, "node1 has all of 1 file, 100.0 MB");
     assert_eq!(placement.costs[1], ("node2".into(), 40_000_000));
+}
+
+#[test]
+fn of_many_nodes_each_call_has_a_few_others_and_those_that_have_the_data() {
+    let nodes: Vec<NodeFact> = (1..=300).map(node).collect();
+    let file = file(50_000_000, &[(77, 50_000_000), (200, 10_000_000)]);
+    let mut seen = std::collections::HashSet::new();
+    for seed in 0..200 {
+        let mut wish = wish(vec![&file]);
+        wish.seed = seed;
+        let placement = place(&wish, &nodes).unwrap();
+        assert_eq!(placement.places.len(), PLACES_MAX);
+        assert_eq!(placement.places[0].node, NodeId(77));
+        assert_eq!(placement.places[1].node, NodeId(200));
+        assert_eq!(placement.costs.len(), COSTS_MAX);
+        assert_eq!(
+            placement.costs[..2],
+            [("node77".into(), 0), ("node200".into(), 40_000_000)]
+        );
+        seen.extend(placement.places.iter().map(|place| place.node));
+    }
+    assert_eq!(seen.len(), 300, "all of them get some");
+}
+
+#[test]
+fn a_call_runs_rather_where_it_was_asked_to() {
+    let file = file(50_000_000, &[(1, 50_000_000)]);
+    let mut wish = wish(vec![&file]);
+    wish.near = vec![NodeId(3)];
+    let placement = place(&wish, &[node(1), node(2), node(3)]).unwrap();
+    let delays: Vec<_> = placement
+        .places
+        .iter()
+        .map(|place| (place.node.0, place.delay_ms))
+        .collect();
+    assert_eq!(
+        delays,
+        [(3, 0), (1, NEAR_MS), (2, NEAR_MS + delay_ms(50_000_000))]
+    );
+    assert_eq!(placement.why, "rather on node3");
+    // Over the threshold not even there, and elsewhere as if nothing had been said.
+    wish.threshold_bytes = Some(1_000);
+    let placement = place(&wish, &[node(1), node(2), node(3)]).unwrap();
+    assert_eq!(placement.places[0].node, NodeId(1));
+    assert_eq!(placement.why, "node1 has all of 1 file, 50.0 MB");
+    wish.files.clear();
+    let placement = place(&wish, &[node(1), node(3)]).unwrap();
+    assert_eq!(placement.places[0].node, NodeId(3), "without data, too");
 }
 
 #[test]

@@ -1,35 +1,31 @@
--- A node with free slots takes up to `want` jobs that may run there now: highest priority first, then longest eligible.
--- ARGV: node, incarnation, lease ms, want, then the queues it serves
--- Returns {now ms, when the next becomes eligible (ms; 0: more may run now; -1: none waits), {id, body, retries, accepted at, origin}...}
+-- A node with free slots takes up to `want` jobs: first those that may run there at once, highest priority first, then as they came; with
+-- slots left jobs whose data it lacks, where those who have the data would take longer to come to them than the fetch takes.
+-- `queue/model.rs` says the same in Rust, and why; a test holds one to the other.
+-- ARGV: node, incarnation, lease ms, want, how many of them may be such whose data it lacks, slots, call ms, then the queues it serves
+-- Returns {now ms, when to look again (ms; 0: more may run now; -1: nothing waits), {id, body, retries, accepted at, origin}...}
 local node, incarnation, lease_ms = ARGV[1], ARGV[2], ARGV[3]
 local want = tonumber(ARGV[4])
 local token = node .. ':' .. incarnation
 local now = clock_ms()
-local PROMOTED_MAX = 1000
+local LOOKED_AT_MAX, MARGIN_MS, LOOK_AGAIN_MS, COPIES_KEPT_S = 32, 100, 50, 600
 hold(node, incarnation, lease_ms)
 
--- Those whose time has come are moved to where they are ranked.
-local ready, next_ms = {}, -1
-for i = 5, #ARGV do
-  local mine = 'ks:q:' .. ARGV[i] .. ':' .. node
-  local waiting = 'ks:w:' .. ARGV[i] .. ':' .. node
+local ready = {}
+for i = 8, #ARGV do
   ready[#ready + 1] = 'ks:q:' .. ARGV[i]
-  ready[#ready + 1] = mine
-  local due = redis.call('ZRANGEBYSCORE', waiting, '-inf', now, 'WITHSCORES', 'LIMIT', 0, PROMOTED_MAX)
-  for d = 1, #due, 2 do
-    local priority = redis.call('HGET', 'ks:j:' .. due[d], 'p')
-    if priority then
-      redis.call('ZADD', mine, rank(priority, tonumber(due[d + 1]), 0), due[d])
-    end
-    redis.call('ZREM', waiting, due[d])
-  end
-  local first = redis.call('ZRANGE', waiting, 0, 0, 'WITHSCORES')
-  if first[2] and (next_ms == -1 or math.ceil(tonumber(first[2])) < next_ms) then
-    next_ms = math.ceil(tonumber(first[2]))
-  end
+  ready[#ready + 1] = 'ks:q:' .. ARGV[i] .. ':' .. node
 end
 
 local taken, mine = {}, {}
+local function take(id, job)
+  if job[4] ~= '' then
+    unqueue(id, job[3], job[4])
+  end
+  redis.call('HSET', 'ks:j:' .. id, 's', 'c', 't', token)
+  mine[#mine + 1] = id
+  taken[#taken + 1] = { id, job[2], job[5], job[6], job[7] }
+end
+
 while #taken < want do
   local candidates = {}
   for _, key in ipairs(ready) do
@@ -49,20 +45,112 @@ while #taken < want do
     gone[key] = gone[key] or {}
     table.insert(gone[key], id)
     if job[1] == 'q' then
-      if job[4] ~= '' then
-        unqueue(id, job[3], job[4])
-      end
-      redis.call('HSET', 'ks:j:' .. id, 's', 'c', 't', token)
-      mine[#mine + 1] = id
-      taken[#taken + 1] = { id, job[2], job[5], job[6], job[7] }
+      take(id, job)
     end
   end
   for key, ids in pairs(gone) do
     redis.call('ZREM', key, unpack(ids))
   end
 end
+
+-- How many calls run at once at a node, how long they take, since when it takes none, how many run.
+local function pace(other, since)
+  local known = redis.call('HGET', 'ks:pace', other)
+  local slots, call_ms, claimed, its = string.match(known or '', '^(%d+) (%d+) (%d+) (%x+)$')
+  if not slots then
+    return 1, 0, tonumber(since), 0
+  end
+  local running = redis.call('SCARD', 'ks:c:' .. other .. ':' .. its)
+  return tonumber(slots), tonumber(call_ms), math.max(tonumber(claimed), tonumber(since)), running
+end
+
+-- From which node a job's data would be fetched, and when its turn comes there.
+local function source(first_choices, data)
+  local best, turn
+  local function consider(other)
+    local busy = math.max(now, tonumber(redis.call('HGET', 'ks:busy', other) or now))
+    if not best or busy < turn or (busy == turn and other < best) then
+      best, turn = other, busy
+    end
+  end
+  for _, other in ipairs(first_choices) do
+    consider(other)
+  end
+  for _, other in ipairs(data and redis.call('ZRANGEBYSCORE', 'ks:d:' .. data, '-inf', now, 'LIMIT', 0, 16) or {}) do
+    consider(other)
+  end
+  return best, turn or now
+end
+
+-- From when on this node may take a job whose data it lacks, and the fetch that it would be: source and end.
+local function from_when(job)
+  local places = job[4]
+  local first_choices, lack = {}, 0
+  for other, delay in string.gmatch(places, '(%x+)=(%d+)') do
+    if delay == '0' then
+      first_choices[#first_choices + 1] = other
+    elseif other == node then
+      lack = tonumber(delay)
+    end
+  end
+  local data = string.match(places, ';(%x+)$')
+  local wanted, from, there = 1, nil, nil
+  if not (data and redis.call('ZSCORE', 'ks:d:' .. data, node)) then
+    local turn
+    from, turn = source(first_choices, data)
+    if turn - now > lack then
+      return turn - lack
+    end
+    there = turn + lack
+    wanted = there - now + MARGIN_MS
+  end
+  local at = now
+  for _, other in ipairs(first_choices) do
+    local backlog = redis.call('ZCARD', 'ks:q:' .. job[3] .. ':' .. other)
+    local slots, call_ms, claimed, running = pace(other, job[6])
+    local ahead = math.max(backlog - math.max(slots - running, 0), 0)
+    slots = math.max(slots, 1)
+    local wait = math.floor(math.max(ahead * call_ms, backlog * (now - claimed)) / slots)
+    if wait < wanted then
+      at = math.max(at, claimed + math.ceil(wanted * slots / math.max(backlog, 1)))
+    end
+  end
+  return at, from, there, data
+end
+
+local next_ms = -1
+local most = #taken + math.min(tonumber(ARGV[5]), want - #taken)
+local function look(lacking)
+  for _, id in ipairs(redis.call('ZRANGE', lacking, 0, LOOKED_AT_MAX - 1)) do
+    local job = redis.call('HMGET', 'ks:j:' .. id, 's', 'b', 'q', 'l', 'r', 'a', 'o')
+    if job[1] ~= 'q' then
+      redis.call('ZREM', lacking, id)
+    elseif #taken == most then
+      next_ms = now + LOOK_AGAIN_MS
+      return
+    else
+      local at, from, there, data = from_when(job)
+      if at > now then
+        at = math.max(at, now + LOOK_AGAIN_MS)
+        next_ms = next_ms == -1 and at or math.min(next_ms, at)
+      else
+        if from and data then
+          redis.call('HSET', 'ks:busy', from, there)
+          redis.call('ZADD', 'ks:d:' .. data, there, node)
+          redis.call('EXPIRE', 'ks:d:' .. data, COPIES_KEPT_S)
+        end
+        take(id, job)
+        redis.call('ZREM', lacking, id)
+      end
+    end
+  end
+end
+for i = 8, #ARGV do
+  look('ks:w:' .. ARGV[i] .. ':' .. node)
+end
 if #mine > 0 then
   redis.call('SADD', 'ks:c:' .. token, unpack(mine))
+  work(node, incarnation, ARGV[6], ARGV[7], now)
 end
 
 for _, key in ipairs(ready) do

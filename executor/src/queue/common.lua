@@ -3,7 +3,10 @@
 -- ks:j:<job>  hash: s state (q queued, c claimed, e ended), b body (encoded), q queue, p priority, r retries left, l places,
 --             o origin node (who is told), t claim token (<node>:<incarnation>), a accepted at (ms), k how it ended, e the end (encoded)
 -- ks:q:<queue>, ks:q:<queue>:<node>  zset of jobs that may run now, in the order of `rank`
--- ks:w:<queue>:<node>  zset of jobs that may run there later, by the time (ms, and `index` / 256)
+-- ks:w:<queue>:<node>  zset of jobs whose data that node lacks, in the same order
+-- ks:pace  hash: node, how it works: "<calls at once> <how long they take, ms> <when it took some last, ms> <incarnation>"
+-- ks:busy  hash: node, until when (ms) it is thought to send data to nodes that took jobs of others
+-- ks:d:<data>  zset of nodes that fetch such data for jobs of others, by when (ms) they are thought to have it
 -- ks:nq:<node>  set of the queues that ever had jobs for that node alone
 -- ks:c:<token>  set of jobs claimed under it; ks:claimants  set of tokens; ks:lease:<node>  its incarnation, while it lives
 -- ks:ended, ks:ended:untold  lists of jobs whose records are kept although they have ended, the oldest first
@@ -21,6 +24,11 @@ local function rank(priority, at_ms, index)
   return -tonumber(priority) * PRIORITY_SPAN + (at_ms - EPOCH_MS) * 256 + index
 end
 
+-- Says how a node works that has just taken jobs.
+local function work(node, incarnation, slots, call_ms, now)
+  redis.call('HSET', 'ks:pace', node, string.format('%d %d %d %s', slots, call_ms, now, incarnation))
+end
+
 -- Puts a job into its queues; notes in `wake` who has to be told, and in `queues` which node has which queue.
 local function enqueue(job, queue, priority, places, now, index, wake, queues)
   if places == '' then
@@ -32,7 +40,7 @@ local function enqueue(job, queue, priority, places, now, index, wake, queues)
     if delay == '0' then
       redis.call('ZADD', 'ks:q:' .. queue .. ':' .. node, rank(priority, now, index), job)
     else
-      redis.call('ZADD', 'ks:w:' .. queue .. ':' .. node, now + tonumber(delay) + index / 256, job)
+      redis.call('ZADD', 'ks:w:' .. queue .. ':' .. node, rank(priority, now, index), job)
     end
     wake['ks:wake:' .. node] = true
     queues[node .. queue] = { node, queue }
@@ -46,10 +54,7 @@ local function unqueue(job, queue, places)
     return
   end
   for node, delay in string.gmatch(places, '(%x+)=(%d+)') do
-    redis.call('ZREM', 'ks:q:' .. queue .. ':' .. node, job)
-    if delay ~= '0' then
-      redis.call('ZREM', 'ks:w:' .. queue .. ':' .. node, job)
-    end
+    redis.call('ZREM', (delay == '0' and 'ks:q:' or 'ks:w:') .. queue .. ':' .. node, job)
   end
 end
 

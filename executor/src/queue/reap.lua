@@ -34,7 +34,7 @@ for _, claimant in ipairs(redis.call('SMEMBERS', 'ks:claimants')) do
             if job[1] == 'q' then
               local places = string.gsub(job[3], node .. '=%d+,?', '')
               redis.call('HSET', 'ks:j:' .. id, 'l', places)
-              if places == '' then
+              if not string.find(places, '=', 1, true) then
                 claim(id, token)
                 taken[#taken + 1] = { id, job[2], '' }
                 left = left - 1

@@ -14,6 +14,9 @@ pub struct StoredCall {
     pub why: String,
     /// What each node would have had to fetch, by name.
     pub costs: Vec<(String, u64)>,
+    /// Its hints are not its own: they are what earlier calls make likely.
+    #[serde(default)]
+    pub is_learned: bool,
 }
 
 /// A job's end (field `e`): `update` is an `Update::Ended`, its parts inline or blobs.

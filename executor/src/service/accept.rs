@@ -4,19 +4,20 @@ use super::board::{Entered, Run};
 use super::callers::Audience;
 use super::flow::Flow;
 use super::kept::{KnownKept, USED_MAX};
-use super::learned;
 use super::output::Output;
 use super::payload::{self, PayloadError, part_bytes};
+use super::recall::{self, Remembered};
 use crate::job::Life;
-use crate::placement::{self, FileFact, NodeFact, Wish, resolve};
+use crate::placement::resolve::{self, Files};
+use crate::placement::{self, FileFact, NodeFact, Wish};
 use crate::protocol::{Call, FunctionCode, FunctionRef, INLINE_BYTES, Tell};
 use crate::queue::record::{StoredCall, StoredFunction, encode};
 use crate::queue::{self, BATCH_BYTES_MAX, BATCH_JOBS_MAX, QueueError, Submission};
 use bytes::Bytes;
 use ks_fs::path::TreePath;
+use ks_fs::record::NodeId;
 use ks_fs::redis_client::RedisError;
-use serde_bytes::ByteBuf;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -60,20 +61,13 @@ impl SubmitError {
     }
 }
 
+/// A call that was not accepted: its name, the exception's name, and why.
+type Refused = (String, &'static str, String);
+
 /// A call that was placed, with what is recorded of it.
 struct Accepted {
     stored: Arc<StoredCall>,
     submission: Submission,
-}
-
-impl Accepted {
-    /// It was placed by what earlier calls opened.
-    fn say_learned(&mut self) {
-        let mut stored = Arc::unwrap_or_clone(self.stored.clone());
-        stored.why += " (files that this call opened before)";
-        self.submission.body = encode(&stored);
-        self.stored = Arc::new(stored);
-    }
 }
 
 impl Executor {
@@ -138,18 +132,19 @@ impl Executor {
         segments: &[Bytes],
     ) -> Result<Vec<Accepted>, SubmitError> {
         let mut calls = calls;
-        let learned = self.recall(&mut calls);
+        let remembered = self.remember(&mut calls);
         let nodes = self.nodes_to_place().await?;
         let kept = self.know_kept(&mut calls, &nodes).await?;
         let routed = |call: &&Call| {
             let names_data = !call.paths.is_empty() || !call.locality.is_empty();
             names_data && !call.no_route_data
         };
-        let paths: Vec<TreePath> = calls
+        let mut paths: Vec<TreePath> = calls
             .iter()
             .filter(routed)
             .flat_map(resolve::tree_paths)
             .collect();
+        paths.extend(recall::paths(&remembered));
         let files = match paths.is_empty() {
             true => HashMap::new(),
             false => resolve::files(self.fs.catalog(), paths).await?,
@@ -157,13 +152,8 @@ impl Executor {
         let mut accepted = Vec::with_capacity(calls.len());
         for mut call in calls {
             self.keep_payload(&mut call.args, segments).await?;
-            match self.place_one(call, &nodes, &files, &kept) {
-                Ok(mut one) => {
-                    if learned.contains(&one.submission.job) {
-                        one.say_learned();
-                    }
-                    accepted.push(one);
-                }
+            match self.place_known(call, &nodes, &files, &remembered, &kept) {
+                Ok(one) => accepted.push(one),
                 Err((job, kind, reason)) => {
                     let ended = self.failure(kind, reason);
                     self.update_caller(&job, ended, self.me().node);
@@ -173,38 +163,36 @@ impl Executor {
         Ok(accepted)
     }
 
-    /// Calls that name no file get those as hints that the same call opened before; which calls these are. What such calls
-    /// open now is noted when they end.
-    fn recall(&self, calls: &mut [Call]) -> HashSet<String> {
-        let mut recalled = HashSet::new();
-        for call in calls {
-            let Some(key) = learned::key(call) else {
-                continue;
-            };
-            self.callers.learn_from(&call.job, key);
-            let Some(files) = self.learned.files(&key) else {
-                continue;
-            };
-            let absolute = |file: &ByteBuf| {
-                let mut path = self.mountpoint.clone();
-                path.push(b'/');
-                path.extend_from_slice(file);
-                ByteBuf::from(path)
-            };
-            call.locality = files.iter().map(absolute).collect();
-            call.mountpoint = Some(self.mountpoint.clone().into());
-            recalled.insert(call.job.clone());
+    /// Places a call by what is known of it; where that is impossible, or nothing is known, by what it says itself.
+    fn place_known(
+        &self,
+        mut call: Call,
+        nodes: &[NodeFact],
+        files: &Files,
+        remembered: &Remembered,
+        kept: &KnownKept,
+    ) -> Result<Accepted, Refused> {
+        if let Err(reason) = self.check_locality(&call, nodes, files) {
+            return Err((call.job, "NotPlaceable", reason));
         }
-        recalled
+        let known = remembered.get(&call.job);
+        let how = known.and_then(|known| self.choose(&mut call, known, files));
+        if how.is_some() && placement::place(&self.wish(&call, files, kept, nodes), nodes).is_err()
+        {
+            call.locality.clear();
+            return self.place_one(call, nodes, files, kept, None);
+        }
+        self.place_one(call, nodes, files, kept, how)
     }
 
     fn place_one(
         &self,
         call: Call,
         nodes: &[NodeFact],
-        files: &HashMap<TreePath, Vec<Arc<FileFact>>>,
+        files: &Files,
         kept: &KnownKept,
-    ) -> Result<Accepted, (String, &'static str, String)> {
+        how_known: Option<String>,
+    ) -> Result<Accepted, Refused> {
         if let Err((kind, reason)) = self.check(&call) {
             return Err((call.job, kind, reason));
         }
@@ -212,7 +200,7 @@ impl Executor {
         if let Some(Err(reason)) = used.into_iter().find(|known| known.is_err()) {
             return Err((call.job, "KeyLost", reason.clone()));
         }
-        let placement = match placement::place(&self.wish(&call, files, kept), nodes) {
+        let placement = match placement::place(&self.wish(&call, files, kept, nodes), nodes) {
             Ok(placement) => placement,
             Err(error) => {
                 let reason = format!("{}: {error}", call.name);
@@ -232,14 +220,20 @@ impl Executor {
             queue,
             priority: call.priority,
             retries: call.retries,
-            places: queue::places_text(&placement.places),
+            places: queue::places_text(&placement),
             here,
+        };
+        let is_learned = how_known.is_some();
+        let why = match how_known {
+            Some(how) => format!("{} ({how})", placement.why),
+            None => placement.why,
         };
         let stored = StoredCall {
             call,
             keeper: self.me().node,
-            why: placement.why,
+            why,
             costs: placement.costs,
+            is_learned,
         };
         submission.body = encode(&stored);
         Ok(Accepted {
@@ -271,6 +265,37 @@ impl Executor {
         self.check_registered(call)
     }
 
+    /// A hint names a path in the tree, or a node: one that names nothing was not meant so. (Our own functions say by themselves what is
+    /// not there.)
+    fn check_locality(&self, call: &Call, nodes: &[NodeFact], files: &Files) -> Result<(), String> {
+        let Some(mountpoint) = call.mountpoint.as_ref().filter(|_| !call.no_route_data) else {
+            return Ok(());
+        };
+        if matches!(&call.function, FunctionRef::Name(name) if name.starts_with("kitchensink.builtins:"))
+        {
+            return Ok(());
+        }
+        for hint in &call.locality {
+            let path = resolve::tree_path(hint, mountpoint);
+            let is_there = |path: &TreePath| files.get(path).is_some_and(|seen| seen.is_there);
+            if path.as_ref().is_some_and(is_there) || hinted_node(hint, mountpoint, nodes).is_some()
+            {
+                continue;
+            }
+            let why = match path {
+                Some(_) => "is not there",
+                None => "is not in the tree",
+            };
+            return Err(format!(
+                "{}: its _locality {} {why}: name a file or a directory under {}, or a node",
+                call.name,
+                String::from_utf8_lossy(hint),
+                String::from_utf8_lossy(mountpoint),
+            ));
+        }
+        Ok(())
+    }
+
     /// A node that runs registered functions only refuses code before anything of it is unpickled, and shell commands.
     /// Which names are registered its workers know: they refuse the others before they unpickle their arguments.
     pub(super) fn check_registered(&self, call: &Call) -> Result<(), (&'static str, String)> {
@@ -295,11 +320,12 @@ impl Executor {
         }
     }
 
-    fn wish<'a>(
+    pub(super) fn wish<'a>(
         &self,
         call: &'a Call,
-        files: &'a HashMap<TreePath, Vec<Arc<FileFact>>>,
+        files: &'a Files,
         kept: &'a KnownKept,
+        nodes: &[NodeFact],
     ) -> Wish<'a> {
         let mut needed: Vec<&FileFact> = Vec::new();
         if !call.no_route_data {
@@ -308,13 +334,23 @@ impl Executor {
         }
         if !call.no_route_data && !files.is_empty() {
             for path in resolve::tree_paths(call) {
-                for file in files.get(&path).into_iter().flatten() {
+                for file in files.get(&path).into_iter().flat_map(|seen| &seen.files) {
                     if !needed.iter().any(|known| std::ptr::eq(*known, &**file)) {
                         needed.push(file);
                     }
                 }
             }
         }
+        let mountpoint = call.mountpoint.as_ref().map_or(&[][..], |path| &path[..]);
+        let near = call.locality.iter().filter(|_| !call.no_route_data);
+        let near = near.filter_map(|hint| {
+            let path = resolve::tree_path(hint, mountpoint);
+            let is_there =
+                path.is_some_and(|path| files.get(&path).is_some_and(|seen| seen.is_there));
+            (!is_there)
+                .then(|| hinted_node(hint, mountpoint, nodes))
+                .flatten()
+        });
         // Who names the node means it, unless a threshold is named too.
         let default = call.node.is_none().then_some(self.options.data_threshold);
         Wish {
@@ -322,7 +358,10 @@ impl Executor {
             queue: &call.queue,
             python: call.python.as_deref(),
             node: call.node.as_deref(),
+            near: near.collect(),
             threshold_bytes: call.data_threshold.or(default),
+            data: data_key(call),
+            seed: u64::from_str_radix(call.job.get(..16).unwrap_or_default(), 16).unwrap_or(0),
         }
     }
 
@@ -375,7 +414,7 @@ impl Executor {
             Err(QueueError::Redis(RedisError::Lost(_) | RedisError::Timeout(_))) => {
                 self.unsure
                     .store(true, std::sync::atomic::Ordering::Relaxed);
-                self.queue.submit(functions, &submissions, 0).await?
+                self.queue.submit(functions, &submissions, 0usize).await?
             }
             other => other?,
         };
@@ -474,6 +513,32 @@ impl Executor {
             Entered::Known => {}
         }
     }
+}
+
+/// The node that a hint names: the name alone, or (as clients write it) below the mount point.
+fn hinted_node(hint: &[u8], mountpoint: &[u8], nodes: &[NodeFact]) -> Option<NodeId> {
+    let below = hint
+        .strip_prefix(mountpoint)
+        .and_then(|rest| rest.strip_prefix(b"/"));
+    let name = below.unwrap_or(hint);
+    let node = nodes.iter().find(|node| node.name.as_bytes() == name)?;
+    Some(node.id)
+}
+
+/// Tells calls that need the same files from others.
+fn data_key(call: &Call) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    for path in resolve::tree_paths(call) {
+        hasher.update(path.as_bytes()).update(&[0]);
+    }
+    for value in &call.kept {
+        hasher.update(value.id.as_bytes()).update(&[1]);
+    }
+    u64::from_le_bytes(
+        hasher.finalize().as_bytes()[..8]
+            .try_into()
+            .expect("8 of 32 bytes"),
+    )
 }
 
 /// How many of the first fit in one script call.

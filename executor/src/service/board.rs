@@ -5,7 +5,7 @@
 use super::flow::Flow;
 use super::output::Output;
 use crate::job::{Life, State};
-use crate::queue::record::StoredCall;
+use crate::queue::{Want, record::StoredCall};
 use crate::worker::{Worker, state::Restarts};
 use ks_fs::record::NodeId;
 use std::collections::{HashMap, VecDeque};
@@ -99,8 +99,10 @@ pub struct Board {
     pub pools: HashMap<String, Pool>,
     /// How many run.
     pub running: usize,
-    /// How long calls take, the later ones counting more.
+    /// How long calls take, the later ones counting more; a long one for no longer than `CALL_US_MAX`.
     average_us: u64,
+    /// The same, as long as they are; 0: none has ended yet.
+    call_us: u64,
     early_cancels: VecDeque<String>,
     /// Claiming ahead was in vain: not again until a call has ended.
     is_stuck: bool,
@@ -130,6 +132,7 @@ impl Board {
                 .collect(),
             running: 0,
             average_us: CALL_US_MAX,
+            call_us: 0,
             early_cancels: VecDeque::new(),
             is_stuck: false,
             last_start: Instant::now(),
@@ -137,9 +140,14 @@ impl Board {
         }
     }
 
-    /// How many calls to claim.
-    pub fn want(&self) -> usize {
-        self.full().saturating_sub(self.runs.len())
+    /// How many calls to claim. Such whose data is elsewhere for free slots alone: none of them is claimed ahead.
+    pub fn want(&self) -> Want {
+        Want {
+            jobs: self.full().saturating_sub(self.runs.len()),
+            of_others: self.slots.saturating_sub(self.runs.len()),
+            slots: self.slots as u64,
+            call_ms: rounded(self.call_us / 1_000),
+        }
     }
 
     /// Whether so little is left that it is time to claim again: not for each call that ends, where they are short.
@@ -159,6 +167,10 @@ impl Board {
     pub fn took(&mut self, run_us: u64) {
         self.is_stuck = false;
         self.average_us = (self.average_us + run_us.clamp(CALL_US_MIN, CALL_US_MAX)) / 2;
+        self.call_us = match self.call_us {
+            0 => run_us,
+            before => before / 2 + run_us / 2,
+        };
     }
 
     /// Enters a claimed call. `false`: it is here already, or was cancelled before it came.
@@ -279,6 +291,12 @@ pub enum Entered {
     Known,
 }
 
+/// To its first two digits: what is said changes only when something has changed.
+fn rounded(number: u64) -> u64 {
+    let unit = 10u64.pow(number.checked_ilog10().unwrap_or(0).saturating_sub(1));
+    number / unit * unit
+}
+
 /// How many calls are claimed ahead of free slots.
 fn ahead(slots: usize, average_us: u64) -> usize {
     match average_us {
@@ -294,17 +312,17 @@ mod tests {
     #[test]
     fn only_short_calls_are_claimed_ahead() {
         let mut board = Board::new(2, &[]);
-        assert_eq!(board.want(), 2);
+        assert_eq!(board.want().jobs, 2);
         for _ in 0..20 {
             board.took(10);
         }
-        assert_eq!(board.want(), 2 + AHEAD_MAX);
+        assert_eq!(board.want().jobs, 2 + AHEAD_MAX);
         board.took(60_000_000);
-        assert_eq!(board.want(), 2);
+        assert_eq!(board.want().jobs, 2);
         board.took(500);
         board.took(500);
         board.took(500);
-        assert!((4..100).contains(&board.want()), "{}", board.want());
-        assert_eq!(Board::new(0, &[]).want(), 0);
+        assert!((4..100).contains(&board.want().jobs), "{:?}", board.want());
+        assert_eq!(Board::new(0, &[]).want().jobs, 0);
     }
 }

@@ -3,7 +3,7 @@
 //! What always holds: a caller hears of a job's end once; ends are never dropped, output is when a caller does not read
 //! (with a note of how much); `Started` is held back for a moment, and left out where the end follows at once.
 use super::flow::Inflow;
-use super::learned::Key;
+use super::learned::Lesson;
 use super::{Executor, payload};
 use crate::frames;
 use crate::outlet::Outlet;
@@ -150,7 +150,7 @@ struct Watched {
     /// It has a record; before, there is nothing to look at.
     is_recorded: bool,
     /// What it opens is to be remembered under this.
-    learn: Option<Key>,
+    learn: Option<Box<Lesson>>,
     /// Of output that came from another node, and which that was.
     inflow: Inflow,
     runs_on: Option<NodeId>,
@@ -204,10 +204,10 @@ impl Callers {
         true
     }
 
-    /// What this job opens is to be remembered under `key`.
-    pub(super) fn learn_from(&self, job: &str, key: Key) {
+    /// What this job opens is to be remembered under `lesson`.
+    pub(super) fn learn_from(&self, job: &str, lesson: Lesson) {
         if let Some(entry) = self.watched.lock().unwrap().get_mut(job) {
-            entry.learn = Some(key);
+            entry.learn = Some(Box::new(lesson));
         }
     }
 
@@ -293,7 +293,7 @@ impl Callers {
     }
 
     /// Takes the one who waits for the end.
-    fn take(&self, job: &str) -> Option<(Arc<Audience>, Option<Key>)> {
+    fn take(&self, job: &str) -> Option<(Arc<Audience>, Option<Box<Lesson>>)> {
         let entry = self.watched.lock().unwrap().remove(job)?;
         Some((entry.audience, entry.learn))
     }
@@ -369,10 +369,16 @@ impl Executor {
             }
             ended @ Update::Ended { .. } => {
                 if let Some((audience, learn)) = self.callers.take(job) {
-                    if let (Some(key), Update::Ended { report, .. }) = (learn, &ended)
-                        && !report.files.is_empty()
+                    // One that failed may not have come to open what it opens.
+                    if let (
+                        Some(lesson),
+                        Update::Ended {
+                            outcome: Outcome::Returned(_),
+                            report,
+                        },
+                    ) = (learn, &ended)
                     {
-                        self.learned.note(key, &report.files);
+                        self.learned.note(&lesson, &report.files);
                     }
                     self.end_for(audience, job, ended, keeper);
                 }

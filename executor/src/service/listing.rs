@@ -98,8 +98,12 @@ fn how_it_ended(update: &Update) -> String {
         } => format!("raised {type_name}: {message}"),
         Outcome::Failed { kind, message, .. } => format!("failed: {kind}: {message}"),
     };
-    match report.pid {
-        0 => how,
-        pid => format!("{how} (node {}, process {pid})", report.node),
+    match (report.pid, report.why.as_str()) {
+        (0, _) => how,
+        (pid, "") => format!("{how} (node {}, process {pid})", report.node),
+        (pid, why) => format!(
+            "{how} (node {}, process {pid}; placed there: {why})",
+            report.node
+        ),
     }
 }

@@ -1,6 +1,6 @@
 //! After a lost answer, and after other nodes' deaths: what is claimed is made to agree with what is known, what the dead held ends or is placed again.
 use super::Executor;
-use crate::placement::{self, Wish, resolve};
+use crate::placement::{self, resolve};
 use crate::queue::{self, Reaped, record};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -113,22 +113,21 @@ impl Executor {
         job: &Reaped,
         nodes: &[placement::NodeFact],
     ) -> Result<String, Option<String>> {
-        let stored: record::StoredCall =
+        let mut stored: record::StoredCall =
             record::decode(&job.body).map_err(|error| Some(error.to_string()))?;
         let call = &stored.call;
         let files = resolve::files(self.fs.catalog(), resolve::tree_paths(call))
             .await
             .map_err(|_| None)?;
-        let wish = Wish {
-            files: files.values().flatten().map(|file| &**file).collect(),
-            queue: &call.queue,
-            python: call.python.as_deref(),
-            node: call.node.as_deref(),
-            threshold_bytes: call.data_threshold.or(Some(self.options.data_threshold)),
-        };
-        match placement::place(&wish, nodes) {
-            Ok(placement) => Ok(queue::places_text(&placement.places)),
-            Err(error) => Err(Some(format!("{}: {error}", call.name))),
+        let kept = super::kept::KnownKept::default();
+        let mut placed = placement::place(&self.wish(call, &files, &kept, nodes), nodes);
+        if placed.is_err() && stored.is_learned {
+            stored.call.locality.clear();
+            placed = placement::place(&self.wish(&stored.call, &files, &kept, nodes), nodes);
+        }
+        match placed {
+            Ok(placement) => Ok(queue::places_text(&placement)),
+            Err(error) => Err(Some(format!("{}: {error}", stored.call.name))),
         }
     }
 }

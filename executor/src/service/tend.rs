@@ -1,6 +1,6 @@
 //! What the executor does in the background: claims, closes records, renews its lease, takes over from the dead, hears what it is told.
 use super::{Executor, run};
-use crate::queue::{self, Finish, Finished, LEASE, Next, RENEWAL};
+use crate::queue::{self, Finish, Finished, LEASE, Next, RENEWAL, Want};
 use ks_fs::redis_client::Push;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -187,11 +187,13 @@ impl Executor {
     }
 
     /// How many calls may be claimed now.
-    pub(super) fn claimable(&self) -> usize {
+    pub(super) fn claimable(&self) -> Want {
         if self.stopping.load(Ordering::Relaxed) || self.is_hopeless() {
-            return 0;
+            return Want::from(0);
         }
-        self.board.lock().unwrap().want().min(queue::BATCH_JOBS_MAX)
+        let mut want = self.board.lock().unwrap().want();
+        want.jobs = want.jobs.min(queue::BATCH_JOBS_MAX);
+        want
     }
 }
 
@@ -226,7 +228,7 @@ impl Executor {
         let mut next = Next::Now;
         while next == Next::Now {
             let want = self.claimable();
-            if want == 0 {
+            if want.jobs == 0 {
                 // Whoever ends a call wakes us.
                 self.more.store(true, Ordering::Relaxed);
                 return self.board.lock().unwrap().has_waiting().then_some(STUCK);
@@ -268,7 +270,11 @@ impl Executor {
         tokio::time::sleep(HOPELESS_WAIT).await;
         self.raise_workers();
         let reason = self.hopeless_reason()?;
-        match self.queue.claim(&self.queues, queue::BATCH_JOBS_MAX).await {
+        let want = Want {
+            of_others: 0,
+            ..Want::from(queue::BATCH_JOBS_MAX)
+        };
+        match self.queue.claim(&self.queues, want).await {
             Ok(claims) => {
                 for claimed in claims.jobs {
                     let message = format!(

@@ -360,6 +360,7 @@ pub fn call(number: usize, name: &str) -> Call {
         kept: Vec::new(),
         keep: None,
         python: None,
+        texts: Vec::new(),
     }
 }
 

@@ -83,6 +83,8 @@ class Client(BulkMethods, MapMethods, DataMethods):
         timeout: float = CONNECT_SECONDS,
     ) -> None:
         serialization.serializer(fmt)
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+            raise TypeError(f"timeout takes seconds, more than 0, not {timeout!r}")
         self._given_url = url
         self._key = None if key is None else os.fsdecode(key)
         self._defaults = {"_rpc_name": rpc_name, "_queue_name": queue_name}
@@ -207,7 +209,8 @@ class Client(BulkMethods, MapMethods, DataMethods):
         Keywords that begin with `_` are KitchenSink's:
 
         - `_async=False`: wait, and return the result. Ctrl-C cancels the call.
-        - `_locality`: a path or several that the call will read, though no argument names them.
+        - `_locality`: a path or several that the call will read, though no argument names them; or the name of a node
+          that is to run it unless it is busy.
         - `_node`: run on the node of this name; `_queue_name`: in this queue (`name|node` does both); `_python`: with
           this interpreter.
         - `_timeout`: seconds it may run; then it ends as `JobTimeout`.

@@ -33,7 +33,8 @@ class Placement(NamedTuple):
     why: str
     """Why it ran there, in words."""
     costs: dict[str, int]
-    """Bytes of its data that each node would have had to fetch when the call was placed, by node name."""
+    """Bytes of its data that each node would have had to fetch when the call was placed, by node name, the least first
+    (of many nodes the first 32)."""
     bytes_local: int
     """Bytes it read that were there."""
     bytes_fetched: int

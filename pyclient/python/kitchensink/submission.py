@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any, Callable, Union
 
-from . import decorated, functions, kept, paths, profiled, serialize
+from . import decorated, functions, kept, paths, profiled, serialize, texts
 from .blobs import BLOB_BYTES
 from .errors import NotSerializable
 from .functions import Serialized
@@ -104,6 +104,10 @@ class Maker:
             call["paths"] = found.paths
             call["locality"] = self._hints(options)
             call["mountpoint"] = self._mountpoint
+        elif args or kwargs:
+            found_texts = texts.find(args, kwargs)
+            if found_texts:
+                call["texts"] = found_texts
         call.update(options.fields)
         if handles:
             job._uses = tuple(handles)

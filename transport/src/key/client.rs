@@ -100,7 +100,7 @@ mod tests {
         );
         assert!(matches!(
             ClusterKey::load(&path),
-            Err(KeyError::Malformed(_))
+            Err(KeyError::OfClient(_))
         ));
     }
 }
