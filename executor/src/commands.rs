@@ -6,6 +6,7 @@ pub mod jobs;
 pub mod key;
 pub mod mount;
 pub mod nodes;
+pub mod recover;
 pub mod run;
 pub mod status;
 pub mod umount;

@@ -40,6 +40,9 @@ enum Command {
     Replicate(commands::copies::ReplicateArgs),
     /// Re-read every copy of files, check it, and mend it from a good one
     Verify(commands::copies::VerifyArgs),
+    /// Rebuild the catalog from the nodes' data directories
+    #[command(after_help = commands::recover::EXAMPLES)]
+    Recover(commands::recover::RecoverArgs),
     /// Run a shell command where the data is; its standard input is empty
     #[command(after_help = commands::run::EXAMPLES)]
     Run(commands::run::RunArgs),
@@ -75,6 +78,7 @@ impl Command {
             Command::Pin(args) => commands::block_on(args.run()),
             Command::Replicate(args) => commands::block_on(args.run()),
             Command::Verify(args) => commands::block_on(args.run()),
+            Command::Recover(args) => commands::block_on(args.run()),
             Command::Run(args) => commands::block_on(args.run()),
             Command::Key(args) => args.run(),
             Command::Jobs(args) => commands::block_on(args.run()),

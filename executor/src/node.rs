@@ -4,7 +4,7 @@ use crate::config::{MountArgs, Size, with_port};
 use crate::service::{Executor, ExecutorOptions};
 use crate::session::{ControlSocket, NodeFacts};
 use anyhow::{Context, bail};
-use ks_fs::catalog::{Catalog, nodes::HEARTBEAT};
+use ks_fs::catalog::{Catalog, journal::Journal, nodes::HEARTBEAT};
 use ks_fs::copies::eviction::CacheLimit;
 use ks_fs::filesystem::{FileSystem, FileSystemOptions, Keeping};
 use ks_fs::mount::{self, Mount};
@@ -412,7 +412,11 @@ impl Foundation {
                 fs.changed(ino);
             }
         });
-        let catalog = match Catalog::open(access.target.clone(), store.node_id(), on_change).await {
+        let journal = Journal::open(&store.state_dir().join("journal"))
+            .context("the journal in the data directory (.ks/journal)")?;
+        let target = access.target.clone();
+        let opening = Catalog::open_journaled(target, store.node_id(), on_change, journal);
+        let catalog = match opening.await {
             Ok(catalog) => catalog,
             Err(error) => {
                 if let Some(redis) = redis {

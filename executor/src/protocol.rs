@@ -274,6 +274,11 @@ pub enum Ask {
         /// As in `Fetch`.
         paths: Vec<ByteBuf>,
     },
+    /// How far the last rebuilding of the tree is; answered by `Report` with one row.
+    Recover {
+        /// Begins one first, where none is under way.
+        begin: bool,
+    },
     /// Keeps values whose files the client (on this machine) has written where the node keeps such; answered by `Done`.
     Keep {
         /// As what, and which file.

@@ -25,11 +25,14 @@ mod changes;
 pub mod copies;
 mod events;
 mod feed;
+mod fence;
+pub mod journal;
 mod memory;
 pub mod namespace;
 pub mod nodes;
 mod numbers;
 mod reads;
+pub mod recovery;
 pub mod transaction;
 pub mod troubles;
 
@@ -65,6 +68,17 @@ pub enum CatalogError {
         /// What it says.
         found: String,
     },
+    /// The Redis has the tree of another cluster than the data directory belongs to.
+    #[error(
+        "this redis has the tree of another cluster ({found}): give the nodes their own redis again, or start this one anew to join that cluster"
+    )]
+    Foreign {
+        /// That cluster.
+        found: String,
+    },
+    /// The journal in the data directory cannot be read or written.
+    #[error("the journal (.ks/journal in the data directory): {0}")]
+    Journal(String),
     /// What POSIX says no to: ENOENT, EEXIST, ENOTDIR, EISDIR, ENOTEMPTY, EINVAL, ...
     #[error("{}", std::io::Error::from_raw_os_error(*.0))]
     Posix(i32),
@@ -155,6 +169,8 @@ struct Shared {
     feed: Arc<feed::Feed>,
     nodes: nodes::NodesMemory,
     cluster: String,
+    journal: Option<Arc<journal::Journal>>,
+    fence: fence::Fence,
 }
 
 /// What changes attributes (setattr, chmod, chown, utimens).
@@ -293,11 +309,31 @@ impl Listener {
 }
 
 impl Catalog {
-    /// Opens (and at first makes) the tree. `on_change` is told which inodes' records or directories changed elsewhere; `None`: all of them.
+    /// Opens (and at first makes) the tree, without a journal: for what only looks, and tests. See `open_journaled`.
     pub async fn open(
         redis_target: RedisTarget,
         me: NodeId,
         on_change: OnChange,
+    ) -> Result<Self, CatalogError> {
+        Self::open_with(redis_target, me, on_change, None).await
+    }
+
+    /// Opens (and at first makes) the tree; where Redis has lost it, it is rebuilt. `on_change` is told which inodes' records or directories
+    /// changed elsewhere; `None`: all of them. What this handle changes is noted in the journal.
+    pub async fn open_journaled(
+        redis_target: RedisTarget,
+        me: NodeId,
+        on_change: OnChange,
+        journal: journal::Journal,
+    ) -> Result<Self, CatalogError> {
+        Self::open_with(redis_target, me, on_change, Some(Arc::new(journal))).await
+    }
+
+    async fn open_with(
+        redis_target: RedisTarget,
+        me: NodeId,
+        on_change: OnChange,
+        journal: Option<Arc<journal::Journal>>,
     ) -> Result<Self, CatalogError> {
         let memory = Arc::new(Memory::default());
         let nodes = nodes::NodesMemory::default();
@@ -324,7 +360,7 @@ impl Catalog {
         )
         .await?;
         redis.subscribe(feed::CHANNEL).await?;
-        let cluster = make_tree(&redis).await?;
+        let opened = recovery::open_tree(&redis, journal.as_ref(), me).await?;
         let catalog = Self {
             shared: Arc::new(Shared {
                 redis,
@@ -336,9 +372,14 @@ impl Catalog {
                 nonce: AtomicU64::new(own.first_nonce),
                 feed,
                 nodes,
-                cluster,
+                cluster: opened.cluster,
+                journal,
+                fence: fence::Fence::new(opened.is_behind),
             }),
         };
+        if opened.is_behind {
+            catalog.bring_late().await?;
+        }
         // Known from the start: it is asked for whatever else Redis does.
         if let Err(error) = catalog.node(ROOT).await {
             tracing::warn!(%error, "the tree's root cannot be read; run: ks doctor");
@@ -430,7 +471,7 @@ impl Catalog {
         name: &[u8],
         inode: Inode,
     ) -> Result<Committed<Node_>, CatalogError> {
-        let ino = self.shared.numbers.take(&self.shared.redis).await?;
+        let ino = self.shared.numbers.take(self).await?;
         let label = format!("'{}'", String::from_utf8_lossy(name));
         let committed = self
             .change(&label, |_, now| {
@@ -580,7 +621,13 @@ impl Catalog {
             })
         });
         match committed.await {
-            Ok(_) | Err(CatalogError::Posix(libc::ENOENT)) => Ok(()),
+            Ok(_) => {
+                if holding.is_some() {
+                    self.journal_above(ino);
+                }
+                Ok(())
+            }
+            Err(CatalogError::Posix(libc::ENOENT)) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -590,13 +637,17 @@ impl Catalog {
         let mut pipeline = redis::pipe();
         for (ino, holding) in held {
             let change = self.holding_change(*ino, Some(*holding));
-            pipeline.cmd("EVALSHA").arg(changes::COMMIT.sha1()).arg(0);
+            pipeline.cmd("EVALSHA").arg(changes::COMMIT.sha1());
+            pipeline.arg(1).arg(self.cluster());
             for word in change.arguments(self.me(), self.nonce()) {
                 pipeline.arg(word);
             }
         }
         match self.redis().pipe(&pipeline).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                held.iter().for_each(|(ino, _)| self.journal_above(*ino));
+                Ok(())
+            }
             // Redis does not know the script yet: the calls one by one bring it along.
             Err(RedisError::Refused(_)) => {
                 for (ino, holding) in held {
@@ -649,19 +700,9 @@ fn fresh_node(ino: Ino, inode: Inode) -> Node_ {
     reads::node_of(ino, Arc::new(inode), Some(meta))
 }
 
-/// Makes the root directory where there is none; returns the catalog's name.
-async fn make_tree(redis: &Redis) -> Result<String, CatalogError> {
-    let now = now();
-    let unique = format!("{now} {} {:p}", std::process::id(), &now);
-    let cluster = blake3::hash(unique.as_bytes()).to_hex()[..32].to_owned();
-    let mut change = Transaction {
-        conditions: vec![(
-            Check::Absent(Place::Inode(ROOT)),
-            transaction::Otherwise::Stale,
-        )],
-        ..Transaction::default()
-    };
-    let root = Inode {
+/// A root directory that was made now.
+fn new_root(now: Time) -> Inode {
+    Inode {
         kind: Kind::Directory,
         mode: 0o755,
         uid: rustix::process::getuid().as_raw(),
@@ -681,13 +722,28 @@ async fn make_tree(redis: &Redis) -> Result<String, CatalogError> {
         home: NodeId::NONE,
         blake3: None,
         md5: None,
-    };
-    change.then(Operation::Set(Place::Inode(ROOT), encode(&root)));
+    }
+}
+
+/// Makes the root directory where there is none, and with it a tree that is whole. Returns what is to be journaled of it.
+async fn make_tree(redis: &Redis) -> Result<Vec<journal::Entry>, CatalogError> {
+    let now = now();
+    let unique = format!("{now} {} {:p}", std::process::id(), &now);
+    let cluster = blake3::hash(unique.as_bytes()).to_hex()[..32].to_owned();
+    let mut change = Transaction::default();
+    for absent in [
+        Check::Absent(Place::Inode(ROOT)),
+        Check::NoField(Place::Meta, b"cluster".to_vec()),
+    ] {
+        change.expect(absent);
+    }
+    change.then(Operation::Set(Place::Inode(ROOT), encode(&new_root(now))));
     namespace::new_directory(&mut change, ROOT, now);
     let first = numbers::first(now);
     for (field, value) in [
         ("format", FORMAT.to_owned()),
-        ("cluster", cluster),
+        ("cluster", cluster.clone()),
+        ("whole", cluster),
         ("next_ino", first.to_string()),
     ] {
         let operation = Operation::SetField(Place::Meta, field.into(), value.into_bytes());
@@ -695,23 +751,13 @@ async fn make_tree(redis: &Redis) -> Result<String, CatalogError> {
     }
     let words = change.arguments(NodeId::NONE, 0);
     let args: Vec<&[u8]> = words.iter().map(|word| &word[..]).collect();
-    redis.script(&changes::COMMIT, &[], &args).await?;
-    let mut command = redis::cmd("HMGET");
-    command.arg(Place::Meta.key()).arg("format").arg("cluster");
-    let answer = redis.run(&command).await?;
-    let parts: Option<Vec<String>> = reads::array(answer).map(|values| {
-        let texts = values.into_iter().filter_map(reads::bytes);
-        texts
-            .filter_map(|text| String::from_utf8(text).ok())
-            .collect()
-    });
-    match parts.as_deref() {
-        Some([format, cluster]) if format == FORMAT => Ok(cluster.clone()),
-        Some([format, _]) => Err(CatalogError::Format {
-            found: format.clone(),
-        }),
-        _ => Err(reads::damaged("ks:meta")),
-    }
+    let reply = redis.script(&changes::COMMIT, &[], &args).await?;
+    Ok(match transaction::Outcome::from_reply(reply) {
+        Some(transaction::Outcome::Done { .. }) => {
+            journal::entries_of(&change, journal::Stand::default())
+        }
+        _ => Vec::new(),
+    })
 }
 
 /// Where a file found by a scan came to stand.

@@ -48,6 +48,7 @@ mod names;
 mod open_plan;
 mod opening;
 mod pushing;
+mod recovered;
 mod remote;
 mod replicas;
 mod scrub;
@@ -235,8 +236,15 @@ impl FileSystem {
         store.set_node_name(&options.node_name);
         let applier = Applier::start(store.clone(), catalog.clone(), events.on_event()).await?;
         let hasher = Hasher::start(store.clone(), catalog.clone());
+        let is_behind = catalog.is_behind();
+        if is_behind {
+            recovered::tell(&store, &catalog, &hasher).await?;
+        }
         let report =
             crate::store::scan::scan(&store, &catalog, &hasher, &options.node_name).await?;
+        if is_behind {
+            catalog.has_caught_up().await?;
+        }
         tracing::info!(
             files = report.files,
             new = report.new,
@@ -283,6 +291,7 @@ impl FileSystem {
         events.attach(&file_system);
         eviction::spawn(&file_system);
         replicas::spawn(&file_system);
+        recovered::spawn(&file_system);
         let every = file_system.options.keeping.scrub_every;
         *file_system.scrub.lock().unwrap() = scrub::spawn(&file_system, every);
         Ok(file_system)

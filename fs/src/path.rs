@@ -87,6 +87,21 @@ impl std::fmt::Display for TreePath {
     }
 }
 
+/// `NAME.conflict-NODE`, cut so that it is a name; from the second attempt on with a number.
+pub(crate) fn conflict_name(name: &[u8], node: &str, attempt: usize) -> Vec<u8> {
+    let node: String = node
+        .chars()
+        .map(|c| if c == '/' || c == '\0' { '_' } else { c })
+        .take(NAME_BYTES_MAX / 8)
+        .collect();
+    let suffix = match attempt {
+        1 => format!(".conflict-{node}"),
+        _ => format!(".conflict-{node}-{attempt}"),
+    };
+    let kept = name.len().min(NAME_BYTES_MAX - suffix.len());
+    [&name[..kept], suffix.as_bytes()].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -294,6 +294,26 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// The inodes whose records it may have changed.
+    pub fn inos(&self) -> Vec<Ino> {
+        match self {
+            Event::Linked { ino, .. }
+            | Event::Unlinked { ino, .. }
+            | Event::Attributes { ino, .. }
+            | Event::Published { ino, .. } => vec![*ino],
+            Event::Renamed { ino, replaced, .. } => {
+                [Some(*ino), *replaced].into_iter().flatten().collect()
+            }
+            Event::Exchanged {
+                first_ino,
+                second_ino,
+                ..
+            } => vec![*first_ino, *second_ino],
+        }
+    }
+}
+
 /// First byte of every encoded record: the format's version.
 const FORMAT: u8 = 1;
 

@@ -63,6 +63,7 @@ impl Session {
             Ask::Push { paths, to } => self.push(request, paths, to).await,
             Ask::Replicate { paths, count } => self.replicate(paths, count).await,
             Ask::Verify { paths } => self.verify(paths).await,
+            Ask::Recover { begin } => self.recover(begin).await,
             Ask::Keep { values } => self.keep(values).await,
             Ask::Kept { ids } => self.kept(ids).await,
             Ask::KeptGroup { group } => self.kept_group(&group).await,

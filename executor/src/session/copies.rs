@@ -88,6 +88,21 @@ impl Session {
         Ok(Answer::Report(rows))
     }
 
+    pub(super) async fn recover(&self, begin: bool) -> Result<Answer, Refusal> {
+        self.trusted()?;
+        let catalog = self.executor.fs.catalog();
+        let recovered = async {
+            if begin {
+                catalog.recover().await?;
+            }
+            catalog.recovery_state().await
+        };
+        let state = recovered.await;
+        let state = state.map_err(|error| ("CatalogUnavailable", error.to_string()))?;
+        let row = serde_json::to_value(state).map_err(|error| ("OSError", error.to_string()))?;
+        Ok(Answer::Report(vec![row]))
+    }
+
     pub(super) async fn push(
         &self,
         request: u64,

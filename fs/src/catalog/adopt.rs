@@ -1,5 +1,6 @@
 //! Enters what a scan found: directories one by one (their children need their numbers), files in pipelines of `BATCH`.
 use super::changes::COMMIT;
+use super::journal::{self, Stand};
 use super::memory::Changing;
 use super::namespace::{self, ParentTime};
 use super::transaction::{Outcome, Place, Transaction};
@@ -8,6 +9,7 @@ use crate::path::TreePath;
 use crate::record::*;
 use crate::redis_client::RedisError;
 use std::collections::{BTreeSet, HashMap};
+use tokio::time::Instant;
 
 /// Files in one round trip.
 const BATCH: usize = 500;
@@ -63,7 +65,7 @@ impl Catalog {
                 index,
                 parent,
                 name: name.to_vec(),
-                ino: self.shared.numbers.take(self.redis()).await?,
+                ino: self.shared.numbers.take(self).await?,
                 inode,
             });
             if pending.len() == BATCH {
@@ -125,7 +127,7 @@ impl Catalog {
         name: &[u8],
         inode: Inode,
     ) -> Result<Adopted, CatalogError> {
-        let ino = self.shared.numbers.take(self.redis()).await?;
+        let ino = self.shared.numbers.take(self).await?;
         let label = format!("'{}'", String::from_utf8_lossy(name));
         let committed = self.change(&label, |_, _| {
             namespace::create(parent, name, ino, inode.clone(), ParentTime::Stays)
@@ -170,9 +172,16 @@ impl Catalog {
         }
         let outcomes = self.commit_all(&plans).await?;
         let mut parents = BTreeSet::new();
-        for ((file, _, inode), outcome) in plans.into_iter().zip(outcomes) {
+        let mut journaled = Vec::new();
+        for ((file, change, inode), outcome) in plans.into_iter().zip(outcomes) {
             let adopted = match outcome {
-                Outcome::Done { .. } => Adopted::New(fresh_node(file.ino, inode)),
+                Outcome::Done {
+                    event, previous, ..
+                } => {
+                    let stand = Stand::of(event, previous);
+                    journaled.extend(journal::entries_of(&change, stand));
+                    Adopted::New(fresh_node(file.ino, inode))
+                }
                 Outcome::Failed(_) => match self.lookup(file.parent, &file.name).await? {
                     // Ours, from an attempt whose answer was lost.
                     Some(node) if node.ino == file.ino => Adopted::New(node),
@@ -183,6 +192,10 @@ impl Catalog {
             results[file.index] = Some(adopted);
             parents.insert(file.parent);
         }
+        self.journal(&journaled);
+        parents
+            .iter()
+            .for_each(|parent| self.journal_above(*parent));
         parents.into_iter().for_each(|parent| self.tell_own(parent));
         self.wake_events();
         Ok(())
@@ -196,16 +209,21 @@ impl Catalog {
         // Whatever Redis forgot: the script is there before it is called.
         pipeline.cmd("SCRIPT").arg("LOAD").arg(COMMIT.source());
         for (_, transaction, _) in plans {
-            pipeline.cmd("EVALSHA").arg(COMMIT.sha1()).arg(0);
+            pipeline.cmd("EVALSHA").arg(COMMIT.sha1());
+            pipeline.arg(1).arg(self.cluster());
             for word in transaction.arguments(self.me(), self.nonce()) {
                 pipeline.arg(word);
             }
         }
         let _changing = self.changing_all(plans);
         let mut attempt = 1;
+        let rebuilt_by = Instant::now() + super::fence::REBUILD_WAIT;
         let answers = loop {
             match self.redis().pipe(&pipeline).await {
                 Err(RedisError::Lost(_)) if attempt < BATCH_ATTEMPTS => attempt += 1,
+                Err(error) if super::fence::is_refusal(&error) => {
+                    self.await_whole(rebuilt_by).await?;
+                }
                 answers => break answers?,
             }
         };

@@ -3,6 +3,7 @@
 //!
 //! What always holds: a refusal (an errno), and that there is nothing to do, rests on what Redis said during this change, never on memory alone; a change
 //! whose answer was lost with the connection is looked for in the event stream before it is tried again.
+use super::journal::Stand;
 use super::memory::Changing;
 use super::namespace::{Known, Plan, Stop};
 use super::transaction::{Otherwise, Outcome, Transaction};
@@ -130,7 +131,7 @@ impl Catalog {
         let words = transaction.arguments(self.me(), nonce);
         let args: Vec<&[u8]> = words.iter().map(|word| &word[..]).collect();
         let changing = self.shared.memory.changing(transaction, nonce);
-        match self.redis().script(&COMMIT, &[], &args).await {
+        match self.fenced(&COMMIT, &args).await {
             Ok(reply) => {
                 let outcome =
                     Outcome::from_reply(reply).ok_or_else(|| super::reads::damaged("commit"))?;
@@ -156,6 +157,8 @@ impl Catalog {
                 counts,
             } => {
                 changing.happened(transaction, &counts);
+                let stand = Stand::of(event, previous);
+                self.journal_committed(transaction, stand);
                 Ended::Done { event, previous }
             }
         }
@@ -179,13 +182,14 @@ impl Catalog {
             .iter()
             .position(|entry| entry.origin == self.me() && entry.nonce == nonce);
         match found {
-            Some(at) => Ok(Ended::Done {
-                event: entries[at].id,
-                previous: entries
-                    .get(at + 1)
-                    .map(|entry| entry.id)
-                    .unwrap_or_default(),
-            }),
+            Some(at) => {
+                let event = entries[at].id;
+                let previous = entries.get(at + 1).map(|entry| entry.id);
+                let previous = previous.unwrap_or_default();
+                let stand = Stand::of(event, previous);
+                self.journal_committed(transaction, stand);
+                Ok(Ended::Done { event, previous })
+            }
             None => Ok(Ended::Stale),
         }
     }

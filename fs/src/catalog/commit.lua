@@ -8,9 +8,13 @@
 -- keys of inodes and directories that were changed, with commas between; an EVENT that is not empty is entered in the
 -- stream first (without one LAST and PREVIOUS are "-").
 -- Reply: {0, I} when condition I (from 1) does not hold, and nothing was done;
---        {1, LAST, PREVIOUS, N...}: the event stream's last id after and before (empty without events), then what each
---        hincrby came to.
+--        {1, LAST, PREVIOUS, N...}: the event stream's last id after and before (of a change without an event LAST is "0-" and a
+--        number that grows; both empty where nothing is told), then what each hincrby came to.
 -- One chain of comparisons each and no functions: making them would cost more than the whole change.
+-- KEYS[1], where it is given: the cluster whose tree must stand here whole; else nothing is read or done.
+if KEYS[1] and redis.call('HGET', 'ks:meta', 'whole') ~= KEYS[1] then
+  return redis.error_reply('KSGONE the tree is not here')
+end
 local call, words = redis.call, ARGV
 local at = 2
 
@@ -50,9 +54,14 @@ end
 
 local reply = {1, '', ''}
 local total = #words
+-- While nodes may still bring what their journals say of this tree: what is changed now is later than all of it.
+local is_recovered = call('EXISTS', 'ks:recovered') == 1
 while at <= total do
   local act, key = words[at], words[at + 1]
   at = at + 2
+  if is_recovered and (act == 'set' or act == 'del') and string.sub(key, 1, 5) == 'ks:i:' then
+    call('HSET', 'ks:recovered', string.sub(key, 6), '~')
+  end
   if act == 'set' then
     call('SET', key, words[at])
     at = at + 1
@@ -85,6 +94,10 @@ while at <= total do
       previous = before[1] and before[1][1] or '0-0'
       last = call('XADD', 'ks:events', 'MAXLEN', '~', 1000000, '*', 'o', origin, 'k', nonce, 'e', event)
       reply[2], reply[3] = last, previous
+    else
+      local before = call('XREVRANGE', 'ks:events', '+', '-', 'COUNT', 1)
+      reply[2] = '0-' .. call('HINCRBY', 'ks:meta', 'untold', 1)
+      reply[3] = before[1] and before[1][1] or '0-0'
     end
     call('PUBLISH', 'ks:changes', table.concat({last, previous, origin, nonce, touched, event}, ' '))
   else

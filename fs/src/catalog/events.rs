@@ -113,6 +113,7 @@ impl Catalog {
         command.arg("STREAMS").arg(STREAM).arg(after.to_string());
         let new = self.redis().run(&command).await?;
         if !self.reaches_back(after).await? {
+            self.check_whole().await?;
             return Ok(Err(EventsTrimmed));
         }
         let stream = match new {

@@ -2,6 +2,10 @@
 -- ARGV: the directory's inode number, the cursor (0 at first).
 -- Reply: {CURSOR, TIME, SUBDIRECTORIES, ROWS}, the cursor 0 after the last page, TIME null where there is no such
 --        directory; ROWS five values for each name: NAME, ENTRY, INODE, TIME, SUBDIRECTORIES.
+-- KEYS[1], where it is given: the cluster whose tree must stand here whole; else nothing is read or done.
+if KEYS[1] and redis.call('HGET', 'ks:meta', 'whole') ~= KEYS[1] then
+  return redis.error_reply('KSGONE the tree is not here')
+end
 local call = redis.call
 local directory = 'ks:d:' .. ARGV[1]
 local own = call('HMGET', directory, '/t', '/n')

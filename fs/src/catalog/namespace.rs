@@ -111,7 +111,7 @@ impl Known {
         }
     }
     /// The record, or this errno where there is none.
-    fn inode(&self, ino: Ino, errno: i32) -> Result<&Record, Stop> {
+    pub(super) fn inode(&self, ino: Ino, errno: i32) -> Result<&Record, Stop> {
         self.record(ino)?.ok_or(Stop::Posix(errno))
     }
     fn entry(&self, parent: Ino, name: &[u8]) -> Result<Option<Entry>, Stop> {
@@ -304,7 +304,7 @@ pub fn new_directory(change: &mut Transaction, ino: Ino, time: Time) {
 }
 
 /// The home holds all of the current version.
-fn set_holding(change: &mut Transaction, ino: Ino, inode: &Inode) {
+pub(super) fn set_holding(change: &mut Transaction, ino: Ino, inode: &Inode) {
     let holding = Holding {
         version: inode.version,
         bytes: inode.size,

@@ -220,6 +220,16 @@ impl Catalog {
         }
     }
 
+    /// Enters this node again at once, where Redis has lost its record; the heart-beat would come to it a little later.
+    pub(super) async fn enter_again(&self) -> Result<(), CatalogError> {
+        let mine = self.shared.nodes.0.lock().unwrap().mine.clone();
+        if let Some(mine) = mine {
+            let as_found = self.own_record(&mine.info).await?;
+            self.beat(as_found, &mine).await?;
+        }
+        Ok(())
+    }
+
     /// False: the condition does not hold.
     async fn beat(&self, condition: Check, next: &Mine) -> Result<bool, CatalogError> {
         let mut change = Transaction::default();

@@ -2,13 +2,14 @@
 //!
 //! What always holds: a number is never given twice, not even by a catalog that was made anew after its Redis was lost
 //! (the first number goes by the time of its making), so numbers kept in data directories never mean another file.
-use super::CatalogError;
-use super::transaction::Place;
+use super::{Catalog, CatalogError};
 use crate::record::{Ino, Time};
-use crate::redis_client::Redis;
+use crate::redis_client::Script;
 use redis::Value;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
+
+static NUMBERS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("numbers.lua")));
 
 /// Numbers reserved at once.
 const BLOCK: u64 = 1000;
@@ -29,20 +30,24 @@ pub(super) struct Numbers(Mutex<Range<Ino>>);
 
 impl Numbers {
     /// The next number; one round trip for every `BLOCK`.
-    pub(super) async fn take(&self, redis: &Redis) -> Result<Ino, CatalogError> {
+    pub(super) async fn take(&self, catalog: &Catalog) -> Result<Ino, CatalogError> {
         loop {
             if let Some(number) = self.next() {
                 return Ok(number);
             }
-            let mut command = redis::cmd("HINCRBY");
-            command.arg(Place::Meta.key()).arg("next_ino").arg(BLOCK);
-            let Value::Int(last) = redis.run(&command).await? else {
+            let block = BLOCK.to_string();
+            let Value::Int(last) = catalog.fenced(&NUMBERS, &[block.as_bytes()]).await? else {
                 return Err(super::reads::damaged("next_ino"));
             };
             let last = u64::try_from(last).map_err(|_| super::reads::damaged("next_ino"))?;
             // Two tasks may have come here at once: the later block is used, the other one lies idle.
             *self.0.lock().unwrap() = last - BLOCK + 1..last + 1;
         }
+    }
+
+    /// What is in reserve is of a tree that was lost: it may be given again by the one that was rebuilt.
+    pub(super) fn forget(&self) {
+        *self.0.lock().unwrap() = 0..0;
     }
 
     fn next(&self) -> Option<Ino> {

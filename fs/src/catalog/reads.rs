@@ -114,19 +114,19 @@ impl Catalog {
     /// A script that only reads: asked again when the connection went before its answer came.
     pub(super) async fn ask(&self, script: &Script, args: &[&[u8]]) -> Result<Value, RedisError> {
         for _ in 1..ASK_ATTEMPTS {
-            match self.redis().script(script, &[], args).await {
+            match self.fenced(script, args).await {
                 Err(RedisError::Lost(_)) => {}
                 answer => return answer,
             }
         }
-        self.redis().script(script, &[], args).await
+        self.fenced(script, args).await
     }
 
     pub(super) async fn node_(&self, ino: Ino) -> Result<Option<Node_>, CatalogError> {
         if let Some(node) = remembered(&mut self.shared.memory.locked(), ino) {
             return Ok(Some(node));
         }
-        if !self.redis().is_connected()
+        if !self.is_answering()
             && let Some(node) = self.last_known(ino)
         {
             return Ok(Some(node));
@@ -141,7 +141,7 @@ impl Catalog {
                 .flatten()
                 .map(|(record, meta)| node_of(ino, record.inode, meta))),
             Err(CatalogError::Redis(error)) => {
-                let gone = !self.redis().is_connected();
+                let gone = !self.is_answering();
                 let known = self.last_known(ino).filter(|_| gone);
                 known.map(Some).ok_or(error.into())
             }
@@ -175,7 +175,7 @@ impl Catalog {
 
     /// See `Catalog::remembered_while_away`.
     pub(super) fn remembered_while_away_(&self, ino: Ino) -> Option<Node_> {
-        match self.redis().is_away() {
+        match self.redis().is_away() || !self.is_answering() && self.redis().is_connected() {
             true => remembered(&mut self.shared.memory.locked(), ino),
             false => None,
         }
@@ -459,7 +459,7 @@ impl Catalog {
             return Ok(Some(record));
         }
         if cached
-            && !self.redis().is_connected()
+            && !self.is_answering()
             && let Some((record, _)) = self.shared.memory.locked().last_known(ino)
         {
             return Ok(Some(record));

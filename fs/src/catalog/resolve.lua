@@ -3,6 +3,10 @@
 -- Reply: {STEPS, TIME, SUBDIRECTORIES, HOLDINGS}: STEPS two values for each name found, ENTRY and INODE (fewer than
 --        names: the next one is not there); of the last one, its numbers if it is a directory, else its holdings
 --        (node, holding, ...).
+-- KEYS[1], where it is given: the cluster whose tree must stand here whole; else nothing is read or done.
+if KEYS[1] and redis.call('HGET', 'ks:meta', 'whole') ~= KEYS[1] then
+  return redis.error_reply('KSGONE the tree is not here')
+end
 local steps = {}
 local ino, kind = '1', '1'
 for i = 1, #ARGV do

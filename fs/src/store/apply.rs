@@ -104,6 +104,9 @@ impl Applier {
             has_started: AtomicBool::new(false),
         });
         reconcile::place_parked(&shared.local(), position).await?;
+        if shared.catalog.is_behind() {
+            shared.compare_all().await?;
+        }
         while shared.position() < last {
             shared.follow_once().await?;
         }
@@ -141,6 +144,11 @@ impl Applier {
             Ok(result) => result,
             Err(_) => Err(self.shared.behind(wanted, CATCH_UP_WAIT)),
         }
+    }
+
+    /// Compares the whole data directory with the tree: after it was rebuilt.
+    pub async fn compare(&self) -> Result<(), StoreError> {
+        self.shared.compare_all().await
     }
 
     /// The event up to which everything is applied.
@@ -308,6 +316,7 @@ impl Shared {
     ) -> Result<(), StoreError> {
         if origin == self.store.node_id() {
             self.leave_to_its_maker(id, event).await;
+            self.catalog.journal_again(id, event).await?;
         }
         let mut order = self.order.lock().await;
         if id <= self.position() {
@@ -345,7 +354,7 @@ impl Shared {
     /// The stream does not reach back to our position.
     async fn compare_all(&self) -> Result<(), StoreError> {
         tracing::warn!(
-            "too many changes since this node was last here: comparing its whole data directory with the catalog"
+            "the changes since this node was last here are not all known: comparing its whole data directory with the catalog"
         );
         let mut order = self.order.lock().await;
         let last = self.catalog.last_event().await?;

@@ -102,6 +102,10 @@ impl Names for Model {
         let found = self.names.get(path.as_bytes());
         Box::pin(async move { Ok(found.map(|ino| (*ino, Arc::new(self.inode_of(*ino))))) })
     }
+    fn was_removed(&self, _: Ino) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(async { Ok(true) })
+    }
+
     fn withdraw(&self, ino: Ino) -> BoxFuture<'_, Result<(), StoreError>> {
         self.withdrawn.lock().unwrap().insert(ino);
         Box::pin(async { Ok(()) })

@@ -4,7 +4,7 @@
 //! that is `apply`'s.
 use super::meta::{self, Tag};
 use super::{CopyState, DIRTY_SIZE, LocalMeta, OpenLocal, Store, StoreError, confine, io_at};
-use crate::path::TreePath;
+use crate::path::{TreePath, conflict_name};
 use crate::record::*;
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps, Uid,
@@ -20,8 +20,6 @@ const LEASE_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// How many names `NAME.conflict-NODE`, `NAME.conflict-NODE-2`, ... are tried.
 const CONFLICT_NAMES_MAX: usize = 1_000;
-/// A name's length in bytes.
-const NAME_BYTES_MAX: usize = 255;
 
 /// What stands at a path of the data directory.
 #[derive(Debug)]
@@ -552,21 +550,6 @@ fn timespec(time: Time) -> Timespec {
         tv_sec: time.div_euclid(1_000_000_000),
         tv_nsec: time.rem_euclid(1_000_000_000),
     }
-}
-
-/// `NAME.conflict-NODE`, cut so that it is a name; from the second attempt on with a number.
-fn conflict_name(name: &[u8], node: &str, attempt: usize) -> Vec<u8> {
-    let node: String = node
-        .chars()
-        .map(|c| if c == '/' || c == '\0' { '_' } else { c })
-        .take(NAME_BYTES_MAX / 8)
-        .collect();
-    let suffix = match attempt {
-        1 => format!(".conflict-{node}"),
-        _ => format!(".conflict-{node}-{attempt}"),
-    };
-    let kept = name.len().min(NAME_BYTES_MAX - suffix.len());
-    [&name[..kept], suffix.as_bytes()].concat()
 }
 
 #[cfg(test)]

@@ -18,12 +18,15 @@ mod act;
 mod compare;
 mod decide;
 mod entry;
+mod retell;
 
 use super::walk::Walker;
 use super::{Store, StoreError, hasher::Hasher};
 use crate::catalog::{Catalog, CatalogError, Node_};
 use crate::path::TreePath;
 use crate::record::*;
+pub use retell::{RetoldReport, retell};
+
 use compare::Pending;
 use entry::Entry;
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //! Everything ends and goes with the `Cluster`.
 #![allow(dead_code)] // each test binary uses its part
 use ks_fs::{
-    catalog::Catalog,
+    catalog::{Catalog, journal::Journal},
     filesystem::{FileSystem, FileSystemOptions},
     mount::{Mount, prepare},
     record::NodeInfo,
@@ -131,6 +131,34 @@ impl Cluster {
         cluster
     }
 
+    /// Ends a node; its data directory stays, and its number.
+    pub async fn end(&mut self, number: usize) -> Ended {
+        let node = self.nodes.remove(number);
+        let (name, datadir) = (node.info.name.clone(), node.datadir.clone());
+        let mountpoint = node.mountpoint.clone();
+        node.fs.stop().await;
+        node.endpoint.close().await;
+        let _ = node.fs.catalog().deregister().await;
+        away(move || drop(node)).await;
+        Ended {
+            name,
+            datadir,
+            mountpoint,
+        }
+    }
+
+    /// Starts a node again that was ended; it gets the last number.
+    pub async fn start_again(&mut self, ended: Ended, options: Options) -> usize {
+        let Ended {
+            name,
+            datadir,
+            mountpoint,
+        } = ended;
+        let node = start(self, name, datadir, mountpoint, options).await;
+        self.nodes.push(node);
+        self.nodes.len() - 1
+    }
+
     /// Starts a further node.
     pub async fn add(&mut self, options: Options) -> usize {
         let number = self.nodes.len();
@@ -144,6 +172,13 @@ impl Cluster {
     }
 }
 
+/// What is left of a node that was ended.
+pub struct Ended {
+    pub name: String,
+    pub datadir: PathBuf,
+    pub mountpoint: PathBuf,
+}
+
 async fn start(
     cluster: &Cluster,
     name: String,
@@ -151,7 +186,7 @@ async fn start(
     mountpoint: PathBuf,
     options: Options,
 ) -> TestNode {
-    let store = Arc::new(Store::open(&datadir, 0).expect("the data directory opens"));
+    let store = Arc::new(open_store(&datadir).await);
     let identity = Identity::node(&cluster.key, &name).expect("an identity");
     let endpoint = Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity).expect("binds");
     let pool = PeerPool::new(endpoint.clone());
@@ -162,7 +197,9 @@ async fn start(
             fs.changed(ino);
         }
     });
-    let catalog = Catalog::open(cluster.redis.target(), store.node_id(), on_change)
+    let journal = Journal::open(&store.state_dir().join("journal")).expect("the journal opens");
+    let target = cluster.redis.target();
+    let catalog = Catalog::open_journaled(target, store.node_id(), on_change, journal)
         .await
         .expect("the catalog opens");
     let info = node_info(&name, &endpoint, &mountpoint, &datadir);
@@ -196,6 +233,18 @@ async fn start(
         info,
         mount,
         heartbeat,
+    }
+}
+
+/// The tasks of a node that has just ended may hold its directory for a moment.
+async fn open_store(datadir: &Path) -> Store {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match Store::open(datadir, 0) {
+            Ok(store) => return store,
+            Err(error) if Instant::now() > deadline => panic!("{error}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
     }
 }
 

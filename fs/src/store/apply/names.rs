@@ -17,6 +17,8 @@ pub(super) trait Names: Send + Sync {
     fn path_of(&self, ino: Ino) -> Answer<'_, TreePath>;
     /// What stands at a path.
     fn at<'a>(&'a self, path: &'a TreePath) -> Answer<'a, (Ino, Arc<Inode>)>;
+    /// Whether an inode that is gone was removed; `false`: the tree was rebuilt, and nobody has told of it (yet).
+    fn was_removed(&self, ino: Ino) -> BoxFuture<'_, Result<bool, StoreError>>;
     /// Tells that this node holds nothing of it any more.
     fn withdraw(&self, ino: Ino) -> BoxFuture<'_, Result<(), StoreError>>;
 }
@@ -35,6 +37,10 @@ impl Names for Catalog {
             let node = self.resolve(path).await?;
             Ok(node.map(|node| (node.ino, node.inode)))
         })
+    }
+
+    fn was_removed(&self, ino: Ino) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(async move { Ok(Catalog::was_removed(self, ino).await?) })
     }
 
     fn withdraw(&self, ino: Ino) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -83,7 +83,7 @@ async fn park_if_misplaced(local: &Local<'_>, path: &TreePath) -> Result<(), Sto
         return Ok(());
     };
     let Some(inode) = local.names.inode(meta.ino).await? else {
-        if !standing.is_dirty() {
+        if !standing.is_dirty() && local.names.was_removed(meta.ino).await? {
             local.store.remove(path, meta.ino)?;
             local.store.discard_partials_before(meta.ino, u64::MAX);
         }
@@ -125,7 +125,8 @@ async fn place(local: &Local<'_>, last: EventId, parked: &Path) -> Result<bool, 
             .map(|()| true)
     };
     let Some(path) = local.names.path_of(meta.ino).await? else {
-        return if is_untouched { drop_it() } else { Ok(false) };
+        let is_to_go = is_untouched && local.names.was_removed(meta.ino).await?;
+        return if is_to_go { drop_it() } else { Ok(false) };
     };
     clear_the_way(local, &path).await?;
     let placed = local.store.with_parents(&path, || {

@@ -100,6 +100,40 @@ pub(super) fn elsewhere(
     }
 }
 
+/// What an untouched file of the data directory is worth in a tree that was rebuilt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Retold {
+    /// A copy of the current version.
+    Copy,
+    /// A later version than the tree knows.
+    Newer,
+    /// The same version, and other bytes.
+    Conflict,
+    /// An older version, or not known to be the same.
+    Nothing,
+}
+
+/// See `Retold`. Without both hashes only the home that wrote it knows that it is the same.
+pub(super) fn retold(meta: &LocalMeta, record: &Inode, me: NodeId) -> Retold {
+    use std::cmp::Ordering;
+    if record.kind != Kind::File {
+        return Retold::Nothing;
+    }
+    match meta.version.cmp(&record.version) {
+        Ordering::Less => return Retold::Nothing,
+        Ordering::Greater => return Retold::Newer,
+        Ordering::Equal => {}
+    }
+    let is_of_this_home = (meta.home, meta.epoch) == (record.home, record.epoch);
+    match (meta.blake3, record.blake3) {
+        (Some(ours), Some(theirs)) if ours == theirs => Retold::Copy,
+        (Some(_), Some(_)) => Retold::Conflict,
+        _ if meta.size != record.size => Retold::Conflict,
+        _ if is_of_this_home || record.home == me => Retold::Copy,
+        _ => Retold::Nothing,
+    }
+}
+
 fn is_as_recorded(found: &Inode, record: &Inode) -> bool {
     found.size == record.size && found.mtime == record.mtime
 }
@@ -192,6 +226,30 @@ mod tests {
         other.target = b"x".to_vec();
         let link = inode(Kind::Symlink, 0, 0, 1, ME);
         assert_eq!(occupied(&other, &link, ME), Verdict::Conflict);
+    }
+
+    proptest! {
+        /// Only the same bytes count as a copy, and what is newer is never passed over.
+        #[test]
+        fn only_the_same_is_a_copy(size in 0u64..3, record_size in 0u64..3, version in 0u64..3, record_version in 0u64..3,
+                                   hash in proptest::option::of(0u8..3), record_hash in proptest::option::of(0u8..3), is_home: bool) {
+            let home = if is_home { ME } else { OTHER };
+            let mut record = inode(Kind::File, record_size, 1, record_version, home);
+            record.blake3 = record_hash.map(|byte| [byte; 32]);
+            let mut meta = meta(size, 1, version);
+            meta.blake3 = hash.map(|byte| [byte; 32]);
+            let both = hash.is_some() && record_hash.is_some();
+            match retold(&meta, &record, ME) {
+                Retold::Copy => {
+                    prop_assert_eq!(version, record_version);
+                    let is_same = if both { hash == record_hash } else { size == record_size };
+                    prop_assert!(is_same);
+                }
+                Retold::Newer => prop_assert!(version > record_version),
+                Retold::Conflict => prop_assert!(version == record_version && (size != record_size || hash != record_hash)),
+                Retold::Nothing => prop_assert!(version <= record_version),
+            }
+        }
     }
 
     #[test]

@@ -1,0 +1,260 @@
+"""Redis loses the tree, in all the ways it can: the nodes rebuild it whole."""
+
+import json
+import random
+import shutil
+import subprocess
+import time
+
+from harness import wait_for
+from harness.data import MIB, noise
+
+PORT = 6401
+PASSWORD = "not-a-secret"
+URL = f"redis://:{PASSWORD}@host1:{PORT}"
+REBUILT_WITHIN_S = 60
+
+# All that a program can see of the tree, as JSON.
+TREE = """
+import hashlib, json, os, sys
+top = sys.argv[1]
+seen = {}
+for directory, directories, files in os.walk(top):
+    for name in [""] + directories + files:
+        path = os.path.join(directory, name).rstrip("/")
+        stat = os.lstat(path)
+        said = [stat.st_ino, stat.st_mode, stat.st_uid, stat.st_gid, stat.st_nlink, stat.st_size, stat.st_mtime_ns]
+        if os.path.islink(path):
+            said.append(os.readlink(path))
+        else:
+            own = [n for n in os.listxattr(path) if n.startswith("user.") and not n.startswith("user.ks.")]
+            said.append({n: os.getxattr(path, n).hex() for n in sorted(own)})
+        if os.path.isfile(path) and not os.path.islink(path):
+            with open(path, "rb") as file:
+                said.append(hashlib.sha256(file.read()).hexdigest())
+        seen[os.path.relpath(path, top)] = said
+print(json.dumps(seen, sort_keys=True))
+"""
+
+# Something of everything.
+MAKE = """
+import os
+os.makedirs("/ks/a/b/c")
+os.mkdir("/ks/empty", 0o750)
+open("/ks/a/one", "wb").write(os.urandom(3_000_000))
+open("/ks/a/b/two", "w").write("two")
+os.link("/ks/a/b/two", "/ks/two again")
+os.symlink("a/b/two", "/ks/link")
+os.chmod("/ks/a/one", 0o4711)
+os.chown("/ks/a/b/two", 12, 34)
+os.setxattr("/ks/a/one", "user.kind", b"noise")
+os.setxattr("/ks/empty", "user.of", b"a directory")
+os.utime("/ks/a/b/two", ns=(10**18, 10**18 + 7))
+os.mkdir("/ks/before")
+open("/ks/before/in", "w").write("moved")
+os.rename("/ks/before", "/ks/a/after")
+os.mkfifo("/ks/fifo", 0o600)
+open("/ks/gone", "w").write("gone")
+os.unlink("/ks/gone")
+"""
+
+# Writes files until it is told to stop (a file), and tells which writes were acknowledged and how long the longest took.
+LOAD = """
+import json, os, sys, time
+acknowledged, longest, failed = [], 0.0, 0
+os.makedirs("/ks/load", exist_ok=True)
+number = 0
+while not os.path.exists(sys.argv[1]):
+    number += 1
+    began = time.monotonic()
+    try:
+        with open(f"/ks/load/{number}", "w") as file:
+            file.write(str(number))
+        acknowledged.append(number)
+    except OSError:
+        failed += 1
+    longest = max(longest, time.monotonic() - began)
+print(json.dumps([acknowledged, longest, failed]))
+"""
+
+
+def given_redis(node):
+    """A Redis of the test's, that the nodes are given."""
+    argv = ["redis-server", "--port", PORT, "--bind", "0.0.0.0", "--requirepass", PASSWORD, "--save", "", "--dir", node.home]
+    process = node.spawn([str(word) for word in argv], stdout=subprocess.DEVNULL)
+    wait_for(lambda: redis(node, "ping") == "PONG\n", 10)
+    return process
+
+
+def redis(node, *words):
+    command = ["redis-cli", "-p", PORT, "--no-auth-warning", "-a", PASSWORD, *words]
+    return node.exec([str(word) for word in command], check=False).text
+
+
+def start_on(cluster, numbers):
+    """The nodes, on the test's Redis."""
+    for number in numbers:
+        if number != 1:
+            cluster.copy_key(cluster[1], cluster[number])
+        cluster[number].start("--redis", URL, "--num-workers", "1")
+
+
+def tree(node):
+    done = node.exec(["python3", "-c", TREE, "/ks"], check=False)
+    return json.loads(done.text) if done.text else done.error
+
+
+def await_tree(node, expected):
+    last = []
+
+    def is_there():
+        last[:] = [tree(node)]
+        return last[0] == expected
+
+    try:
+        wait_for(is_there, REBUILT_WITHIN_S, every_s=0.3)
+    except AssertionError:
+        found = last[0]
+        assert isinstance(found, dict), found
+        other = {path: (found.get(path), said) for path, said in expected.items() if found.get(path) != said}
+        more = sorted(set(found) - set(expected))
+        raise AssertionError(f"other than it was: {dict(list(other.items())[:10])}, more: {more[:10]}") from None
+
+
+def end(server):
+    server.kill()
+    server.wait(timeout=10)
+
+
+def stop_all(cluster, numbers):
+    for number in numbers:
+        if cluster[number].pid:
+            cluster[number].stop()
+
+
+def test_redis_is_emptied_under_load(make_cluster, tmp_path):
+    cluster = make_cluster(2)
+    server = given_redis(cluster[1])
+    try:
+        start_on(cluster, [1, 2])
+        cluster[1].python(MAKE)
+        cluster[2].exec(["tee", "/ks/a/of two"], input=noise(MIB))
+        cluster[2].exec(["cat", "/ks/a/one"])
+        expected = tree(cluster[1])
+        await_tree(cluster[2], expected)
+        holders = cluster[1].holders("a/one")
+        stop = tmp_path / "stop"
+        loads = [
+            node.spawn(["python3", "-c", LOAD.replace("/ks/load", f"/ks/load{node.number}"), str(stop)], stdout=subprocess.PIPE, text=True)
+            for node in (cluster[1], cluster[2])
+        ]
+        time.sleep(1)
+        redis(cluster[1], "flushall")
+        time.sleep(12)
+        stop.touch()
+        for number, load in zip((1, 2), loads):
+            output, _ = load.communicate(timeout=60)
+            acknowledged, longest_s, failed = json.loads(output)
+            print(f"host{number}: {len(acknowledged)} written, {failed} failed, the longest took {longest_s:.1f} s")
+            assert len(acknowledged) > 10
+            assert longest_s < 30
+            for node in (cluster[1], cluster[2]):
+                check = f"import json, sys\nfor n in json.load(sys.stdin): assert open(f'/ks/load{number}/{{n}}').read() == str(n), n"
+                node.exec(["python3", "-c", check], input=json.dumps(acknowledged).encode(), timeout=120)
+        for node in (cluster[1], cluster[2]):
+            node.shell("rm -rf /ks/load1 /ks/load2" if node is cluster[1] else "true")
+        without_root = {path: said for path, said in expected.items() if path != "."}
+        wait_for(lambda: {p: s for p, s in tree(cluster[2]).items() if p != "."} == without_root, REBUILT_WITHIN_S)
+        wait_for(lambda: cluster[1].holders("a/one") == holders, 30)
+    finally:
+        stop_all(cluster, [2, 1])
+        end(server)
+
+
+def test_redis_data_is_deleted_and_all_nodes_start_again(make_cluster):
+    cluster = make_cluster(2).start()
+    cluster[1].python(MAKE)
+    cluster[2].exec(["tee", "/ks/a/of two"], input=noise(MIB))
+    cluster[2].exec(["cat", "/ks/a/one"])
+    expected = tree(cluster[1])
+    await_tree(cluster[2], expected)
+    cluster[2].stop()
+    cluster[1].stop()
+    shutil.rmtree(cluster[1].datadir / ".ks/redis")
+    cluster[1].restart()
+    cluster[2].restart()
+    for node in (cluster[1], cluster[2]):
+        await_tree(node, expected)
+
+
+def test_nodes_are_killed_while_they_rebuild(make_cluster):
+    cluster = make_cluster(2)
+    server = given_redis(cluster[1])
+    dice = random.Random(5)
+    try:
+        for number in (1, 2):
+            for file in range(1500):
+                cluster[number].put(f"many{number}/{file % 30}/{file}", f"{number} {file}")
+        start_on(cluster, [1, 2])
+        cluster[1].python(MAKE)
+        expected = tree(cluster[1])
+        await_tree(cluster[2], expected)
+        for _ in range(4):
+            redis(cluster[1], "flushall")
+            for _ in range(2):
+                time.sleep(dice.uniform(0.1, 5))
+                node = cluster[dice.choice([1, 2])]
+                node.kill9()
+                node.restart()
+        for node in (cluster[1], cluster[2]):
+            await_tree(node, expected)
+    finally:
+        stop_all(cluster, [2, 1])
+        end(server)
+
+
+def test_a_caller_hears_that_its_job_is_lost(make_cluster):
+    cluster = make_cluster(1)
+    server = given_redis(cluster[1])
+    try:
+        start_on(cluster, [1])
+        code = "import time, kitchensink\nc = kitchensink.Client()\njob = c.call(time.sleep, 120)\nprint('sent', flush=True)\n"
+        code += "try:\n    c.result(job)\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
+        caller = cluster[1].spawn(["python3", "-c", code], stdout=subprocess.PIPE, text=True)
+        assert caller.stdout.readline() == "sent\n"
+        time.sleep(1)
+        redis(cluster[1], "flushall")
+        output, _ = caller.communicate(timeout=40)
+        assert "lost" in output.lower() or "gone" in output.lower(), output
+        assert cluster[1].ask("reply(c.call(abs, -3, _async=False))") == 3
+    finally:
+        stop_all(cluster, [1])
+        end(server)
+
+
+def test_a_damaged_catalog_is_rebuilt_on_demand(make_cluster):
+    cluster = make_cluster(2)
+    server = given_redis(cluster[1])
+    try:
+        start_on(cluster, [1, 2])
+        cluster[1].python(MAKE)
+        expected = tree(cluster[1])
+        await_tree(cluster[2], expected)
+        numbers = {path: said[0] for path, said in expected.items()}
+        redis(cluster[1], "del", f"ks:i:{numbers['a/one']}", f"ks:d:{numbers['a/b']}")
+        redis(cluster[1], "set", f"ks:i:{numbers['link']}", "nonsense")
+        recovered = cluster[1].ks_json("recover")
+        assert recovered["whole"] and recovered["done"]
+        assert {row["node"] for row in recovered["nodes"] if row["done"]} == {"host1", "host2"}
+        assert all(row["told"]["conflicts"] == [] for row in recovered["nodes"])
+        for node in (cluster[1], cluster[2]):
+            await_tree(node, expected)
+        cluster[2].stop()
+        alone = cluster[1].ks("recover", check=False)
+        assert alone.status == 1 and "not there" in alone.text
+        cluster[2].restart()
+        for node in (cluster[1], cluster[2]):
+            await_tree(node, expected)
+    finally:
+        stop_all(cluster, [2, 1])
+        end(server)
