@@ -258,3 +258,48 @@ def test_a_damaged_catalog_is_rebuilt_on_demand(make_cluster):
     finally:
         stop_all(cluster, [2, 1])
         end(server)
+
+
+def test_a_redis_that_forgot_its_last_moments_is_told_them_again(make_cluster):
+    """As after a power failure at the first node: its append-only file ends earlier than what was acknowledged."""
+    cluster = make_cluster(3).start()
+    first, second, third = cluster.nodes
+    second.shell("mkdir /ks/kept; echo base > /ks/kept/grows; echo base > /ks/kept/goes; echo base > /ks/kept/here")
+    third.shell("cat /ks/kept/*")
+    file = first.datadir / ".ks" / "redis" / "appendonlydir"
+    copy = first.home / "earlier"
+    wait_for(lambda: third.exec(["ls", "/ks/kept"]).text.split() == ["goes", "grows", "here"], 10)
+    shutil.copytree(file, copy)
+    second.shell("echo changed >> /ks/kept/grows; mkdir /ks/new; rm /ks/kept/goes; mv /ks/kept/here /ks/kept/there")
+    second.exec(["tee", "/ks/new/file"], input=noise(100_000))
+    second.shell("sync /ks/new/file /ks/kept/grows")
+    expected = tree(second)
+    first.kill_all()
+    wait_for(lambda: not first.hosts.processes(1), 10, "the end of host 1")
+    shutil.rmtree(file)
+    shutil.copytree(copy, file)
+    first.restart()
+    for node in cluster.nodes:
+        await_tree(node, expected)
+    assert (second.datadir / "new" / "file").read_bytes() == noise(100_000)
+
+
+def test_a_version_that_redis_forgot_is_told_again(make_cluster):
+    """Nothing but the content of a file changed: no event is missing, and yet something was forgotten."""
+    cluster = make_cluster(2).start()
+    first, second = cluster.nodes
+    second.shell("echo base > /ks/grows")
+    assert first.exec(["cat", "/ks/grows"]).text == "base\n"
+    file = first.datadir / ".ks" / "redis" / "appendonlydir"
+    copy = first.home / "earlier"
+    shutil.copytree(file, copy)
+    second.shell("echo changed >> /ks/grows; sync /ks/grows")
+    expected = tree(second)
+    first.kill_all()
+    wait_for(lambda: not first.hosts.processes(1), 10, "the end of host 1")
+    shutil.rmtree(file)
+    shutil.copytree(copy, file)
+    first.restart()
+    for node in cluster.nodes:
+        await_tree(node, expected)
+    assert second.exec(["cat", "/ks/grows"]).text == "base\nchanged\n"

@@ -33,6 +33,7 @@ pub mod nodes;
 mod numbers;
 mod reads;
 pub mod recovery;
+mod rollback;
 pub mod transaction;
 pub mod troubles;
 

@@ -113,11 +113,15 @@ impl Catalog {
         command.arg("STREAMS").arg(STREAM).arg(after.to_string());
         let new = self.redis().run(&command).await?;
         if !self.reaches_back(after).await? {
+            self.look_for_lost_event(after).await?;
             self.check_whole().await?;
             return Ok(Err(EventsTrimmed));
         }
         let stream = match new {
-            Value::Nil => return Ok(Ok(Vec::new())),
+            Value::Nil => {
+                self.look_for_lost_changes().await?;
+                return Ok(Ok(Vec::new()));
+            }
             new => stream_of(new).ok_or_else(|| damaged("events"))?,
         };
         let read = entries(stream)?.into_iter().map(|entry| {

@@ -8,7 +8,7 @@ use crate::record::*;
 use crate::redis_client::{RedisError, Script};
 use redis::Value;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -25,6 +25,8 @@ pub(super) struct Fence {
     whole: watch::Sender<bool>,
     /// A rebuilding was seen to end that this node's data directory has not been compared with yet.
     behind: AtomicBool,
+    /// The count of changes without events that this node's last one came to; 0: not known.
+    pub(super) untold: AtomicU64,
 }
 
 impl Fence {
@@ -32,6 +34,7 @@ impl Fence {
         Self {
             whole: watch::Sender::new(true),
             behind: AtomicBool::new(behind),
+            untold: AtomicU64::new(0),
         }
     }
 
@@ -135,6 +138,7 @@ impl Catalog {
         nodes.forget();
         feed.reset();
         fence.behind.store(true, Ordering::Release);
+        fence.untold.store(0, Ordering::Release);
         fence.whole.send_replace(true);
         on_change(None);
         if let Some(on_news) = on_news.get() {

@@ -180,7 +180,7 @@ async fn join_tree(redis: &Redis) -> Result<(Meta, Vec<Entry>), CatalogError> {
     }
 }
 
-async fn is_behind(
+pub(super) async fn is_behind(
     redis: &Redis,
     recovery: Option<String>,
     me: NodeId,
@@ -469,6 +469,8 @@ impl Catalog {
         if self.shared.journal.is_none() {
             return;
         }
+        let untold = &self.shared.fence.untold;
+        untold.fetch_max(stand.2, std::sync::atomic::Ordering::AcqRel);
         self.journal(&super::journal::entries_of(transaction, stand));
         for operation in &transaction.operations {
             match operation {
