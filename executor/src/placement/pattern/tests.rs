@@ -111,7 +111,7 @@ fn patterns_are_shown_with_their_arguments() {
 
 #[test]
 fn what_can_be_read_in_too_many_ways_says_nothing() {
-    let path = vec!["7"; 12].join("/");
+    let path = ["7"; 12].join("/");
     assert!(readings(path.as_bytes(), &texts(&[("0", "7")])).is_empty());
     let long = vec![b'x'; PATH_BYTES_MAX + 1];
     assert!(readings(&long, &texts(&[("0", "7")])).is_empty());
