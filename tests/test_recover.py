@@ -77,11 +77,17 @@ while not os.path.exists(sys.argv[1]):
 print(json.dumps([acknowledged, longest, failed]))
 """
 
+CHECK = """
+import json, sys
+for number in json.load(sys.stdin):
+    assert open(f"/ks/load/{number}").read() == str(number), number
+"""
+
 
 def given_redis(node):
     """A Redis of the test's, that the nodes are given."""
-    argv = ["redis-server", "--port", PORT, "--bind", "0.0.0.0", "--requirepass", PASSWORD, "--save", "", "--dir", node.home]
-    process = node.spawn([str(word) for word in argv], stdout=subprocess.DEVNULL)
+    flags = ["--port", PORT, "--bind", "0.0.0.0", "--requirepass", PASSWORD, "--save", "", "--dir", node.home]
+    process = node.spawn(["redis-server", *map(str, flags)], stdout=subprocess.DEVNULL)
     wait_for(lambda: redis(node, "ping") == "PONG\n", 10)
     return process
 
@@ -132,7 +138,7 @@ def stop_all(cluster, numbers):
             cluster[number].stop()
 
 
-def test_redis_is_emptied_under_load(make_cluster, tmp_path):
+def test_redis_is_emptied_under_load(make_cluster):
     cluster = make_cluster(2)
     server = given_redis(cluster[1])
     try:
@@ -143,11 +149,11 @@ def test_redis_is_emptied_under_load(make_cluster, tmp_path):
         expected = tree(cluster[1])
         await_tree(cluster[2], expected)
         holders = cluster[1].holders("a/one")
-        stop = tmp_path / "stop"
-        loads = [
-            node.spawn(["python3", "-c", LOAD.replace("/ks/load", f"/ks/load{node.number}"), str(stop)], stdout=subprocess.PIPE, text=True)
-            for node in (cluster[1], cluster[2])
-        ]
+        stop = cluster[1].home / "stop"
+        loads = []
+        for node in (cluster[1], cluster[2]):
+            load = LOAD.replace("/ks/load", f"/ks/load{node.number}")
+            loads.append(node.spawn(["python3", "-c", load, stop], stdout=subprocess.PIPE, text=True))
         time.sleep(1)
         redis(cluster[1], "flushall")
         time.sleep(12)
@@ -159,7 +165,7 @@ def test_redis_is_emptied_under_load(make_cluster, tmp_path):
             assert len(acknowledged) > 10
             assert longest_s < 30
             for node in (cluster[1], cluster[2]):
-                check = f"import json, sys\nfor n in json.load(sys.stdin): assert open(f'/ks/load{number}/{{n}}').read() == str(n), n"
+                check = CHECK.replace("/ks/load", f"/ks/load{number}")
                 node.exec(["python3", "-c", check], input=json.dumps(acknowledged).encode(), timeout=120)
         for node in (cluster[1], cluster[2]):
             node.shell("rm -rf /ks/load1 /ks/load2" if node is cluster[1] else "true")
