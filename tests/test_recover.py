@@ -58,7 +58,7 @@ open("/ks/gone", "w").write("gone")
 os.unlink("/ks/gone")
 """
 
-# Writes files until it is told to stop (a file), and tells which writes were acknowledged and how long the longest took.
+# Writes files until a file tells it to stop; says which writes were acknowledged and how long the longest took.
 LOAD = """
 import json, os, sys, time
 acknowledged, longest, failed = [], 0.0, 0
@@ -224,7 +224,8 @@ def test_a_caller_hears_that_its_job_is_lost(make_cluster):
     server = given_redis(cluster[1])
     try:
         start_on(cluster, [1])
-        code = "import time, kitchensink\nc = kitchensink.Client()\njob = c.call(time.sleep, 120)\nprint('sent', flush=True)\n"
+        code = "import time, kitchensink\nc = kitchensink.Client()\n"
+        code += "job = c.call(time.sleep, 120)\nprint('sent', flush=True)\n"
         code += "try:\n    c.result(job)\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
         caller = cluster[1].spawn(["python3", "-c", code], stdout=subprocess.PIPE, text=True)
         assert caller.stdout.readline() == "sent\n"
