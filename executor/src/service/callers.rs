@@ -2,7 +2,7 @@
 //!
 //! What always holds: a caller hears of a job's end once; ends are never dropped, output is when a caller does not read
 //! (with a note of how much); `Started` is held back for a moment, and left out where the end follows at once.
-use super::flow::Inflow;
+use super::flow::{Inflow, PATIENCE_MS};
 use super::learned::Lesson;
 use super::{Executor, payload};
 use crate::frames;
@@ -50,6 +50,8 @@ pub struct Audience {
     late: Mutex<Vec<String>>,
     /// Somebody looks when there is room, to give credit.
     looks_for_room: AtomicBool,
+    /// Since when there was no room, whenever it was looked for.
+    full_since: Mutex<Option<Instant>>,
 }
 
 impl Audience {
@@ -64,6 +66,7 @@ impl Audience {
             held: Mutex::default(),
             late: Mutex::default(),
             looks_for_room: AtomicBool::new(false),
+            full_since: Mutex::default(),
         })
     }
 
@@ -94,7 +97,22 @@ impl Audience {
 
     /// Whether the caller takes more output.
     fn has_room(&self) -> bool {
-        self.outlet.pending_bytes() < ROOM_BYTES
+        let has_room = self.outlet.pending_bytes() < ROOM_BYTES;
+        let mut full_since = self.full_since.lock().unwrap();
+        match has_room {
+            true => *full_since = None,
+            false => {
+                full_since.get_or_insert_with(Instant::now);
+            }
+        }
+        has_room
+    }
+
+    /// Whether the caller does not read at all: nobody waits for it any more.
+    fn is_deaf(&self) -> bool {
+        let full_since = *self.full_since.lock().unwrap();
+        let patience = Duration::from_millis(PATIENCE_MS);
+        full_since.is_some_and(|since| since.elapsed() >= patience) && !self.has_room()
     }
 
     /// Passes on output, unless the caller is too slow.
@@ -242,6 +260,14 @@ impl Callers {
         watched
             .get(job)
             .is_none_or(|entry| entry.audience.has_room())
+    }
+
+    /// Whether the caller of a job that runs here has not read for so long that its calls are not held up for it.
+    pub(super) fn is_deaf(&self, job: &str) -> bool {
+        let watched = self.watched.lock().unwrap();
+        watched
+            .get(job)
+            .is_some_and(|entry| entry.audience.is_deaf())
     }
 
     /// Output of a job came from another node: the credit to give now, if any, and whether it is due later.

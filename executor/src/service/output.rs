@@ -188,6 +188,9 @@ impl Executor {
             false => self.links.has_room(run.origin),
         };
         let is_paced = run.stored.call.paced;
+        if !is_paced && run.origin == self.me().node && self.callers.is_deaf(job) {
+            return Next::Drop;
+        }
         run.flow.next(has_room, is_paced, self.now_ms())
     }
 
