@@ -177,3 +177,14 @@ def test_md5_is_computed_when_asked_for_and_kept_with_the_version(make_cluster):
     cluster[1].exec(["touch", "/ks/empty"])
     (row,) = cluster[1].ks_json("where", "--md5", "/ks/empty")
     assert row["kind"] == "file"
+
+
+def test_a_file_whose_only_copy_cannot_be_looked_at_is_not_well(make_cluster):
+    cluster = make_cluster(2).start()
+    cluster[2].shell("echo there > /ks/there")
+    cluster[1].shell("echo here > /ks/here")
+    cluster[2].stop()
+    wait_for(lambda: cluster[1].status()["nodes"].get("alive") == 1, 20)
+    there, here = sorted(verify(cluster[1], "/ks", status=1), key=lambda row: row["path"], reverse=True)
+    assert not there["ok"] and not there["lost"] and there["copies"][0]["state"].startswith("not asked"), there
+    assert here["ok"], here

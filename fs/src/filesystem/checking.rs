@@ -27,7 +27,7 @@ pub struct Verified {
     pub path: String,
     /// Every copy of the current version, by node name.
     pub copies: Vec<CheckedCopy>,
-    /// Every copy that could be read is good now.
+    /// Every copy that could be read is good now, and not all of them could not be looked at.
     pub good: bool,
     /// There is no good copy, and at least one that is damaged or cannot be read.
     pub lost: bool,
@@ -115,7 +115,7 @@ impl FileSystem {
         Ok(Verified {
             path: path.to_string(),
             copies,
-            good: bad == 0,
+            good: bad == 0 && (found.is_empty() || found.iter().any(|(_, state)| state.is_ok())),
             lost,
         })
     }
