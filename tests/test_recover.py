@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import time
 
+import pytest
+
 from harness import wait_for
 from harness.data import MIB, noise
 
@@ -310,3 +312,30 @@ def test_a_version_that_redis_forgot_is_told_again(make_cluster):
     for node in cluster.nodes:
         await_tree(node, expected)
     assert second.exec(["cat", "/ks/grows"]).text == "base\nchanged\n"
+
+
+@pytest.mark.parametrize("how", ["older", "removed"])
+def test_the_first_node_starts_on_another_past_while_the_others_run(make_cluster, how):
+    """Its Redis forgot some or all of the tree, and it looks first: the others bring their part when they can."""
+    cluster = make_cluster(3).start()
+    first = cluster[1]
+    first.shell("mkdir /ks/shared; echo base > /ks/shared/base")
+    file = first.datadir / ".ks" / "redis" / "appendonlydir"
+    copy = first.home / "earlier"
+    shutil.copytree(file, copy)
+    for node in cluster.nodes:
+        files = f"/ks/of{node.number}/$n /ks/shared/{node.number}-$n"
+        node.shell(f"mkdir /ks/of{node.number}; for n in $(seq 20); do echo {node.number} $n | tee {files}; done")
+    expected = tree(cluster[2])
+    # Named, not read: the first node has no copies of the others' files.
+    wait_for(lambda: len(first.exec(["find", "/ks", "-type", "f"]).text.splitlines()) == 121, 20, "all names")
+    first.stop()
+    shutil.rmtree(file)
+    if how == "older":
+        shutil.copytree(copy, file)
+    first.restart()
+    for node in cluster.nodes:
+        await_tree(node, expected)
+    for node in cluster.nodes:
+        for number in range(1, 21):
+            assert (node.datadir / f"of{node.number}" / str(number)).read_text() == f"{node.number} {number}\n"

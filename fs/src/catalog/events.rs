@@ -132,7 +132,7 @@ impl Catalog {
     }
 
     /// Whether nothing between `after` and the first new event has been trimmed.
-    async fn reaches_back(&self, after: EventId) -> Result<bool, CatalogError> {
+    pub(super) async fn reaches_back(&self, after: EventId) -> Result<bool, CatalogError> {
         if after != EventId::default() {
             let mut command = redis::cmd("XRANGE");
             let at = after.to_string();

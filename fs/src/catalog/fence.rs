@@ -3,7 +3,7 @@
 //!
 //! Always: an emptied Redis never answers for the tree: nothing is taken for removed because Redis has forgotten it. Whoever asks
 //! meanwhile waits (`REBUILD_WAIT` at most) for the tree to be rebuilt, which the first refusal starts (`recovery`).
-use super::{Catalog, CatalogError, Shared};
+use super::{Catalog, CatalogError};
 use crate::record::*;
 use crate::redis_client::{RedisError, Script};
 use redis::Value;
@@ -123,26 +123,34 @@ impl Catalog {
         });
     }
 
-    /// The tree is there again: nothing that was remembered before is.
+    /// The tree is there again: what was remembered before is not.
+    pub(super) fn forget_tree(&self) {
+        let shared = &*self.shared;
+        shared.memory.locked().reset();
+        shared.nodes.forget();
+        shared.feed.reset();
+        shared.fence.untold.store(0, Ordering::Release);
+        (shared.on_change)(None);
+    }
+
+    /// It is there again, and has what this node alone knew.
     pub(super) fn tree_is_back(&self) {
-        let Shared {
-            memory,
-            nodes,
-            feed,
-            on_change,
-            on_news,
-            fence,
-            ..
-        } = &*self.shared;
-        memory.locked().reset();
-        nodes.forget();
-        feed.reset();
+        self.forget_tree();
+        let fence = &self.shared.fence;
         fence.behind.store(true, Ordering::Release);
-        fence.untold.store(0, Ordering::Release);
         fence.whole.send_replace(true);
-        on_change(None);
-        if let Some(on_news) = on_news.get() {
+        if let Some(on_news) = self.shared.on_news.get() {
             on_news(None);
+        }
+    }
+
+    /// Waits until the tree is there, as far as this node knows.
+    pub(super) async fn until_whole(&self, deadline: Instant) -> Result<(), CatalogError> {
+        let mut whole = self.shared.fence.whole.subscribe();
+        let waited = tokio::time::timeout_at(deadline, whole.wait_for(|whole| *whole)).await;
+        match waited {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(being_rebuilt().into()),
         }
     }
 

@@ -404,8 +404,11 @@ impl Catalog {
             Rebuilt::Whole(_) => {
                 self.shared.numbers.forget();
                 self.enter_again().await?;
+                // Before its files are compared with the tree: what is in the journal comes under its own numbers.
+                self.forget_tree();
+                self.bring_late().await?;
                 self.tree_is_back();
-                self.bring_late().await
+                Ok(())
             }
             Rebuilt::Foreign(other) => Err(CatalogError::Foreign { found: other }),
         }

@@ -3,10 +3,16 @@
 //!
 //! Always: it is looked for before anything in a data directory is taken for removed because Redis does not know it.
 use super::events::{STREAM, entries};
+use super::fence::REBUILD_WAIT;
 use super::reads::bytes;
 use super::recovery::{is_behind, meta};
 use super::{Catalog, CatalogError, EventId};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a node's start waits for the tree to be rebuilt.
+const START_WAIT: Duration = Duration::from_secs(120);
 
 /// Whether a stream that begins with `first` and does not have `seen` has another past. What is trimmed goes from its beginning.
 fn has_another_past(first: Option<EventId>, seen: EventId) -> bool {
@@ -23,6 +29,16 @@ impl Catalog {
             true => self.rebuild_after_rollback().await,
             false => Ok(()),
         }
+    }
+
+    /// At a node's start, before anything of its data directory is compared with the tree: has Redis forgotten `seen`? Returns when the
+    /// tree that it then has is whole.
+    pub(crate) async fn look_back(&self, seen: EventId) -> Result<(), CatalogError> {
+        if self.reaches_back(seen).await? {
+            return Ok(());
+        }
+        self.look_for_lost_event(seen).await?;
+        self.until_whole(Instant::now() + START_WAIT).await
     }
 
     /// Changes without events are counted: has the count gone back?
@@ -43,13 +59,14 @@ impl Catalog {
 
     async fn rebuild_after_rollback(&self) -> Result<(), CatalogError> {
         let found = meta(self.redis()).await?;
-        // Being rebuilt, or rebuilt since: then what this node knows is brought on that way.
         let goes_on = found.whole.as_deref() != Some(self.cluster());
-        if self.shared.journal.is_none()
-            || goes_on
-            || is_behind(self.redis(), found.recovery, self.me()).await?
-        {
+        if self.shared.journal.is_none() || goes_on || self.is_behind() {
             return Ok(());
+        }
+        if is_behind(self.redis(), found.recovery, self.me()).await? {
+            tracing::warn!("the tree was rebuilt without this node, which brings its part now");
+            self.notice_loss();
+            return Ok(self.await_whole(Instant::now() + REBUILD_WAIT).await?);
         }
         tracing::error!(
             "redis has gone back to an older state than this node has seen (a power failure, or an old file was put back): the tree is \

@@ -81,8 +81,12 @@ impl Applier {
         let cluster = names::cluster(&catalog);
         store.set_cluster(cluster);
         let mut file = PositionFile::open(&store.state_dir(), cluster)?;
+        let seen = file.read();
+        if let Some(seen) = seen {
+            catalog.look_back(seen).await?;
+        }
         let last = catalog.last_event().await?;
-        let position = match file.read() {
+        let position = match seen {
             Some(position) if position > last => {
                 tracing::warn!(
                     ours = ?position, catalog = ?last,
