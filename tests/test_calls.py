@@ -362,6 +362,8 @@ def test_any_node_can_be_asked(cluster):
 def test_waiting_releases_the_interpreter_and_hears_ctrl_c(cluster):
     code = """
         import signal, threading
+        # Whoever runs the tests in the background has SIGINT ignored, which a child inherits.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         ticks = []
         def tick():
             while True:

@@ -282,6 +282,67 @@ assert interrupts > 5, interrupts
     assert status == 0, err
 
 
+@pytest.mark.parametrize("follows", [True, False])
+def test_ctrl_c_is_seen_though_another_thread_took_the_signal(node, follows):
+    # The same as one that comes just before a wait: nothing ends the wait, and whoever receives is another thread.
+    body = f"""
+jobs = [c.call(time.sleep, 20, _intermediate_results=False) for _ in range(2)]
+if {follows}:
+    threading.Thread(target=jobs[0].exception, daemon=True).start()
+    time.sleep(0.3)
+def press():
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+threading.Thread(target=press, daemon=True).start()
+began = time.monotonic()
+try:
+    jobs[1].result()
+except KeyboardInterrupt:
+    print('interrupted', time.monotonic() - began < 2)
+c.cancel(jobs)
+"""
+    status, out, err, _ = run_script(node, body)
+    assert (status, out) == (0, "interrupted True\n"), err
+    until(lambda: not node.going)
+
+
+def test_ctrl_c_at_any_moment_of_a_wait_is_seen_soon(node):
+    body = """
+import random
+random.seed(3)
+stop = False
+def load():
+    while not stop:
+        sum(range(1000))
+for _ in range(2):
+    threading.Thread(target=load, daemon=True).start()
+job, other = c.call(time.sleep, 60), c.call(time.sleep, 60)
+threading.Thread(target=other.exception, daemon=True).start()
+late = []
+for turn in range(150):
+    delay = random.choice([0, 0, 0.0005, 0.002, 0.006]) * random.random()
+    seen = threading.Event()
+    def press():
+        time.sleep(delay)
+        os.kill(os.getpid(), signal.SIGINT)
+    thread = threading.Thread(target=press)
+    try:
+        began = time.monotonic()
+        thread.start()
+        job.result(20)
+        late.append(None)
+    except KeyboardInterrupt:
+        late.append(time.monotonic() - began)
+    thread.join()
+stop = True
+assert None not in late and max(late) < 2, late
+c.cancel([job, other])
+"""
+    status, _, err, _ = run_script(node, body)
+    assert status == 0, err
+    until(lambda: not node.going)
+
+
 def test_a_process_ends_at_once_though_jobs_go_on(node):
     status, out, err, seconds = run_script(node, "c.call(time.sleep, 3)\nprint('end')")
     assert (status, out, err) == (0, "end\n", "") and seconds < 2.5

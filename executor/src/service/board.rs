@@ -5,7 +5,7 @@
 use super::flow::Flow;
 use super::output::Output;
 use crate::job::{Life, State};
-use crate::queue::{Want, record::StoredCall};
+use crate::queue::{Took, Want, durations::Durations, record::StoredCall};
 use crate::worker::{Worker, state::Restarts};
 use ks_fs::record::NodeId;
 use std::collections::{HashMap, VecDeque};
@@ -101,8 +101,8 @@ pub struct Board {
     pub running: usize,
     /// How long calls take, the later ones counting more; a long one for no longer than `CALL_US_MAX`.
     average_us: u64,
-    /// The same, as long as they are; 0: none has ended yet.
-    call_us: u64,
+    /// How long those of each function take.
+    durations: Durations,
     early_cancels: VecDeque<String>,
     /// Claiming ahead was in vain: not again until a call has ended.
     is_stuck: bool,
@@ -132,7 +132,7 @@ impl Board {
                 .collect(),
             running: 0,
             average_us: CALL_US_MAX,
-            call_us: 0,
+            durations: Durations::default(),
             early_cancels: VecDeque::new(),
             is_stuck: false,
             last_start: Instant::now(),
@@ -146,7 +146,6 @@ impl Board {
             jobs: self.full().saturating_sub(self.runs.len()),
             of_others: self.slots.saturating_sub(self.runs.len()),
             slots: self.slots as u64,
-            call_ms: rounded(self.call_us / 1_000),
         }
     }
 
@@ -163,14 +162,19 @@ impl Board {
         }
     }
 
-    /// A call took so long.
-    pub fn took(&mut self, run_us: u64) {
+    /// What the others have not been told yet of how long calls take.
+    pub fn say_durations(&mut self) -> Vec<Took> {
+        self.durations.say()
+    }
+
+    /// A call of `function` took so long; `is_first`: its worker had run nothing of that function before; `is_typical`: it did not
+    /// have to fetch what others have.
+    pub fn took(&mut self, function: u64, run_us: u64, is_first: bool, is_typical: bool) {
         self.is_stuck = false;
         self.average_us = (self.average_us + run_us.clamp(CALL_US_MIN, CALL_US_MAX)) / 2;
-        self.call_us = match self.call_us {
-            0 => run_us,
-            before => before / 2 + run_us / 2,
-        };
+        if is_typical {
+            self.durations.took(function, run_us, is_first);
+        }
     }
 
     /// Enters a claimed call. `false`: it is here already, or was cancelled before it came.
@@ -291,12 +295,6 @@ pub enum Entered {
     Known,
 }
 
-/// To its first two digits: what is said changes only when something has changed.
-fn rounded(number: u64) -> u64 {
-    let unit = 10u64.pow(number.checked_ilog10().unwrap_or(0).saturating_sub(1));
-    number / unit * unit
-}
-
 /// How many calls are claimed ahead of free slots.
 fn ahead(slots: usize, average_us: u64) -> usize {
     match average_us {
@@ -314,14 +312,14 @@ mod tests {
         let mut board = Board::new(2, &[]);
         assert_eq!(board.want().jobs, 2);
         for _ in 0..20 {
-            board.took(10);
+            board.took(1, 10, false, true);
         }
         assert_eq!(board.want().jobs, 2 + AHEAD_MAX);
-        board.took(60_000_000);
+        board.took(1, 60_000_000, false, true);
         assert_eq!(board.want().jobs, 2);
-        board.took(500);
-        board.took(500);
-        board.took(500);
+        board.took(1, 500, false, true);
+        board.took(1, 500, false, true);
+        board.took(1, 500, false, true);
         assert!((4..100).contains(&board.want().jobs), "{:?}", board.want());
         assert_eq!(Board::new(0, &[]).want().jobs, 0);
     }

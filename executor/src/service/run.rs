@@ -7,11 +7,12 @@ use super::payload;
 use super::tend::Closing;
 use crate::frames;
 use crate::job::{Action, Ending, Event, Life, State};
-use crate::placement::why_here;
+use crate::placement::{lacks, why_here};
 use crate::protocol::{
     FunctionRef, INLINE_BYTES, KeepAs, KeptValue, NOTE_STREAM, Outcome, Part, Payload, Report,
     Update,
 };
+use crate::queue::durations::function_key;
 use crate::queue::record::{self, StoredCall, StoredEnd, StoredFunction, Wrote};
 use crate::queue::{Claimed, Finish};
 use crate::worker::{Answered, Exit, Worker};
@@ -544,9 +545,14 @@ impl Executor {
         } = answer;
         let actions = {
             let mut board = self.board.lock().unwrap();
-            board.took(run_us);
             match board.runs.get_mut(&job) {
-                Some(run) => run.life.handle(Event::Answered, 0),
+                Some(run) => {
+                    let function = function_key(&run.stored.call.function);
+                    let actions = run.life.handle(Event::Answered, 0);
+                    let is_typical = lacks(&run.stored.costs, &self.options.node_name).is_none();
+                    board.took(function, run_us, worker.was_new_to_it(), is_typical);
+                    actions
+                }
                 None => Vec::new(),
             }
         };

@@ -234,7 +234,8 @@ impl Executor {
                 return self.board.lock().unwrap().has_waiting().then_some(STUCK);
             }
             self.more.store(false, Ordering::Relaxed);
-            match self.queue.claim(&self.queues, want).await {
+            let took = self.board.lock().unwrap().say_durations();
+            match self.queue.claim(&self.queues, want, &took).await {
                 Ok(claims) => {
                     next = claims.next;
                     self.enter_claims(claims.now_ms, claims.jobs);
@@ -274,7 +275,7 @@ impl Executor {
             of_others: 0,
             ..Want::from(queue::BATCH_JOBS_MAX)
         };
-        match self.queue.claim(&self.queues, want).await {
+        match self.queue.claim(&self.queues, want, &[]).await {
             Ok(claims) => {
                 for claimed in claims.jobs {
                     let message = format!(

@@ -35,6 +35,9 @@ _GRACE_SECONDS = 0.005
 """How long nobody must have led before the session's own thread does."""
 _RESTLESS_SECONDS = 0.1
 """How long that thread looks again by itself after the last sign of use; later it has to be woken."""
+_SIGNAL_SECONDS = 0.1
+"""How long the main thread waits for its turn before it looks for signals: one that came just before the wait, or to
+another thread of the process, does not end it."""
 
 
 Again = Callable[[Address, "list[str]", float], "Opened | None"]
@@ -267,7 +270,7 @@ class Session:
                 if deadline is not None and time.monotonic() >= deadline:
                     break
         finally:
-            self._step_down()
+            _surely(self._step_down)
         return target.finished
 
     def _line_up(self, target: Job | Reply) -> threading.Lock | None:
@@ -278,7 +281,7 @@ class Session:
                 return turn
             if self._end is not None:
                 raise self._ended()
-            if self._leader is None:
+            if self._leader in (None, threading.get_ident()):
                 self._leader = threading.get_ident()
                 self._used = time.monotonic()
                 return None
@@ -290,14 +293,17 @@ class Session:
 
     def _await_turn(self, target: Job | Reply, turn: threading.Lock, deadline: float | None) -> bool:
         try:
-            return turn.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
+            return _acquire(turn, deadline)
         finally:
-            with self._lock:
-                turns = self._followers.get(target, [])
-                if turn in turns:  # not called: late, or Ctrl-C
-                    turns.remove(turn)
-                    if not turns:
-                        del self._followers[target]
+            _surely(lambda: self._leave_line(target, turn))
+
+    def _leave_line(self, target: Job | Reply, turn: threading.Lock) -> None:
+        with self._lock:
+            turns = self._followers.get(target, [])
+            if turn in turns:  # not called: late, or Ctrl-C
+                turns.remove(turn)
+                if not turns:
+                    del self._followers[target]
 
     def _step_down(self) -> None:
         """Where nobody leads after this, the next that waits does."""
@@ -306,8 +312,11 @@ class Session:
                 self._leader = None
                 self._used = time.monotonic()
             if self._leader is None and self._followers:
-                for turn in self._followers.pop(next(iter(self._followers))):
-                    turn.release()
+                first = next(iter(self._followers))
+                for turn in self._followers[first]:
+                    with contextlib.suppress(RuntimeError):  # released already, before Ctrl-C came between
+                        turn.release()
+                del self._followers[first]
             elif self._leader is None and (self._jobs or self.retired) and self._background and self._background.asleep:
                 self._background.awake.set()
 
@@ -329,7 +338,7 @@ class Session:
             while self.busy and not self._followers and self._end is None:
                 self._receive(None)
         finally:
-            self._step_down()
+            self._step_down()  # signals' exceptions never come to this thread
 
     def _receive(self, timeout: float | None) -> None:
         """Waits for what comes next and hands it out. Nothing that came is lost to an exception: it stays in the inbox
@@ -546,6 +555,28 @@ class Session:
             if background.ident != threading.get_ident():
                 with contextlib.suppress(RuntimeError):
                     background.thread.join(5)
+
+
+def _acquire(turn: threading.Lock, deadline: float | None) -> bool:
+    """Waits for a turn; False: the deadline came first. In the main thread it ends for signals."""
+    in_slices = threading.current_thread() is threading.main_thread()
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not in_slices:
+            return turn.acquire(timeout=-1 if left is None else left)
+        if turn.acquire(timeout=_SIGNAL_SECONDS if left is None else min(left, _SIGNAL_SECONDS)):
+            return True
+        if left is not None and left <= _SIGNAL_SECONDS:
+            return False
+
+
+def _surely(step: Callable[[], None]) -> None:
+    """Does what must be done though Ctrl-C comes before it, or into it. `step` may be done twice."""
+    try:
+        step()
+    except BaseException:
+        step()
+        raise
 
 
 class _Background:
