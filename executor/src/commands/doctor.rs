@@ -310,7 +310,10 @@ fn socket_mode(socket: &Path) -> Option<Finding> {
 fn watching(status: &serde_json::Value) -> Option<Finding> {
     let is_watched = status.get("watched")?.as_bool()?;
     Some(if is_watched {
-        Finding::ok("data directory", "watched: what is put there is in the tree moments later")
+        Finding::ok(
+            "data directory",
+            "watched: what is put there is in the tree moments later",
+        )
     } else {
         let found = "not all of its directories are watched: what is put there is found by a scan now and then";
         let cure = "more watches, then mount again: sysctl fs.inotify.max_user_watches=1048576 (and fs.inotify.max_user_instances=1024)";

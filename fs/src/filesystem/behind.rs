@@ -122,7 +122,9 @@ async fn run(file_system: Weak<FileSystem>, watches: Arc<Watches>) {
         file_system.look_at_due(&watches).await;
         let now = Instant::now();
         if watches.due().has_overflowed() {
-            tracing::info!("more happened in the data directory than could be followed: it is scanned");
+            tracing::info!(
+                "more happened in the data directory than could be followed: it is scanned"
+            );
             mend_at = mend_at.min(now + MEND_SOON);
         }
         if now >= mend_at {

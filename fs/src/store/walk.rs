@@ -56,16 +56,12 @@ impl Walker {
     }
 
     fn enter(&mut self, path: TreePath) -> Option<Found> {
-        let opened = self
-            .store
-            .root
-            .open_directory(&path)
-            .and_then(|directory| {
-                if let Some(watches) = &self.watches {
-                    watches.add(&path, &directory);
-                }
-                Ok(Dir::new(directory)?)
-            });
+        let opened = self.store.root.open_directory(&path).and_then(|directory| {
+            if let Some(watches) = &self.watches {
+                watches.add(&path, &directory);
+            }
+            Ok(Dir::new(directory)?)
+        });
         match opened {
             Ok(directory) => {
                 self.open.push((path, directory));

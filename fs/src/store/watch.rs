@@ -237,7 +237,9 @@ impl Ear {
                     watch: event.wd(),
                     what: event.events(),
                     cookie: event.cookie(),
-                    name: event.file_name().map_or(Vec::new(), |n| n.to_bytes().to_vec()),
+                    name: event
+                        .file_name()
+                        .map_or(Vec::new(), |n| n.to_bytes().to_vec()),
                 },
                 Err(Errno::INTR) => continue,
                 Err(error) => {
@@ -267,7 +269,10 @@ impl Ear {
         };
         let is_directory = what.contains(ReadFlags::ISDIR);
         let now_ms = self.watches.now_ms();
-        if moved.as_ref().is_some_and(|(cookie, _)| *cookie != heard.cookie) {
+        if moved
+            .as_ref()
+            .is_some_and(|(cookie, _)| *cookie != heard.cookie)
+        {
             self.left(moved.take());
         }
         if what.contains(ReadFlags::MOVED_FROM) {
@@ -285,7 +290,11 @@ impl Ear {
         } else if what.contains(ReadFlags::DELETE) {
             self.watches.due().event(path, Hint::Gone, now_ms);
         } else if what.contains(ReadFlags::CREATE) {
-            let hint = if is_directory { Hint::Settled } else { Hint::Made };
+            let hint = if is_directory {
+                Hint::Settled
+            } else {
+                Hint::Made
+            };
             self.watches.due().event(path.clone(), hint, now_ms);
             if is_directory {
                 self.enter(path);

@@ -63,7 +63,11 @@ fn what_is_made_changed_moved_and_removed_is_heard() {
     fs::write(watched.at("known/inner/file"), "x").unwrap();
     fs::write(watched.at(".ks/own"), "x").unwrap();
     let heard = watched.heard(&["known/inner/file"]);
-    assert!(heard.iter().all(|task| !task.path.as_bytes().starts_with(b".ks")));
+    assert!(
+        heard
+            .iter()
+            .all(|task| !task.path.as_bytes().starts_with(b".ks"))
+    );
     fs::rename(watched.at("known/inner/file"), watched.at("moved")).unwrap();
     let heard = watched.heard(&["known/inner/file", "moved"]);
     assert!(find_task(&heard, "known/inner/file").unwrap().was_removed);
@@ -79,7 +83,12 @@ fn what_is_in_a_new_directory_already_is_heard_and_all_that_comes() {
     fs::create_dir_all(outside.path().join("tree/deep/deeper")).unwrap();
     fs::write(outside.path().join("tree/deep/deeper/file"), "x").unwrap();
     fs::rename(outside.path().join("tree"), watched.at("tree")).unwrap();
-    watched.heard(&["tree", "tree/deep", "tree/deep/deeper", "tree/deep/deeper/file"]);
+    watched.heard(&[
+        "tree",
+        "tree/deep",
+        "tree/deep/deeper",
+        "tree/deep/deeper/file",
+    ]);
     fs::write(watched.at("tree/deep/deeper/later"), "x").unwrap();
     watched.heard(&["tree/deep/deeper/later"]);
     assert_eq!(watched.watches.directories(), 6);
@@ -110,7 +119,11 @@ fn a_directory_that_was_moved_away_is_out_of_sight() {
     fs::write(outside.path().join("away/inner/file"), "x").unwrap();
     fs::write(watched.at("here"), "x").unwrap();
     let heard = watched.heard(&["here"]);
-    assert!(heard.iter().all(|task| !task.path.as_bytes().starts_with(b"known")));
+    assert!(
+        heard
+            .iter()
+            .all(|task| !task.path.as_bytes().starts_with(b"known"))
+    );
 }
 
 #[test]

@@ -170,13 +170,9 @@ impl FileSystem {
         else {
             return Ok(false);
         };
-        let renamed = self.catalog.rename(
-            old.ino,
-            old_name,
-            new.ino,
-            new_name,
-            libc::RENAME_NOREPLACE,
-        );
+        let renamed =
+            self.catalog
+                .rename(old.ino, old_name, new.ino, new_name, libc::RENAME_NOREPLACE);
         match renamed.await {
             Ok(committed) => {
                 self.own(&committed).await;

@@ -59,15 +59,26 @@ fn only_what_stood_here_is_replaced() {
     let file = |put| item(|path| std::fs::write(path, "x").unwrap(), put);
     let link = |put| item(|path| std::os::unix::fs::symlink("t", path).unwrap(), put);
     let directory = |put| item(|path| std::fs::create_dir(path).unwrap(), put);
-    let displaced = |item: Item, record: Kind, home| is_displaced(&item, &node(record, home), ME, false);
+    let displaced =
+        |item: Item, record: Kind, home| is_displaced(&item, &node(record, home), ME, false);
     // A file of this home must stand where the tree has it.
     assert!(displaced(link(false), Kind::File, ME));
     assert!(displaced(directory(false), Kind::File, ME));
     // Its content alone was replaced: a new version.
     assert!(!displaced(file(true), Kind::File, ME));
-    assert!(is_displaced(&file(true), &node(Kind::File, ME), ME, true), "who reads it keeps it");
-    for (found, record) in [(link(true), Kind::File), (directory(true), Kind::File), (file(true), Kind::File)] {
-        assert!(!displaced(found, record, OTHER), "another's file is never given up");
+    assert!(
+        is_displaced(&file(true), &node(Kind::File, ME), ME, true),
+        "who reads it keeps it"
+    );
+    for (found, record) in [
+        (link(true), Kind::File),
+        (directory(true), Kind::File),
+        (file(true), Kind::File),
+    ] {
+        assert!(
+            !displaced(found, record, OTHER),
+            "another's file is never given up"
+        );
     }
     // These may be of other nodes alone.
     for record in [Kind::Symlink, Kind::Directory] {

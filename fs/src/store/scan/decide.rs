@@ -291,8 +291,7 @@ mod tests {
             inode(Kind::File, 1, 1, 1, OTHER),
         );
         let meta = meta(1, 1, 1);
-        let case =
-            |local, record, there, way| elsewhere(local, &meta, record, there, way, ME);
+        let case = |local, record, there, way| elsewhere(local, &meta, record, there, way, ME);
         let (free, ours, others) = (Way::Free, Way::Ours, Way::Theirs);
         assert_eq!(case(clean, &mine, There::SameFile, free), Moved::Link);
         assert_eq!(case(dirty, &mine, There::NotIt, free), Moved::Rename);

@@ -237,7 +237,10 @@ pub(crate) fn attributes(
     me: NodeId,
     is_superuser: bool,
 ) -> Option<(u32, u32, u32)> {
-    let Glance::There { kind, stat, tag, .. } = glance else {
+    let Glance::There {
+        kind, stat, tag, ..
+    } = glance
+    else {
         return None;
     };
     let record = &node.inode;
@@ -260,4 +263,3 @@ pub(crate) fn attributes(
     let is_same = mode == record.mode & 0o7777 | kept && owner == (record.uid, record.gid);
     (counts && record.kind == *kind && !is_same).then_some((mode, owner.0, owner.1))
 }
-

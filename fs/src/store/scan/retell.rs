@@ -51,7 +51,8 @@ pub async fn retell(
     };
     let (send, mut batches) = mpsc::channel::<Batch>(BATCHES_AHEAD);
     let walked = Arc::clone(store);
-    let walking = tokio::task::spawn_blocking(move || read_all(&walked, TreePath::root(), None, &send));
+    let walking =
+        tokio::task::spawn_blocking(move || read_all(&walked, TreePath::root(), None, &send));
     while let Some(batch) = batches.recv().await {
         retelling.take_batch(batch).await?;
     }
