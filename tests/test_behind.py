@@ -222,7 +222,9 @@ def test_own_changes_are_no_news(trio):
     """A busy tree changes nothing behind its own back: every version is one that a program wrote."""
     trio[1].shell("""
         mkdir /ks/busy; cd /ks/busy
-        for n in $(seq 200); do echo $n >f$n; mv f$n g$n; ln g$n h$n; chmod 600 g$n; [ $((n % 2)) = 0 ] || rm g$n h$n; done
+        for n in $(seq 200); do
+            echo $n >f$n; mv f$n g$n; ln g$n h$n; chmod 600 g$n; [ $((n % 2)) = 0 ] || rm g$n h$n
+        done
         mkdir -p a/b/c; touch a/b/c/d; mv a z; rm -r z
     """)
     trio[2].shell("cd /ks/busy; cat g* >/dev/null; for n in $(seq 2 4 200); do echo more >>g$n; done; rm h4; mv g6 g7")
