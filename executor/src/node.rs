@@ -243,23 +243,22 @@ impl Node {
     /// Waits until the node shall end: it was asked to, or its mount was taken away.
     pub async fn ended(&self) {
         let mut ending = self.ending.subscribe();
-        let mut look = tokio::time::interval(Duration::from_millis(500));
-        loop {
-            tokio::select! {
-                _ = ending.wait_for(|ending| *ending) => return,
-                _ = look.tick() => {
-                    if !self.is_mounted() {
-                        tracing::info!("{} was unmounted: the node ends", self.options.mountpoint.display());
-                        return;
-                    }
-                }
+        let unmounted = {
+            let mount = self.mount.lock().expect("not poisoned");
+            mount.as_ref().map(Mount::until_ended)
+        };
+        let unmounted = async {
+            match unmounted {
+                Some(unmounted) => unmounted.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = ending.wait_for(|ending| *ending) => {}
+            () = unmounted => {
+                tracing::info!("{} was unmounted: the node ends", self.options.mountpoint.display());
             }
         }
-    }
-
-    fn is_mounted(&self) -> bool {
-        let mount = self.mount.lock().expect("not poisoned");
-        mount.as_ref().is_none_or(Mount::is_mounted)
     }
 
     /// Ends the node in order: nothing that was acknowledged is lost.

@@ -45,6 +45,7 @@ mod locking;
 mod mapped;
 mod md5;
 mod names;
+mod neighbours;
 mod open_plan;
 mod opening;
 mod pushing;
@@ -170,6 +171,10 @@ pub struct FileSystem {
     locks: Arc<Locks>,
     others_space: Mutex<Space>,
     looking_at_space: Arc<Semaphore>,
+    /// Who goes through which directory.
+    neighbours: Mutex<neighbours::Neighbours>,
+    /// Turns of fetches of what they open next.
+    fetching_ahead: Arc<Semaphore>,
     watcher: RwLock<Option<Arc<dyn Watcher>>>,
     passthrough: AtomicBool,
     counts: Counts,
@@ -270,6 +275,8 @@ impl FileSystem {
             locks: Locks::new(catalog.clone()),
             others_space: Mutex::default(),
             looking_at_space: Arc::new(Semaphore::new(1)),
+            neighbours: Mutex::default(),
+            fetching_ahead: Arc::new(Semaphore::new(ahead::FETCHES_MAX)),
             options,
             store,
             catalog,
