@@ -102,7 +102,8 @@ impl Order {
                 (self.last, self.run, self.asked_until) = (at, 0, at + 1);
             }
         }
-        Some(self.inos[self.wanted()].to_vec())
+        let wanted = self.wanted();
+        Some(self.inos[wanted].to_vec())
     }
 
     fn wanted(&mut self) -> Range<usize> {
@@ -171,7 +172,7 @@ mod tests {
         }
         assert_eq!(asked, [103, 104]);
         for ino in 105..110 {
-            asked = neighbours.opened(DIRECTORY, ino, || Some(order(50)));
+            asked.extend(neighbours.opened(DIRECTORY, ino, || Some(order(50))));
         }
         assert!(asked.contains(&110));
     }
