@@ -3,7 +3,7 @@
 //! Who takes part: the catalog (names, attributes, versions), the store and its applier (plain files), the fetcher (contents
 //! from peers), other nodes' file systems (`crate::peer`). The parts: `open_plan` decides how an open is served, `handles` keeps
 //! what is open, `opening` opens (`ahead`: small remote files), `data` reads and writes, `writing` publishes, `names` and `attributes` change the tree,
-//! `remote` serves other nodes' handles, `locking` locks, `location` answers who holds what, `changes` hears of what others changed, `scrub` re-reads what is here.
+//! `behind` takes in what happens in the data directory behind the daemon's back, `remote` serves other nodes' handles, `locking` locks, `location` answers who holds what, `changes` hears of what others changed, `scrub` re-reads what is here.
 //!
 //! What always holds: a file is written at its home and nowhere else; what `flush` acknowledged is in the catalog; every
 //! wait on another node or on the catalog has a deadline.
@@ -14,7 +14,13 @@ use crate::{
     locks::Locks,
     path::TreePath,
     record::*,
-    store::{Store, apply::Applier, hasher::Hasher, source::StoreSource},
+    store::{
+        Store,
+        apply::Applier,
+        hasher::Hasher,
+        source::StoreSource,
+        watch::{Listener, Watches},
+    },
     usage::Usage,
 };
 use ks_transport::{
@@ -34,6 +40,7 @@ use tokio::sync::Semaphore;
 
 mod ahead;
 mod attributes;
+mod behind;
 mod changes;
 mod checking;
 pub(crate) mod copies;
@@ -122,6 +129,8 @@ pub struct Keeping {
     pub cache_limit: crate::copies::eviction::CacheLimit,
     /// A node that has not been heard of for so long: copies it had are made again elsewhere.
     pub repair_after: std::time::Duration,
+    /// How many copies are kept of the files whose home this node is, where neither they nor a directory above have a number of their own.
+    pub replicas: usize,
     /// Every file here is re-read once in that time; zero: never.
     pub scrub_every: std::time::Duration,
 }
@@ -131,6 +140,7 @@ impl Default for Keeping {
         Self {
             cache_limit: Default::default(),
             repair_after: std::time::Duration::from_secs(600),
+            replicas: 1,
             scrub_every: std::time::Duration::from_secs(30 * 24 * 3600),
         }
     }
@@ -180,10 +190,18 @@ pub struct FileSystem {
     counts: Counts,
     /// One MD5 is computed at a time.
     md5_turn: tokio::sync::Mutex<()>,
+    /// Files of this node that may lack copies.
+    owed: replicas::Owed,
     /// How far the scrub is.
     scrubbed: Mutex<Option<crate::copies::scrub::Progress>>,
     /// Ends the scrub with the file system.
     scrub: Mutex<Option<scrub::Guard>>,
+    /// What is being made, and may not stand in the data directory yet.
+    making: behind::Making,
+    /// Hears of what happens in the data directory; `None`: the system does not tell.
+    watches: Option<Arc<Watches>>,
+    /// Ends the hearing with the file system.
+    listener: Mutex<Option<Listener>>,
 }
 
 /// What `statfs` tells, bytes.
@@ -245,8 +263,11 @@ impl FileSystem {
         if is_behind {
             recovered::tell(&store, &catalog, &hasher).await?;
         }
-        let report =
-            crate::store::scan::scan(&store, &catalog, &hasher, &options.node_name).await?;
+        let (watches, listener) = behind::listen(&store);
+        let name = &options.node_name;
+        let scanned =
+            crate::store::scan::scan(&store, &catalog, &hasher, name, watches.as_ref()).await;
+        let report = scanned?;
         if is_behind {
             catalog.has_caught_up().await?;
         }
@@ -269,6 +290,7 @@ impl FileSystem {
             store: store.clone(),
             catalog: catalog.clone(),
         };
+        let owed = replicas::Owed::of(options.keeping.replicas);
         let clock = writing::Clock::probe(&store.state_dir())?;
         let file_system = Arc::new(Self {
             passthrough: AtomicBool::new(options.passthrough),
@@ -292,10 +314,15 @@ impl FileSystem {
             watcher: RwLock::new(None),
             counts: Counts::default(),
             md5_turn: Default::default(),
+            owed,
             scrubbed: Mutex::default(),
             scrub: Mutex::default(),
+            making: Default::default(),
+            watches,
+            listener: Mutex::new(listener),
         });
         events.attach(&file_system);
+        behind::spawn(&file_system);
         eviction::spawn(&file_system);
         replicas::spawn(&file_system);
         recovered::spawn(&file_system);
@@ -421,6 +448,7 @@ impl FileSystem {
     /// Stops in order: publishes what is open for writing, saves partial maps, tells the catalog.
     pub async fn stop(&self) {
         drop(self.scrub.lock().unwrap().take());
+        drop(self.listener.lock().unwrap().take());
         for writing in self.table.all_writing() {
             if let Err(error) = self.publish(&writing).await {
                 tracing::warn!(ino = writing.ino, %error, "not published at the end; the next start finds it");
