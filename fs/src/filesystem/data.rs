@@ -375,12 +375,7 @@ pub(super) fn seek_local(file: &File, offset: u64, whence: i32) -> Result<u64, F
 }
 
 /// As fallocate does, on the plain file.
-fn allocate_local(
-    writing: &Writing,
-    offset: u64,
-    len: u64,
-    mode: i32,
-) -> Result<(), FsError> {
+fn allocate_local(writing: &Writing, offset: u64, len: u64, mode: i32) -> Result<(), FsError> {
     let flags = rustix::fs::FallocateFlags::from_bits_retain(mode as u32);
     on_disk(|| rustix::fs::fallocate(&*writing.file, flags, offset, len))
         .map_err(std::io::Error::from)?;
@@ -392,7 +387,7 @@ fn allocate_local(
 fn write_local(writing: &Writing, offset: Option<u64>, data: &mut &[u8]) -> Result<(), FsError> {
     let file = &*writing.file;
     on_disk(|| match offset {
-        Some(offset) => file.write_all_at(*data, offset),
+        Some(offset) => file.write_all_at(data, offset),
         None => append_all(file, data),
     })?;
     writing.touch();
