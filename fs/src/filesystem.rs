@@ -196,6 +196,8 @@ pub struct FileSystem {
     scrubbed: Mutex<Option<crate::copies::scrub::Progress>>,
     /// Ends the scrub with the file system.
     scrub: Mutex<Option<scrub::Guard>>,
+    /// Where writers ask for the room of fetched copies.
+    room: Arc<eviction::Room>,
     /// What is being made, and may not stand in the data directory yet.
     making: behind::Making,
     /// Hears of what happens in the data directory; `None`: the system does not tell.
@@ -317,6 +319,7 @@ impl FileSystem {
             owed,
             scrubbed: Mutex::default(),
             scrub: Mutex::default(),
+            room: Default::default(),
             making: Default::default(),
             watches,
             listener: Mutex::new(listener),
