@@ -55,7 +55,7 @@ def variant(message):
     return name, body
 
 
-def report(pid, run_us=0, queued_us=0):
+def report(pid, run_us=0, queued_us=0, unpickling_us=0, pickling_us=0):
     return {
         "node": "fake",
         "pid": pid,
@@ -67,6 +67,7 @@ def report(pid, run_us=0, queued_us=0):
         "bytes_local": 7,
         "bytes_fetched": 0,
         "files": [],
+        "phases": [0, 0, unpickling_us, 0, pickling_us],
     }
 
 
@@ -167,7 +168,7 @@ class WorkerProcess:
         job = call["job"]
         self.current = submitted
         if submitted.cancelled:
-            return self.ended(submitted, self.failed("JobCancelled", "cancelled before it ran"), [], 0)
+            return self.ended(submitted, self.failed("JobCancelled", "cancelled before it ran"), [])
         session.tell({"Update": {"job": job, "update": {"Started": {"node": "fake", "pid": self.process.pid}}}})
         args, segments = submitted.parts(call["args"], 0)
         code, kind = None, variant(call["function"])
@@ -217,7 +218,7 @@ class WorkerProcess:
             outcome["Failed"].update(
                 signal=-status if status < 0 else None, exit_code=status if status >= 0 else None, stack=stack
             )
-            self.ended(submitted, outcome, [], 0)
+            self.ended(submitted, outcome, [])
             self.node.start_worker(replacing=self)
             raise
         if pump:
@@ -226,16 +227,17 @@ class WorkerProcess:
         self.current = None
         if body["kept"] is not None:
             self.node.keep(call["keep"], body["kept"])
-        self.ended(submitted, body["outcome"], frame[1:], body["run_us"])
+        times = {name: body[name] for name in ("run_us", "unpickling_us", "pickling_us")}
+        self.ended(submitted, body["outcome"], frame[1:], **times)
 
     @staticmethod
     def failed(kind, message):
         return {"Failed": {"kind": kind, "message": message, "signal": None, "exit_code": None, "stack": None}}
 
-    def ended(self, submitted, outcome, segments, run_us):
+    def ended(self, submitted, outcome, segments, run_us=0, **times):
         job = submitted.call["job"]
         self.node.going.pop(job, None)
-        update = {"Ended": {"outcome": outcome, "report": report(self.process.pid, run_us)}}
+        update = {"Ended": {"outcome": outcome, "report": report(self.process.pid, run_us, **times)}}
         self.node.finished[job] = (update, segments)
         submitted.session.tell({"Update": {"job": job, "update": update}}, segments)
 

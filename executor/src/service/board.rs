@@ -48,6 +48,10 @@ pub struct Run {
     pub grown_to_bytes: u64,
     /// Bytes of kept values that were brought here for it.
     pub brought_bytes: u64,
+    /// How long this node waited for what it needs, and before for having it.
+    pub bringing: Duration,
+    /// From asking for it to having it.
+    pub claiming: Duration,
     /// What it wrote.
     pub output: Output,
     /// How much of that is under way.

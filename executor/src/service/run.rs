@@ -9,12 +9,12 @@ use crate::frames;
 use crate::job::{Action, Ending, Event, Life, State};
 use crate::placement::why_here;
 use crate::protocol::{
-    FunctionRef, INLINE_BYTES, KeepAs, KeptValue, NOTE_STREAM, Outcome, Part, Payload, Report,
-    Update,
+    FunctionRef, INLINE_BYTES, KeepAs, KeptValue, NOTE_STREAM, Outcome, Part, Payload, Phases,
+    Report, Update,
 };
 use crate::queue::record::{self, StoredCall, StoredEnd, StoredFunction, Wrote};
 use crate::queue::{Claimed, Finish};
-use crate::worker::{Answered, Exit, Worker};
+use crate::worker::{Answered, Exit, Measured, Worker};
 use bytes::Bytes;
 use ks_fs::record::NodeId;
 use serde::Serialize;
@@ -49,7 +49,13 @@ struct Over {
 
 impl Executor {
     /// Enters what was claimed; what is needed for it is brought here first.
-    pub(super) fn enter_claims(self: &Arc<Self>, now_ms: u64, claims: Vec<Claimed>) {
+    /// `asked`: when they were asked for; `now_ms`: Redis's clock then.
+    pub(super) fn enter_claims(
+        self: &Arc<Self>,
+        asked: Instant,
+        now_ms: u64,
+        claims: Vec<Claimed>,
+    ) {
         for claimed in claims {
             let stored = match record::decode::<StoredCall>(&claimed.body) {
                 Ok(stored) => stored,
@@ -59,12 +65,18 @@ impl Executor {
                 }
             };
             let waited = Duration::from_millis(now_ms.saturating_sub(claimed.accepted_ms));
-            self.enter_claim(claimed, stored, waited);
+            self.enter_claim(claimed, stored, asked, waited);
         }
         self.start_calls();
     }
 
-    fn enter_claim(self: &Arc<Self>, claimed: Claimed, mut stored: StoredCall, waited: Duration) {
+    fn enter_claim(
+        self: &Arc<Self>,
+        claimed: Claimed,
+        mut stored: StoredCall,
+        asked: Instant,
+        waited: Duration,
+    ) {
         let mut args = std::mem::take(&mut stored.call.args);
         let is_here = self.find_payload(&mut args) && self.has_function(&stored.call.function);
         stored.call.args = args;
@@ -74,8 +86,10 @@ impl Executor {
             stored: stored.clone(),
             origin: claimed.origin,
             retries: claimed.retries,
-            since: Instant::now(),
+            since: asked,
             waited_before: waited,
+            claiming: asked.elapsed(),
+            bringing: Duration::ZERO,
             life: Life::new(stored.call.timeout_ms),
             worker: None,
             began: None,
@@ -101,11 +115,13 @@ impl Executor {
         }
         let this = self.clone();
         tokio::spawn(async move {
+            let begun = Instant::now();
             match this.bring(&stored).await {
                 Ok((ready, brought_bytes)) => {
                     if let Some(run) = this.board.lock().unwrap().runs.get_mut(&job) {
                         run.stored = Arc::new(ready);
                         run.brought_bytes = brought_bytes;
+                        run.bringing = begun.elapsed();
                     }
                     this.follow_entry(&job, entered);
                     this.start_calls();
@@ -339,11 +355,11 @@ impl Executor {
     }
 
     /// Takes a call off the board, with the report of what it used.
-    fn take_over(&self, job: &str, measured_us: Option<(u64, u64)>) -> Option<Over> {
+    fn take_over(&self, job: &str, measured: Option<Measured>) -> Option<Over> {
         let run = self.board.lock().unwrap().remove(job)?;
-        let (run_us, cpu_us) = measured_us.unwrap_or_else(|| {
-            let passed = run.began.map_or(Duration::ZERO, |began| began.elapsed());
-            (passed.as_micros() as u64, 0)
+        let measured = measured.unwrap_or_else(|| Measured {
+            run_us: run.began.map_or(0, |began| micros(began.elapsed())),
+            ..Measured::default()
         });
         let here = run
             .began
@@ -355,16 +371,25 @@ impl Executor {
             pid: run.worker.as_ref().map_or(0, |worker| worker.pid),
             why: why_here(&run.stored.why, &run.stored.costs, node),
             costs: run.stored.costs.clone(),
-            queued_us: (run.waited_before + here).as_micros() as u64,
-            run_us,
-            cpu_us,
+            queued_us: micros(run.waited_before + here),
+            run_us: measured.run_us,
+            cpu_us: measured.cpu_us,
+            phases: Phases {
+                claiming_us: micros(run.claiming),
+                bringing_us: micros(run.bringing),
+                unpickling_us: measured.unpickling_us,
+                waiting_us: 0,
+                pickling_us: measured.pickling_us,
+            },
             ..Report::default()
         };
         let kept_bytes: u64 = run.stored.call.kept.iter().map(|value| value.size).sum();
         report.bytes_local += kept_bytes.saturating_sub(run.brought_bytes);
         report.bytes_fetched += run.brought_bytes;
         if let Some(worker) = &run.worker {
-            for file in self.fs.usage().take(worker.pid as i32) {
+            let used = self.fs.usage().take_used(worker.pid as i32);
+            report.phases.waiting_us = micros(used.waited);
+            for file in used.files {
                 report.bytes_local += file.local_bytes;
                 report.bytes_fetched += file.fetched_bytes;
                 report.files.push(file.path.as_bytes().to_vec().into());
@@ -537,20 +562,19 @@ impl Executor {
         let Answered {
             job,
             mut outcome,
-            run_us,
-            cpu_us,
+            measured,
             kept: value,
             segments,
         } = answer;
         let actions = {
             let mut board = self.board.lock().unwrap();
-            board.took(run_us);
+            board.took(measured.whole_us());
             match board.runs.get_mut(&job) {
                 Some(run) => run.life.handle(Event::Answered, 0),
                 None => Vec::new(),
             }
         };
-        let over = self.take_over(&job, Some((run_us, cpu_us)));
+        let over = self.take_over(&job, Some(measured));
         if worker.state() == crate::worker::state::State::Idle {
             self.board.lock().unwrap().idle(worker);
         }
@@ -607,6 +631,10 @@ impl Executor {
         }
         self.start_calls();
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    duration.as_micros() as u64
 }
 
 /// An outcome of ours.

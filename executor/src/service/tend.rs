@@ -234,10 +234,11 @@ impl Executor {
                 return self.board.lock().unwrap().has_waiting().then_some(STUCK);
             }
             self.more.store(false, Ordering::Relaxed);
+            let asked = Instant::now();
             match self.queue.claim(&self.queues, want).await {
                 Ok(claims) => {
                     next = claims.next;
-                    self.enter_claims(claims.now_ms, claims.jobs);
+                    self.enter_claims(asked, claims.now_ms, claims.jobs);
                 }
                 Err(error) => {
                     tracing::debug!(%error, "calls cannot be claimed now");

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import os
+import time
 import uuid
 from collections.abc import Iterable
 from typing import Any, Callable, Union
@@ -185,6 +186,9 @@ def _send(session: Session, frame: _Frame) -> Reply:
     try:
         with session.submitting:
             body, segments, fresh = frame.body(session.sent_functions)
+            now = time.monotonic()
+            for job in jobs:
+                job._clock = now
             session.send_packed(body, reply, segments)
             session.sent_functions |= fresh
     except BaseException:
