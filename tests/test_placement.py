@@ -53,6 +53,29 @@ def test_a_hundred_files_are_read_where_they_are(make_cluster):
     assert fetched <= 5 * 4 * MIB, answers
 
 
+def test_calls_that_import_much_at_first_are_left_where_their_files_are(make_cluster):
+    """A node that is done with its own finds others still at their imports: what they have left is quick, and not worth a fetch."""
+    cluster = make_cluster(3)
+    for number in range(12):
+        cluster[number % 3 + 1].put(f"months/{number}.csv", bytes(3 * MIB))
+    cluster.start(workers=2)
+    code = """
+        def mean(path):
+            import builtins, socket
+            if not hasattr(builtins, "imported"):
+                builtins.imported = True
+                time.sleep({"host1": 1.0, "host2": 1.3, "host3": 1.6}[socket.gethostname()])
+            with open(path, "rb") as file:
+                time.sleep(0.1)
+                return len(file.read())
+        jobs = [c.call(mean, f"/ks/months/{number}.csv") for number in range(12)]
+        assert [c.result(job, timeout=60) for job in jobs] == [3 << 20] * 12
+        reply([[job.placement.node, job.placement.why] for job in jobs])
+    """
+    for number, (node, why) in enumerate(cluster[1].ask(code)):
+        assert node == f"host{number % 3 + 1}", (number, node, why)
+
+
 def best_seconds(nodes: int, calls: int, call_s: float, fetch_s: float) -> float:
     """What the simulator's oracle would need for a file that one of the nodes has: each call where it ends first."""
     free = [(0.0, 0.0 if node == 0 else fetch_s, node) for node in range(nodes)]

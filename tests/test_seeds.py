@@ -104,8 +104,7 @@ def test_data_routing(cluster):
     reply([results, sorted(c.data_info([remote1.data_url])[1][remote1.data_url][0])])
     """
     results, holders = run(cluster[1], code)
-    # One may go elsewhere where both of its workers are taken.
-    assert "host2" in results and "host2" in holders
+    assert results[0] == "host2" and "host2" in holders
     assert set(results) == {"host1", "host2", "host3"}
 
 

@@ -66,6 +66,8 @@ pub struct Wish<'a> {
     pub threshold_bytes: Option<u64>,
     /// Tells these files from others: the same for calls that need the same ones.
     pub data: u64,
+    /// Tells its function from others.
+    pub function: u64,
     /// Any number, another one for each call.
     pub seed: u64,
 }
@@ -89,6 +91,8 @@ pub struct Placement {
     pub places: Vec<Place>,
     /// As in `Wish`.
     pub data: u64,
+    /// As in `Wish`.
+    pub function: u64,
     /// What each live node would have to fetch, by name (also those that may not run it), the least first.
     pub costs: Vec<(String, u64)>,
     /// For people.
@@ -156,6 +160,7 @@ pub fn place(wish: &Wish<'_>, nodes: &[NodeFact]) -> Result<Placement, NotPlacea
     Ok(Placement {
         places,
         data: wish.data,
+        function: wish.function,
         costs: costs.into_iter().map(name).collect(),
         why,
     })
@@ -293,18 +298,20 @@ fn explain(wish: &Wish<'_>, places: &[Place], nodes: &[NodeFact]) -> String {
 
 /// Why it ran on this node after all, as its report says.
 pub fn why_here(placement_why: &str, costs: &[(String, u64)], node: &str) -> String {
-    let mine = costs
-        .iter()
-        .find(|(name, _)| name == node)
-        .map(|(_, bytes)| *bytes);
-    let least = costs.iter().map(|(_, bytes)| *bytes).min();
-    match (mine, least) {
-        (Some(mine), Some(least)) if mine > least => format!(
+    match lacks(costs, node) {
+        Some(mine) => format!(
             "{placement_why}; {node} was free first and fetches {}",
             size_text(mine)
         ),
-        _ => placement_why.to_owned(),
+        None => placement_why.to_owned(),
     }
+}
+
+/// What a node has to fetch that lacks more than another.
+pub fn lacks(costs: &[(String, u64)], node: &str) -> Option<u64> {
+    let (_, mine) = costs.iter().find(|(name, _)| name == node)?;
+    let least = costs.iter().map(|(_, bytes)| bytes).min()?;
+    (mine > least).then_some(*mine)
 }
 
 /// 1234567 -> "1.2 MB".

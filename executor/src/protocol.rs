@@ -303,6 +303,14 @@ pub enum Ask {
         #[serde(default)]
         groups: Vec<String>,
     },
+    /// A call that runs at this node waits for calls of its own from now on, or goes on: meanwhile its worker's place is another's.
+    /// Answered by `Done`, also where no such call runs here, or fails as `NestedTooDeep`.
+    Nested {
+        /// Which.
+        job: JobId,
+        /// `false`: it goes on.
+        waits: bool,
+    },
     /// Answered by `Pong`.
     Ping,
     /// Ends the node in order (what `ks umount` says).
@@ -596,6 +604,9 @@ pub enum ToWorker {
         /// Its result stays here, as this.
         #[serde(default)]
         keep: Option<KeepAs>,
+        /// As in `Call`: the calls that it makes go first.
+        #[serde(default)]
+        priority: i32,
     },
     /// A kept value was removed: what maps files that are gone is to be let go.
     Forget,

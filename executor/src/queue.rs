@@ -11,11 +11,12 @@ use redis::Value;
 use std::time::Duration;
 
 mod answer;
+pub mod durations;
 pub mod kept;
 pub mod model;
 pub mod record;
 
-pub use model::Want;
+pub use model::{Took, Want};
 
 use answer::{bytes, fields, integer, list, parse_claims, parse_listed, parse_submitted, text};
 
@@ -231,14 +232,15 @@ pub fn job_is_valid(job: &str) -> bool {
     job.len() == 32 && job.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Places as the scripts read them ("node=delay,node=delay;data"); empty: every node that serves the queue, at once.
+/// Places as the scripts read them ("node=delay,node=delay;data;function"); empty: every node that serves the queue, at once.
 pub fn places_text(placement: &crate::placement::Placement) -> String {
     if placement.places.is_empty() {
         return String::new();
     }
     let text = |place: &crate::placement::Place| format!("{}={}", place.node, place.delay_ms);
     let places: Vec<_> = placement.places.iter().map(text).collect();
-    format!("{};{:016x}", places.join(","), placement.data)
+    let (data, function) = (placement.data, placement.function);
+    format!("{};{data:016x};{function:016x}", places.join(","))
 }
 
 struct Scripts {
@@ -339,7 +341,7 @@ impl Queue {
         let want = want.into();
         let mut args = Arguments::of(self);
         args.number(LEASE.as_millis()).number(want.jobs);
-        args.number(want.slots).number(want.call_ms);
+        args.number(want.slots);
         args.number(FUNCTION_KEEP.as_secs()).number(functions.len());
         for (hash, code) in functions {
             args.bytes(hash).bytes(code);
@@ -356,18 +358,23 @@ impl Queue {
         parse_submitted(answer).ok_or(QueueError::Answer("submit"))
     }
 
-    /// Takes up to `want` jobs of these queues that may run here now.
+    /// Takes up to `want` jobs of these queues that may run here now; `took`: how long calls take here, as far as the others do not know.
     pub async fn claim(
         &self,
         queues: &[String],
         want: impl Into<Want>,
+        took: &[Took],
     ) -> Result<Claims, QueueError> {
         let want = want.into();
         let mut args = Arguments::of(self);
         args.number(LEASE.as_millis()).number(want.jobs);
         args.number(want.of_others)
             .number(want.slots)
-            .number(want.call_ms);
+            .number(took.len());
+        for one in took {
+            args.bytes(format!("{:016x}", one.function).as_bytes());
+            args.number(one.call_ms).number(one.longest_ms);
+        }
         for queue in queues {
             args.bytes(queue.as_bytes());
         }

@@ -45,6 +45,8 @@ struct Inner {
     machine: Machine,
     job: Option<String>,
     functions: HashSet<Vec<u8>>,
+    /// The call it runs is its first of that function.
+    is_new_to_it: bool,
 }
 
 /// What a worker said at the end of a call.
@@ -133,6 +135,7 @@ impl Worker {
                 machine: Machine::default(),
                 job: None,
                 functions: HashSet::new(),
+                is_new_to_it: true,
             }),
         });
         let watcher = watch::Watcher::new(worker.clone(), process, reader, supervisor)?;
@@ -157,10 +160,16 @@ impl Worker {
             return false;
         }
         inner.functions.insert(hash.to_vec());
+        inner.is_new_to_it = true;
         if inner.functions.len() >= FUNCTIONS_MAX {
             inner.machine.handle(Event::Retire);
         }
         true
+    }
+
+    /// Whether the call that it has just answered was its first of that function: it may have imported much for it.
+    pub fn was_new_to_it(&self) -> bool {
+        std::mem::take(&mut self.inner.lock().unwrap().is_new_to_it)
     }
 
     /// Marks it as running `job`. `false`: it is not idle (any more).

@@ -636,7 +636,7 @@ async fn the_callers_of_a_node_that_dies_hear_of_it() {
         .iter_mut()
         .for_each(|call| call.node = Some("ghost".into()));
     client.submit(calls).await;
-    let claims = queue.claim(&["default".into()], 2).await.unwrap();
+    let claims = queue.claim(&["default".into()], 2, &[]).await.unwrap();
     assert_eq!(claims.jobs.len(), 2);
     let begun = Instant::now();
     let mut ends = HashMap::new();

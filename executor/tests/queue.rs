@@ -3,7 +3,7 @@ use ks_executor::placement::{Place, Placement};
 use ks_executor::queue::kept::NewKept;
 use ks_executor::queue::model::Model;
 use ks_executor::queue::{
-    CancelAnswer, Claimant, Finish, Finished, LEASE, Next, Queue, Standing, Submission, Want,
+    CancelAnswer, Claimant, Finish, Finished, LEASE, Next, Queue, Standing, Submission, Took, Want,
     places_text,
 };
 use ks_fs::record::NodeId;
@@ -67,7 +67,11 @@ impl Member {
         self.queue.submit(&[], jobs, want).await.unwrap().claimed
     }
     async fn claim(&self, want: usize) -> Vec<String> {
-        let claims = self.queue.claim(&["default".into()], want).await.unwrap();
+        let claims = self
+            .queue
+            .claim(&["default".into()], want, &[])
+            .await
+            .unwrap();
         claims.jobs.into_iter().map(|claimed| claimed.job).collect()
     }
     async fn finish(&self, job: &str, retry: bool) -> Finished {
@@ -150,7 +154,7 @@ async fn a_quick_job_is_claimed_as_it_is_accepted() {
     let again = node.queue.submit(&[], &batch, 2).await.unwrap();
     assert!(again.claimed.is_empty());
     assert_eq!(again.known.len(), 3);
-    let claims = node.queue.claim(&["default".into()], 5).await.unwrap();
+    let claims = node.queue.claim(&["default".into()], 5, &[]).await.unwrap();
     assert_eq!(claims.next, Next::Nothing);
     assert_eq!(claims.jobs.len(), 1);
     let claimed = &claims.jobs[0];
@@ -247,7 +251,7 @@ async fn a_node_waits_until_it_is_eligible_and_first_choices_come_first() {
         })
         .collect();
     one.submit(&batch, 0).await;
-    let claims = two.queue.claim(&["default".into()], 3).await.unwrap();
+    let claims = two.queue.claim(&["default".into()], 3, &[]).await.unwrap();
     assert_eq!(claims.next, Next::Now, "one more is its own");
     let got: Vec<_> = claims
         .jobs
@@ -256,7 +260,7 @@ async fn a_node_waits_until_it_is_eligible_and_first_choices_come_first() {
         .collect();
     assert_eq!(got, [id(1), id(3), id(5)]);
     assert_eq!(one.claim(1).await, [id(0)]);
-    tokio::time::sleep(Duration::from_millis(450)).await;
+    tokio::time::sleep(Duration::from_millis(1_450)).await;
     // Its own first, then the others' in order, as they have waited for longer than it would fetch; what was claimed is not offered again.
     assert_eq!(two.claim(100).await, [id(7), id(2), id(4), id(6)]);
     assert!(one.claim(100).await.is_empty());
@@ -271,13 +275,13 @@ async fn the_next_time_is_told() {
     );
     one.submit(&[job(1, &[(1, 0), (2, 5_000)])], 0).await;
     two.hears("q").await;
-    let claims = two.queue.claim(&["default".into()], 1).await.unwrap();
+    let claims = two.queue.claim(&["default".into()], 1, &[]).await.unwrap();
     assert!(claims.jobs.is_empty());
     let Next::In(wait_ms) = claims.next else {
         panic!("{:?}", claims.next)
     };
-    assert!((4_000..=5_100).contains(&wait_ms), "{wait_ms}");
-    let other = two.queue.claim(&["gpu".into()], 1).await.unwrap();
+    assert!((5_000..=6_100).contains(&wait_ms), "{wait_ms}");
+    let other = two.queue.claim(&["gpu".into()], 1, &[]).await.unwrap();
     assert_eq!(other.next, Next::Nothing, "another queue");
 }
 
@@ -465,6 +469,7 @@ async fn the_scripts_and_their_model_agree() {
             let placement = Placement {
                 places,
                 data: chance.below(5),
+                function: chance.below(3),
                 ..Placement::default()
             };
             let mut submission = job(step as usize, &[]);
@@ -480,10 +485,17 @@ async fn the_scripts_and_their_model_agree() {
                 jobs,
                 of_others: chance.below(jobs as u64 + 1) as usize,
                 slots: 1 + chance.below(3),
-                call_ms: chance.below(80),
             };
+            let took: Vec<Took> = (0..chance.below(3))
+                .map(|_| Took {
+                    function: chance.below(3),
+                    call_ms: chance.below(400),
+                    longest_ms: chance.below(200),
+                })
+                .collect();
+            model.learn(&took);
             let queue = &members[member as usize].queue;
-            let claims = queue.claim(&["default".into()], want).await.unwrap();
+            let claims = queue.claim(&["default".into()], want, &took).await.unwrap();
             let got: Vec<u64> = claims
                 .jobs
                 .iter()

@@ -25,6 +25,7 @@ def test_exported_names():
         "KitchenSinkError",
         "NodeLost",
         "NotAuthorized",
+        "NestedTooDeep",
         "NotPlaceable",
         "NotRegistered",
         "NotSerializable",

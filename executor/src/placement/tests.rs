@@ -20,6 +20,7 @@ fn wish<'a>(files: Vec<&'a FileFact>) -> Wish<'a> {
         near: Vec::new(),
         threshold_bytes: Some(THRESHOLD_BYTES),
         data: 0,
+        function: 0,
         seed: 0,
     }
 }

@@ -1,17 +1,38 @@
 -- A node with free slots takes up to `want` jobs: first those that may run there at once, highest priority first, then as they came; with
 -- slots left jobs whose data it lacks, where those who have the data would take longer to come to them than the fetch takes.
 -- `queue/model.rs` says the same in Rust, and why; a test holds one to the other.
--- ARGV: node, incarnation, lease ms, want, how many of them may be such whose data it lacks, slots, call ms, then the queues it serves
+-- ARGV: node, incarnation, lease ms, want, how many of them may be such whose data it lacks, slots, of how many functions it says how long
+--       their calls take, for each of them: function, call ms, longest ms; then the queues it serves
 -- Returns {now ms, when to look again (ms; 0: more may run now; -1: nothing waits), {id, body, retries, accepted at, origin}...}
 local node, incarnation, lease_ms = ARGV[1], ARGV[2], ARGV[3]
 local want = tonumber(ARGV[4])
 local token = node .. ':' .. incarnation
 local now = clock_ms()
-local LOOKED_AT_MAX, MARGIN_MS, LOOK_AGAIN_MS, COPIES_KEPT_S = 32, 100, 50, 600
+local LOOKED_AT_MAX, MARGIN_MS, WAKE_MS, LOOK_AGAIN_MS, COPIES_KEPT_S = 32, 1000, 50, 50, 600
+local FUNCTIONS_MAX, FADES = 4096, 16
 hold(node, incarnation, lease_ms)
 
+-- How long a function's calls take.
+local function took(fn)
+  local call_ms, longest_ms = string.match(redis.call('HGET', 'ks:took', fn) or '', '^(%d+) (%d+)$')
+  return tonumber(call_ms or 0), tonumber(longest_ms or 0)
+end
+
+local first_queue = 8 + 3 * tonumber(ARGV[7])
+for i = 8, first_queue - 1, 3 do
+  local call_ms, longest_ms = took(ARGV[i])
+  if redis.call('HLEN', 'ks:took') >= FUNCTIONS_MAX then
+    redis.call('DEL', 'ks:took')
+  end
+  if tonumber(ARGV[i + 1]) > 0 then
+    call_ms = tonumber(ARGV[i + 1])
+  end
+  longest_ms = math.max(tonumber(ARGV[i + 2]), longest_ms - math.floor(longest_ms / FADES))
+  redis.call('HSET', 'ks:took', ARGV[i], string.format('%d %d', call_ms, longest_ms))
+end
+
 local ready = {}
-for i = 8, #ARGV do
+for i = first_queue, #ARGV do
   ready[#ready + 1] = 'ks:q:' .. ARGV[i]
   ready[#ready + 1] = 'ks:q:' .. ARGV[i] .. ':' .. node
 end
@@ -53,15 +74,15 @@ while #taken < want do
   end
 end
 
--- How many calls run at once at a node, how long they take, since when it takes none, how many run.
+-- How many calls run at once at a node, when it took some last, how many run.
 local function pace(other, since)
   local known = redis.call('HGET', 'ks:pace', other)
-  local slots, call_ms, claimed, its = string.match(known or '', '^(%d+) (%d+) (%d+) (%x+)$')
+  local slots, claimed, its = string.match(known or '', '^(%d+) (%d+) (%x+)$')
   if not slots then
-    return 1, 0, tonumber(since), 0
+    return 1, tonumber(since), 0
   end
   local running = redis.call('SCARD', 'ks:c:' .. other .. ':' .. its)
-  return tonumber(slots), tonumber(call_ms), math.max(tonumber(claimed), tonumber(since)), running
+  return math.max(tonumber(slots), 1), math.max(tonumber(claimed), tonumber(since)), running
 end
 
 -- From which node a job's data would be fetched, and when its turn comes there.
@@ -93,7 +114,7 @@ local function from_when(job)
       lack = tonumber(delay)
     end
   end
-  local data = string.match(places, ';(%x+)$')
+  local data, fn = string.match(places, ';(%x+);(%x+)$')
   local wanted, from, there = 1, nil, nil
   if not (data and redis.call('ZSCORE', 'ks:d:' .. data, node)) then
     local turn
@@ -104,15 +125,19 @@ local function from_when(job)
     there = turn + lack
     wanted = there - now + MARGIN_MS
   end
-  local at = now
+  local at = math.max(now, tonumber(job[6]) + WAKE_MS)
+  local call_ms, longest_ms = took(fn or '')
+  if call_ms == 0 then
+    call_ms = longest_ms
+  end
   for _, other in ipairs(first_choices) do
     local backlog = redis.call('ZCARD', 'ks:q:' .. job[3] .. ':' .. other)
-    local slots, call_ms, claimed, running = pace(other, job[6])
+    local slots, claimed, running = pace(other, job[6])
+    local stands_from = claimed + 2 * longest_ms
     local ahead = math.max(backlog - math.max(slots - running, 0), 0)
-    slots = math.max(slots, 1)
-    local wait = math.floor(math.max(ahead * call_ms, backlog * (now - claimed)) / slots)
+    local wait = math.floor(math.max(ahead * call_ms, backlog * math.max(now - stands_from, 0)) / slots)
     if wait < wanted then
-      at = math.max(at, claimed + math.ceil(wanted * slots / math.max(backlog, 1)))
+      at = math.max(at, stands_from + math.ceil(wanted * slots / math.max(backlog, 1)))
     end
   end
   return at, from, there, data
@@ -145,12 +170,12 @@ local function look(lacking)
     end
   end
 end
-for i = 8, #ARGV do
+for i = first_queue, #ARGV do
   look('ks:w:' .. ARGV[i] .. ':' .. node)
 end
 if #mine > 0 then
   redis.call('SADD', 'ks:c:' .. token, unpack(mine))
-  work(node, incarnation, ARGV[6], ARGV[7], now)
+  work(node, incarnation, ARGV[6], now)
 end
 
 for _, key in ipairs(ready) do

@@ -4,7 +4,8 @@
 --             o origin node (who is told), t claim token (<node>:<incarnation>), a accepted at (ms), k how it ended, e the end (encoded)
 -- ks:q:<queue>, ks:q:<queue>:<node>  zset of jobs that may run now, in the order of `rank`
 -- ks:w:<queue>:<node>  zset of jobs whose data that node lacks, in the same order
--- ks:pace  hash: node, how it works: "<calls at once> <how long they take, ms> <when it took some last, ms> <incarnation>"
+-- ks:pace  hash: node, how it works: "<calls at once> <when it took some last, ms> <incarnation>"
+-- ks:took  hash: function, how long its calls take, ms: "<but for a worker's first; 0: not known> <the longest of late>"
 -- ks:busy  hash: node, until when (ms) it is thought to send data to nodes that took jobs of others
 -- ks:d:<data>  zset of nodes that fetch such data for jobs of others, by when (ms) they are thought to have it
 -- ks:nq:<node>  set of the queues that ever had jobs for that node alone
@@ -25,8 +26,8 @@ local function rank(priority, at_ms, index)
 end
 
 -- Says how a node works that has just taken jobs.
-local function work(node, incarnation, slots, call_ms, now)
-  redis.call('HSET', 'ks:pace', node, string.format('%d %d %d %s', slots, call_ms, now, incarnation))
+local function work(node, incarnation, slots, now)
+  redis.call('HSET', 'ks:pace', node, string.format('%d %d %s', slots, now, incarnation))
 end
 
 -- Puts a job into its queues; notes in `wake` who has to be told, and in `queues` which node has which queue.

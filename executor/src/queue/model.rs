@@ -3,8 +3,10 @@
 //! Pure. The scripts decide; this is for what cannot ask Redis: the simulator, and the test that holds the scripts to it step by step.
 //! The rule: a node takes the jobs that may run there at once, in their order. With slots left it looks at the first
 //! `LOOKED_AT_MAX` jobs whose data it lacks, and takes one where the nodes that have the data would take longer to come to it than the fetch
-//! takes. How long they would take is known from how many jobs wait there, how many run at once and how long they take; one that has taken
-//! nothing for longer than that is thought to go on so. A fetch waits its turn at the node it comes from, and where that would be
+//! takes, by a margin that is worth it. How long they would take is known from how many jobs wait there, how many run at once and how long
+//! that function's calls take; a node that has taken nothing for twice as long as the longest of them took is thought to go on so. A
+//! worker's first call of a function says little about the next: it imports what the function needs. So once others have ended, it is
+//! their time that counts. A fetch waits its turn at the node it comes from, and where that would be
 //! longer than the fetch itself it does not begin: who comes later may fetch from who fetched before. What always holds: a job is taken
 //! once, by a node among its places.
 use crate::placement::{Place, Placement};
@@ -14,8 +16,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Jobs of others that a node with free slots looks at.
 pub const LOOKED_AT_MAX: usize = 32;
-/// A job is left to those who have its data where it would wait so much longer there at most.
-pub const MARGIN_MS: u64 = 100;
+/// A job is left to those who have its data where it would wait so much longer there at most: less is not worth a fetch.
+pub const MARGIN_MS: u64 = 1_000;
+/// A job is left to them so long in any case: who is free has to wake, and what has ended there to be noted.
+pub const WAKE_MS: u64 = 50;
+/// What is said anew takes this part of the longest call's time from it, where it says less.
+const LONGEST_FADES: u64 = 16;
 /// Time between two looks at least.
 pub const LOOK_AGAIN_MS: u64 = 50;
 
@@ -28,8 +34,27 @@ pub struct Want {
     pub of_others: usize,
     /// How many calls run there at once.
     pub slots: u64,
-    /// How long calls take there, about; 0: it does not know.
+}
+
+/// How long the calls of a function take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Took {
+    /// Which.
+    pub function: u64,
+    /// About so long, but for a worker's first; 0: not known.
     pub call_ms: u64,
+    /// So long the longest of late, the first ones too.
+    pub longest_ms: u64,
+}
+
+impl Took {
+    /// What is to be expected of the next one.
+    fn next_ms(&self) -> u64 {
+        match self.call_ms {
+            0 => self.longest_ms,
+            known => known,
+        }
+    }
 }
 
 impl From<usize> for Want {
@@ -39,7 +64,6 @@ impl From<usize> for Want {
             jobs,
             of_others: jobs,
             slots: jobs as u64,
-            call_ms: 0,
         }
     }
 }
@@ -49,25 +73,28 @@ impl From<usize> for Want {
 pub struct Pace {
     /// Calls that run there at once.
     pub slots: u64,
-    /// How long calls take there.
-    pub call_ms: u64,
     /// When it took some last.
     pub claimed_ms: u64,
 }
 
 impl Pace {
+    /// From when on it takes none though it should.
+    fn stands_from_ms(&self, took: &Took) -> u64 {
+        self.claimed_ms + 2 * took.longest_ms
+    }
+
     /// How long a job waits there that comes after the others of `backlog`, `running` being under way. One that takes none though it could
     /// is thought to go on so.
-    fn wait_ms(&self, backlog: u64, running: u64, now_ms: u64) -> u64 {
-        let stands_ms = now_ms.saturating_sub(self.claimed_ms);
+    fn wait_ms(&self, backlog: u64, running: u64, took: &Took, now_ms: u64) -> u64 {
+        let stands_ms = now_ms.saturating_sub(self.stands_from_ms(took));
         let free = self.slots.saturating_sub(running);
-        let works_ms = backlog.saturating_sub(free) * self.call_ms;
+        let works_ms = backlog.saturating_sub(free) * took.next_ms();
         works_ms.max(backlog * stands_ms) / self.slots.max(1)
     }
 
     /// When `wait_ms` of so many will be `wanted_ms`, if it takes none until then.
-    fn reaches_ms(&self, backlog: u64, wanted_ms: u64) -> u64 {
-        self.claimed_ms + (wanted_ms * self.slots.max(1)).div_ceil(backlog.max(1))
+    fn reaches_ms(&self, backlog: u64, took: &Took, wanted_ms: u64) -> u64 {
+        self.stands_from_ms(took) + (wanted_ms * self.slots.max(1)).div_ceil(backlog.max(1))
     }
 }
 
@@ -80,6 +107,7 @@ struct Waiting {
     since_ms: u64,
     places: Vec<Place>,
     data: u64,
+    function: u64,
 }
 
 impl Waiting {
@@ -104,6 +132,7 @@ pub struct Model {
     /// Jobs whose data a node lacks.
     lacking: HashMap<NodeId, BTreeSet<(Rank, u64)>>,
     paces: HashMap<NodeId, Pace>,
+    took: HashMap<u64, Took>,
     /// How many jobs each node has taken that have not ended.
     running: HashMap<NodeId, u64>,
     /// When the fetches from a node that are thought to be under way are over.
@@ -133,8 +162,22 @@ impl Model {
             since_ms: now_ms,
             places: placement.places.clone(),
             data: placement.data,
+            function: placement.function,
         };
         self.jobs.insert(job, waiting);
+    }
+
+    /// A node says how long calls take there.
+    pub fn learn(&mut self, news: &[Took]) {
+        for new in news {
+            let known = self.took.entry(new.function).or_default();
+            known.function = new.function;
+            if new.call_ms > 0 {
+                known.call_ms = new.call_ms;
+            }
+            let faded_ms = known.longest_ms - known.longest_ms / LONGEST_FADES;
+            known.longest_ms = new.longest_ms.max(faded_ms);
+        }
     }
 
     /// A node takes what it may.
@@ -155,7 +198,6 @@ impl Model {
         if !taken.is_empty() {
             let pace = Pace {
                 slots: want.slots,
-                call_ms: want.call_ms,
                 claimed_ms: now_ms,
             };
             self.paces.insert(node, pace);
@@ -217,18 +259,22 @@ impl Model {
             }
             wanted_ms = turn_ms + lack_ms + MARGIN_MS;
         }
-        let mut from_ms = now_ms;
+        let mut from_ms = now_ms.max(waiting.since_ms + WAKE_MS);
+        let took = self
+            .took
+            .get(&waiting.function)
+            .copied()
+            .unwrap_or_default();
         for place in waiting.first_choices() {
             let backlog = self.ready.get(&place.node).map_or(0, BTreeSet::len) as u64;
             let mut pace = self.paces.get(&place.node).copied().unwrap_or(Pace {
                 slots: 1,
-                call_ms: 0,
                 claimed_ms: 0,
             });
             pace.claimed_ms = pace.claimed_ms.max(waiting.since_ms);
             let running = self.running.get(&place.node).copied().unwrap_or(0);
-            if pace.wait_ms(backlog, running, now_ms) < wanted_ms {
-                from_ms = from_ms.max(pace.reaches_ms(backlog, wanted_ms));
+            if pace.wait_ms(backlog, running, &took, now_ms) < wanted_ms {
+                from_ms = from_ms.max(pace.reaches_ms(backlog, &took, wanted_ms));
             }
         }
         from_ms

@@ -1,14 +1,14 @@
 -- Records a batch of jobs and enqueues them; up to `want` of those that may run here at once are claimed for this node right away.
--- ARGV: node, incarnation, lease ms, want, slots, call ms, function keep seconds, number of functions, then for each (hash, code),
+-- ARGV: node, incarnation, lease ms, want, slots, function keep seconds, number of functions, then for each (hash, code),
 --       then for each job: id, body, queue, priority, retries, places, here (1: may be claimed here now)
 -- Returns {now ms, {claimed ids}, {ids that were there already}}
 local node, incarnation, lease_ms = ARGV[1], ARGV[2], ARGV[3]
 local want = tonumber(ARGV[4])
 local token = node .. ':' .. incarnation
 local now = clock_ms()
-local at = 9
-for _ = 1, tonumber(ARGV[8]) do
-  redis.call('SET', 'ks:f:' .. ARGV[at], ARGV[at + 1], 'EX', ARGV[7])
+local at = 8
+for _ = 1, tonumber(ARGV[7]) do
+  redis.call('SET', 'ks:f:' .. ARGV[at], ARGV[at + 1], 'EX', ARGV[6])
   at = at + 2
 end
 local count = (#ARGV - at + 1) / 7
@@ -39,7 +39,7 @@ if #going > 0 then
 end
 if #claimed > 0 then
   if #claimed < count then
-    work(node, incarnation, ARGV[5], ARGV[6], now)
+    work(node, incarnation, ARGV[5], now)
   end
   redis.call('SADD', 'ks:c:' .. token, unpack(claimed))
 end

@@ -11,6 +11,7 @@ use crate::job::Life;
 use crate::placement::resolve::{self, Files};
 use crate::placement::{self, FileFact, NodeFact, Wish};
 use crate::protocol::{Call, FunctionCode, FunctionRef, INLINE_BYTES, Tell};
+use crate::queue::durations::function_key;
 use crate::queue::record::{StoredCall, StoredFunction, encode};
 use crate::queue::{self, BATCH_BYTES_MAX, BATCH_JOBS_MAX, QueueError, Submission};
 use bytes::Bytes;
@@ -361,6 +362,7 @@ impl Executor {
             near: near.collect(),
             threshold_bytes: call.data_threshold.or(default),
             data: data_key(call),
+            function: function_key(&call.function),
             seed: u64::from_str_radix(call.job.get(..16).unwrap_or_default(), 16).unwrap_or(0),
         }
     }
@@ -435,6 +437,7 @@ impl Executor {
                 waited_before: Duration::ZERO,
                 claiming,
                 bringing: Duration::ZERO,
+                waits: false,
                 life: Life::new(stored.call.timeout_ms),
                 worker: None,
                 began: None,

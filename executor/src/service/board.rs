@@ -5,7 +5,7 @@
 use super::flow::Flow;
 use super::output::Output;
 use crate::job::{Life, State};
-use crate::queue::{Want, record::StoredCall};
+use crate::queue::{Took, Want, durations::Durations, record::StoredCall};
 use crate::worker::{Worker, state::Restarts};
 use ks_fs::record::NodeId;
 use std::collections::{HashMap, VecDeque};
@@ -52,6 +52,8 @@ pub struct Run {
     pub bringing: Duration,
     /// From asking for it to having it.
     pub claiming: Duration,
+    /// It waits for calls of its own: its place is lent.
+    pub waits: bool,
     /// What it wrote.
     pub output: Output,
     /// How much of that is under way.
@@ -75,21 +77,23 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// How many workers to start: of the default interpreter there is always one for each slot, of others as calls wait for
-    /// them; one at a time while they fail.
-    pub fn lacking(&self, is_default: bool, slots: usize) -> usize {
+    /// How many workers to start: of the default interpreter there is always one for each slot, of others, and for places that
+    /// are lent (`room`: the slots and those), as calls wait for them; one at a time while they fail.
+    pub fn lacking(&self, is_default: bool, slots: usize, room: usize) -> usize {
         let has = self.workers.len() + self.starting;
         if self.restarts.is_failing() {
             return usize::from(has == 0 && slots > 0);
         }
-        let wanted = match is_default {
-            true => slots,
-            false => {
-                let busy = self.workers.len().saturating_sub(self.idle.len());
-                (busy + self.waiting.len()).min(slots)
-            }
-        };
-        wanted.saturating_sub(has)
+        self.wanted(is_default, slots, room).saturating_sub(has)
+    }
+
+    fn wanted(&self, is_default: bool, slots: usize, room: usize) -> usize {
+        let busy = self.workers.len().saturating_sub(self.idle.len());
+        let wanted = (busy + self.waiting.len()).min(room);
+        match is_default {
+            true => wanted.max(slots),
+            false => wanted,
+        }
     }
 }
 
@@ -103,10 +107,14 @@ pub struct Board {
     pub pools: HashMap<String, Pool>,
     /// How many run.
     pub running: usize,
+    /// How many of these wait for calls of their own: so many more may run.
+    pub lent: usize,
+    /// The most.
+    max_nested: usize,
     /// How long calls take, the later ones counting more; a long one for no longer than `CALL_US_MAX`.
     average_us: u64,
-    /// The same, as long as they are; 0: none has ended yet.
-    call_us: u64,
+    /// How long those of each function take.
+    durations: Durations,
     early_cancels: VecDeque<String>,
     /// Claiming ahead was in vain: not again until a call has ended.
     is_stuck: bool,
@@ -118,7 +126,7 @@ pub struct Board {
 
 impl Board {
     /// With these interpreters; nothing is started.
-    pub fn new(slots: usize, pythons: &[(String, PathBuf)]) -> Self {
+    pub fn new(slots: usize, max_nested: usize, pythons: &[(String, PathBuf)]) -> Self {
         let pool = |python: &PathBuf| Pool {
             python: python.clone(),
             workers: HashMap::new(),
@@ -135,8 +143,10 @@ impl Board {
                 .map(|(name, python)| (name.clone(), pool(python)))
                 .collect(),
             running: 0,
+            lent: 0,
+            max_nested,
             average_us: CALL_US_MAX,
-            call_us: 0,
+            durations: Durations::default(),
             early_cancels: VecDeque::new(),
             is_stuck: false,
             last_start: Instant::now(),
@@ -148,33 +158,42 @@ impl Board {
     pub fn want(&self) -> Want {
         Want {
             jobs: self.full().saturating_sub(self.runs.len()),
-            of_others: self.slots.saturating_sub(self.runs.len()),
+            of_others: self.room().saturating_sub(self.runs.len()),
             slots: self.slots as u64,
-            call_ms: rounded(self.call_us / 1_000),
         }
     }
 
     /// Whether so little is left that it is time to claim again: not for each call that ends, where they are short.
     pub fn is_low(&self) -> bool {
-        self.runs.len() < self.slots || self.runs.len() * 2 <= self.full()
+        self.runs.len() < self.room() || self.runs.len() * 2 <= self.full()
+    }
+
+    /// How many calls may run now.
+    pub fn room(&self) -> usize {
+        self.slots + self.lent
     }
 
     /// How many calls are claimed at most.
     fn full(&self) -> usize {
         match self.is_stuck {
-            true => self.slots,
-            false => self.slots + ahead(self.slots, self.average_us),
+            true => self.room(),
+            false => self.room() + ahead(self.slots, self.average_us),
         }
     }
 
-    /// A call took so long.
-    pub fn took(&mut self, run_us: u64) {
+    /// What the others have not been told yet of how long calls take.
+    pub fn say_durations(&mut self) -> Vec<Took> {
+        self.durations.say()
+    }
+
+    /// A call of `function` took so long; `is_first`: its worker had run nothing of that function before; `is_typical`: it did not
+    /// have to fetch what others have.
+    pub fn took(&mut self, function: u64, run_us: u64, is_first: bool, is_typical: bool) {
         self.is_stuck = false;
         self.average_us = (self.average_us + run_us.clamp(CALL_US_MIN, CALL_US_MAX)) / 2;
-        self.call_us = match self.call_us {
-            0 => run_us,
-            before => before / 2 + run_us / 2,
-        };
+        if is_typical {
+            self.durations.took(function, run_us, is_first);
+        }
     }
 
     /// Enters a claimed call. `false`: it is here already, or was cancelled before it came.
@@ -200,7 +219,14 @@ impl Board {
         let name = run.stored.call.python.as_deref().unwrap_or("default");
         match self.pools.get_mut(name) {
             Some(pool) => {
-                pool.waiting.push_back(job.to_owned());
+                let priority = run.stored.call.priority;
+                let is_behind = |other: &String| {
+                    let other = self.runs.get(other);
+                    other.is_none_or(|other| other.stored.call.priority >= priority)
+                };
+                let behind = pool.waiting.iter().rev().position(is_behind);
+                let at = behind.map_or(0, |passed| pool.waiting.len() - passed);
+                pool.waiting.insert(at, job.to_owned());
                 true
             }
             None => false,
@@ -217,7 +243,7 @@ impl Board {
 
     /// The next call that can be given to a worker, and the worker, which is marked.
     pub fn next_start(&mut self) -> Option<(String, Arc<Worker>)> {
-        if self.running >= self.slots {
+        if self.running >= self.room() {
             return None;
         }
         for pool in self.pools.values_mut() {
@@ -250,8 +276,47 @@ impl Board {
         if run.worker.is_some() {
             self.running -= 1;
         }
+        if run.waits {
+            self.lent -= 1;
+        }
         self.ended += 1;
         Some(run)
+    }
+
+    /// A call that runs here waits for calls of its own from now on. Nothing, where it does not run here.
+    pub fn lend(&mut self, job: &str) -> Result<(), TooManyNested> {
+        let Some(run) = self.runs.get_mut(job) else {
+            return Ok(());
+        };
+        if run.waits || run.worker.is_none() {
+            return Ok(());
+        }
+        if self.lent >= self.max_nested {
+            return Err(TooManyNested(self.max_nested));
+        }
+        run.waits = true;
+        self.lent += 1;
+        Ok(())
+    }
+
+    /// It goes on. Until one of the others ends, more run than there are slots.
+    pub fn take_back(&mut self, job: &str) {
+        if let Some(run) = self.runs.get_mut(job)
+            && std::mem::take(&mut run.waits)
+        {
+            self.lent -= 1;
+        }
+    }
+
+    /// A worker that was started for a place that was lent, and has not been needed for `patience`: it is not idle any more.
+    pub fn spare(&mut self, patience: Duration) -> Option<Arc<Worker>> {
+        if self.lent > 0 || self.last_start.elapsed() < patience {
+            return None;
+        }
+        let pool = self.pools.get_mut("default")?;
+        let has = pool.workers.len() + pool.starting;
+        let is_spare = has > pool.wanted(true, self.slots, self.slots) && !pool.idle.is_empty();
+        is_spare.then(|| pool.idle.remove(0))
     }
 
     /// A worker may be given calls.
@@ -263,7 +328,7 @@ impl Board {
 
     /// Calls that wait though every slot has been taken for `patience`: claimed ahead in vain, another node may have them.
     pub fn stuck(&mut self, patience: Duration) -> Vec<String> {
-        if self.running < self.slots || self.last_start.elapsed() < patience {
+        if self.running < self.room() || self.last_start.elapsed() < patience {
             return Vec::new();
         }
         let waiting: Vec<String> = self
@@ -284,6 +349,10 @@ impl Board {
     }
 }
 
+/// As many calls as may (this many) wait for calls of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyNested(pub usize);
+
 /// What became of a call that was to be entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entered {
@@ -293,12 +362,6 @@ pub enum Entered {
     Cancelled,
     /// It was there.
     Known,
-}
-
-/// To its first two digits: what is said changes only when something has changed.
-fn rounded(number: u64) -> u64 {
-    let unit = 10u64.pow(number.checked_ilog10().unwrap_or(0).saturating_sub(1));
-    number / unit * unit
 }
 
 /// How many calls are claimed ahead of free slots.
@@ -315,18 +378,18 @@ mod tests {
 
     #[test]
     fn only_short_calls_are_claimed_ahead() {
-        let mut board = Board::new(2, &[]);
+        let mut board = Board::new(2, 8, &[]);
         assert_eq!(board.want().jobs, 2);
         for _ in 0..20 {
-            board.took(10);
+            board.took(1, 10, false, true);
         }
         assert_eq!(board.want().jobs, 2 + AHEAD_MAX);
-        board.took(60_000_000);
+        board.took(1, 60_000_000, false, true);
         assert_eq!(board.want().jobs, 2);
-        board.took(500);
-        board.took(500);
-        board.took(500);
+        board.took(1, 500, false, true);
+        board.took(1, 500, false, true);
+        board.took(1, 500, false, true);
         assert!((4..100).contains(&board.want().jobs), "{:?}", board.want());
-        assert_eq!(Board::new(0, &[]).want().jobs, 0);
+        assert_eq!(Board::new(0, 0, &[]).want().jobs, 0);
     }
 }

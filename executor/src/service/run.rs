@@ -7,11 +7,12 @@ use super::payload;
 use super::tend::Closing;
 use crate::frames;
 use crate::job::{Action, Ending, Event, Life, State};
-use crate::placement::why_here;
+use crate::placement::{lacks, why_here};
 use crate::protocol::{
     FunctionRef, INLINE_BYTES, KeepAs, KeptValue, NOTE_STREAM, Outcome, Part, Payload, Phases,
     Report, Update,
 };
+use crate::queue::durations::function_key;
 use crate::queue::record::{self, StoredCall, StoredEnd, StoredFunction, Wrote};
 use crate::queue::{Claimed, Finish};
 use crate::worker::{Answered, Exit, Measured, Worker};
@@ -37,6 +38,7 @@ enum RunMessage<'a> {
         intermediate_results: bool,
         kept: &'a [KeptValue],
         keep: Option<&'a KeepAs>,
+        priority: i32,
     },
 }
 
@@ -90,6 +92,7 @@ impl Executor {
             waited_before: waited,
             claiming: asked.elapsed(),
             bringing: Duration::ZERO,
+            waits: false,
             life: Life::new(stored.call.timeout_ms),
             worker: None,
             began: None,
@@ -273,6 +276,7 @@ impl Executor {
             intermediate_results: call.intermediate_results,
             kept: &call.kept,
             keep: call.keep.as_ref(),
+            priority: call.priority,
         };
         worker.send(frames::frame(&message, segments));
     }
@@ -568,9 +572,15 @@ impl Executor {
         } = answer;
         let actions = {
             let mut board = self.board.lock().unwrap();
-            board.took(measured.whole_us());
             match board.runs.get_mut(&job) {
-                Some(run) => run.life.handle(Event::Answered, 0),
+                Some(run) => {
+                    let function = function_key(&run.stored.call.function);
+                    let actions = run.life.handle(Event::Answered, 0);
+                    let is_typical = lacks(&run.stored.costs, &self.options.node_name).is_none();
+                    let whole_us = measured.whole_us();
+                    board.took(function, whole_us, worker.was_new_to_it(), is_typical);
+                    actions
+                }
                 None => Vec::new(),
             }
         };

@@ -235,7 +235,8 @@ impl Executor {
             }
             self.more.store(false, Ordering::Relaxed);
             let asked = Instant::now();
-            match self.queue.claim(&self.queues, want).await {
+            let took = self.board.lock().unwrap().say_durations();
+            match self.queue.claim(&self.queues, want, &took).await {
                 Ok(claims) => {
                     next = claims.next;
                     self.enter_claims(asked, claims.now_ms, claims.jobs);
@@ -275,7 +276,7 @@ impl Executor {
             of_others: 0,
             ..Want::from(queue::BATCH_JOBS_MAX)
         };
-        match self.queue.claim(&self.queues, want).await {
+        match self.queue.claim(&self.queues, want, &[]).await {
             Ok(claims) => {
                 for claimed in claims.jobs {
                     let message = format!(
@@ -393,6 +394,7 @@ impl Executor {
             }
             Err(error) => tracing::debug!(%error, "the lease cannot be renewed now"),
         }
+        self.retire_spare();
         self.free_stalled().await;
         let is_patient = before < self.patient_until_ms.load(Ordering::Relaxed);
         match self.queue.reap(is_patient).await {

@@ -78,8 +78,6 @@ pub struct World<'a> {
     pub holders: Vec<BTreeSet<usize>>,
     /// Free workers of each node.
     pub free: Vec<usize>,
-    /// How long calls take at each node, the later ones counting more.
-    pub call_ms: Vec<u64>,
     uploads: Vec<u64>,
     fetching: HashMap<(usize, usize), u64>,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
@@ -113,12 +111,9 @@ pub fn run(setting: &Setting, rule: &mut dyn Rule) -> Outcome {
             Event::Ended { node, job } => {
                 let began_ms = world.began[job].expect("it began");
                 let call_ms = now_ms - began_ms;
-                world.call_ms[node] = match world.call_ms[node] {
-                    0 => call_ms,
-                    before => (before + call_ms) / 2,
-                };
                 world.free[node] += 1;
-                rule.end(node);
+                let has_it = setting.files[setting.jobs[job].file].1.contains(&node);
+                rule.end(node, has_it.then_some(call_ms));
                 ended += 1;
                 world.outcome.makespan_ms = now_ms;
                 world.outcome.mean_ms += now_ms - setting.jobs[job].at_ms;
@@ -146,7 +141,6 @@ impl<'a> World<'a> {
                 .map(|(_, holders)| holders.iter().copied().collect())
                 .collect(),
             free: vec![setting.slots; setting.nodes],
-            call_ms: vec![0; setting.nodes],
             uploads: vec![0; setting.nodes],
             fetching: HashMap::new(),
             events: BinaryHeap::new(),

@@ -2,6 +2,7 @@
 use super::World;
 use ks_executor::placement::{FileFact, NodeFact, THRESHOLD_BYTES, Wish, place};
 use ks_executor::queue::Next;
+use ks_executor::queue::durations::Durations;
 use ks_executor::queue::model::{Model, Want};
 use ks_fs::record::NodeId;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -10,8 +11,8 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 pub trait Rule {
     /// Calls have come; the nodes that hear of it.
     fn come(&mut self, world: &World, jobs: &[usize], now_ms: u64) -> Vec<usize>;
-    /// A call has ended at a node.
-    fn end(&mut self, _node: usize) {}
+    /// A call has ended at a node, where one that had its file from the beginning after so long.
+    fn end(&mut self, _node: usize, _call_ms: Option<u64>) {}
     /// What a node with free workers takes, and when it wants to look again by itself.
     fn take(&mut self, world: &World, node: usize, now_ms: u64) -> (Vec<usize>, Option<u64>);
 }
@@ -20,6 +21,7 @@ pub trait Rule {
 pub struct Ours {
     nodes: Vec<NodeFact>,
     queue: Model,
+    durations: Vec<Durations>,
     places: HashMap<usize, HashSet<usize>>,
 }
 
@@ -35,6 +37,7 @@ impl Ours {
         Self {
             nodes: (0..nodes).map(node).collect(),
             queue: Model::default(),
+            durations: (0..nodes).map(|_| Durations::default()).collect(),
             places: HashMap::new(),
         }
     }
@@ -61,6 +64,7 @@ impl Rule for Ours {
                 near: Vec::new(),
                 threshold_bytes: Some(THRESHOLD_BYTES),
                 data: file as u64 + 1,
+                function: 1,
                 seed: *job as u64,
             };
             let placement = place(&wish, &self.nodes).expect("its holders may");
@@ -79,8 +83,11 @@ impl Rule for Ours {
         told.into_iter().collect()
     }
 
-    fn end(&mut self, node: usize) {
+    fn end(&mut self, node: usize, call_ms: Option<u64>) {
         self.queue.finish(NodeId(node as u64));
+        if let Some(call_ms) = call_ms {
+            self.durations[node].took(1, call_ms * 1_000, false);
+        }
     }
 
     fn take(&mut self, world: &World, node: usize, now_ms: u64) -> (Vec<usize>, Option<u64>) {
@@ -91,8 +98,8 @@ impl Rule for Ours {
             jobs: free,
             of_others: free,
             slots,
-            call_ms: world.call_ms[node],
         };
+        self.queue.learn(&self.durations[node].say());
         let (jobs, next) = self.queue.claim(id, want, now_ms);
         let jobs: Vec<usize> = jobs.into_iter().map(|job| job as usize).collect();
         for job in &jobs {

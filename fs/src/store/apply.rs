@@ -30,7 +30,7 @@ use position::PositionFile;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, MutexGuard, watch};
 
 /// How long an own change that comes by in the stream waits for its maker to apply it.
 const MAKER_WAIT: Duration = Duration::from_millis(50);
@@ -46,8 +46,6 @@ const ATTEMPTS_MAX: usize = 3;
 const PAUSE_SHORTEST: Duration = Duration::from_millis(50);
 /// See `PAUSE_SHORTEST`.
 const PAUSE_LONGEST: Duration = Duration::from_secs(2);
-/// How often a path that changes under us is asked for again.
-const PATH_ATTEMPTS_MAX: usize = 8;
 
 /// Told of every event once it is applied, with the node that caused it (own events too). Must not block, and runs in the
 /// task that applies: one that answers the kernel, when the event is its own.
@@ -63,7 +61,7 @@ struct Shared {
     store: Arc<Store>,
     catalog: Catalog,
     on_event: OnEvent,
-    /// Held while an event is applied: the order of the data directory's changes. Applying may ask the catalog, whose commands
+    /// Held while an event is applied: the order of the data directory's changes. Its holder may ask the catalog, whose commands
     /// have deadlines; whoever waits for the lock has one of its own.
     order: Mutex<PositionFile>,
     position: watch::Sender<EventId>,
@@ -167,15 +165,26 @@ impl Applier {
         ino: Ino,
         mut act: impl FnMut(&TreePath) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        for _ in 0..PATH_ATTEMPTS_MAX {
-            let before = self.position();
-            let path = self.shared.catalog.path_of(ino).await?;
-            let path = path.ok_or_else(|| self.shared.store.mismatch(&TreePath::root()))?;
-            if let Some(result) = self.while_at(before, || act(&path)).await? {
-                return Ok(result);
-            }
+        let before = self.position();
+        let path = self.path_now(ino).await?;
+        if let Some(result) = self.while_at(before, || act(&path)).await? {
+            return Ok(result);
         }
-        Err(self.shared.behind(self.position(), OWN_WAIT))
+        // Where many make files, an event is applied whenever our turn comes: the path is asked for within our turn then.
+        let _order = self.order().await?;
+        let path = self.path_now(ino).await?;
+        act(&path)
+    }
+
+    async fn path_now(&self, ino: Ino) -> Result<TreePath, StoreError> {
+        let path = self.shared.catalog.path_of(ino).await?;
+        path.ok_or_else(|| self.shared.store.mismatch(&TreePath::root()))
+    }
+
+    /// Our turn: while it is held, no event is applied.
+    async fn order(&self) -> Result<MutexGuard<'_, PositionFile>, StoreError> {
+        let order = tokio::time::timeout(OWN_WAIT, self.shared.order.lock()).await;
+        order.map_err(|_| self.shared.behind(self.position(), OWN_WAIT))
     }
 
     /// As `at_path`, for an inode that the own event `event` (applied by `own`) has just entered as `name` in `parent`: without a
@@ -204,8 +213,7 @@ impl Applier {
         position: EventId,
         act: impl FnOnce() -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
-        let order = tokio::time::timeout(OWN_WAIT, self.shared.order.lock()).await;
-        let _order = order.map_err(|_| self.shared.behind(position, OWN_WAIT))?;
+        let _order = self.order().await?;
         if self.position() == position {
             act().map(Some)
         } else {

@@ -226,3 +226,35 @@ async fn many_at_once_on_two_nodes_end_the_same() {
         assert!(!live.directory.path().join("e").exists());
     }
 }
+
+/// Whenever the turn of one who makes a file comes, another event has been applied since it was asked for.
+#[tokio::test]
+async fn a_file_is_made_however_many_events_are_applied_meanwhile() {
+    let redis = TestRedis::start().await;
+    let one = live(&redis).await;
+    let directory = one.make_dir(b"d").await;
+    let file = one.make_file(directory, b"file").await;
+    let others = [(); 3].map(|()| {
+        let shared = one.applier.shared.clone();
+        tokio::spawn(async move {
+            loop {
+                let mut order = shared.order.lock().await;
+                // The others, and who makes a file, queue up behind us.
+                for _ in 0..8 {
+                    tokio::task::yield_now().await;
+                }
+                let EventId(milliseconds, sequence) = shared.position();
+                let next = EventId(milliseconds, sequence + 1);
+                shared.advance(&mut order, next, None).unwrap();
+            }
+        })
+    });
+    tokio::task::yield_now().await;
+    let before = one.applier.position();
+    for _ in 0..20 {
+        let made = one.applier.at_path(file, |path| Ok(path.clone()));
+        assert_eq!(made.await.unwrap(), path("d/file"));
+    }
+    assert!(one.applier.position() > before);
+    others.iter().for_each(|other| other.abort());
+}

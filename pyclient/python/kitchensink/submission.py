@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any, Callable, Union
 
-from . import decorated, functions, kept, paths, profiled, serialize, texts
+from . import decorated, functions, kept, nested, paths, profiled, serialize, texts
 from .blobs import BLOB_BYTES
 from .errors import NotSerializable
 from .functions import Serialized
@@ -110,6 +110,10 @@ class Maker:
             if found_texts:
                 call["texts"] = found_texts
         call.update(options.fields)
+        if "priority" not in call:
+            priority = nested.priority()
+            if priority is not None:
+                call["priority"] = priority
         if handles:
             job._uses = tuple(handles)
             call["kept"] = [{"id": id} for id in dict.fromkeys(handle.id for handle in handles)]
