@@ -37,8 +37,6 @@ pub struct Connection {
     reader: Mutex<FrameReader>,
     writing: Mutex<()>,
     reason: EndReason,
-    sliced: bool,
-    eager: std::sync::atomic::AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -62,8 +60,6 @@ impl Connection {
             reader: Mutex::new(FrameReader::new()),
             writing: Mutex::new(()),
             reason,
-            sliced,
-            eager: std::sync::atomic::AtomicBool::new(false),
         })
     }
 
@@ -101,16 +97,9 @@ impl Connection {
                 return Err(PyRuntimeError::new_err("another thread is receiving"));
             }
         };
-        let began = Instant::now();
-        let mut looks = self.sliced && self.eager.load(std::sync::atomic::Ordering::Relaxed);
         loop {
             match reader.step(py, &self.socket) {
-                Ok(Step::Frame(frame)) => {
-                    let short = began.elapsed() < Duration::from_micros(600);
-                    self.eager
-                        .store(short, std::sync::atomic::Ordering::Relaxed);
-                    return Ok(Some(frame));
-                }
+                Ok(Step::Frame(frame)) => return Ok(Some(frame)),
                 Ok(Step::End) if self.reason.get().is_none() || self.socket.is_closed() => {
                     return Ok(None);
                 }
@@ -118,11 +107,6 @@ impl Connection {
                 Err(_) if self.socket.is_closed() => return Ok(None),
                 Err(error) => return Err(self.ended(error)),
                 Ok(Step::Starved) => {}
-            }
-            if std::mem::take(&mut looks)
-                && py.detach(|| self.socket.look_readable(Duration::from_micros(300)))?
-            {
-                continue;
             }
             match py.detach(|| self.socket.wait_readable(deadline))? {
                 Waited::Ready => {}

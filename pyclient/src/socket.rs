@@ -97,27 +97,6 @@ impl Socket {
         self.wait(PollFlags::OUT, deadline, false)
     }
 
-    /// Looks for so long whether something can be read, and lets others run meanwhile.
-    pub fn look_readable(&self, duration: Duration) -> io::Result<bool> {
-        let until = Instant::now() + duration;
-        loop {
-            let mut polled = [
-                PollFd::new(&self.stream, PollFlags::IN),
-                PollFd::new(&self.wake, PollFlags::IN),
-            ];
-            match poll(&mut polled, Some(&Timespec::default())) {
-                Ok(0) => {}
-                Ok(_) => return Ok(true),
-                Err(Errno::INTR) => return Ok(false),
-                Err(error) => return Err(error.into()),
-            }
-            if Instant::now() >= until {
-                return Ok(false);
-            }
-            rustix::thread::sched_yield();
-        }
-    }
-
     fn wait(&self, on: PollFlags, deadline: Option<Instant>, wakeable: bool) -> io::Result<Waited> {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         if left == Some(Duration::ZERO) {

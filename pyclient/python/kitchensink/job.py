@@ -10,8 +10,8 @@ from collections.abc import Generator
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import nested
 from . import outcome as outcomes
+from . import waiting
 from .errors import JobCancelled, KitchenSinkError, Late
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class Job(Future):  # type: ignore[type-arg]
         """Waits for the end and decodes. Errors: TimeoutError."""
         if not self.finished:
             deadline = None if timeout is None else time.monotonic() + timeout
-            if self._session is None or not nested.wait(self._session, self, deadline):
+            if self._session is None or not waiting.wait(self._session, self, deadline):
                 raise Late(f"{self.name} ({self.id}) has not ended within {timeout} s")
         self._decode()
         decoding = self.__dict__.get("_decoding")
@@ -289,7 +289,7 @@ class Job(Future):  # type: ignore[type-arg]
         if self._session is not None:
             self._session.watch()
         try:
-            with nested.place_given(self._session if not self.finished else None):
+            with waiting.place_given(self._session if not self.finished else None):
                 await ended.wait()
         except asyncio.CancelledError:
             loop.run_in_executor(None, self.cancel)

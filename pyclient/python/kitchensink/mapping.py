@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, as_completed
 from typing import TYPE_CHECKING, Any
 
-from . import nested, submission
+from . import submission, waiting
 from .bulk import cancel_rest, cancelled_by_interrupt, in_order
 from .errors import Late
 from .job import Job
@@ -130,7 +130,7 @@ def _as_completed(jobs: list[Job], timeout: float | None) -> Iterator[Future[Any
     try:
         ended = as_completed(jobs, timeout)
         while True:
-            with nested.place_given(session):
+            with waiting.place_given(session):
                 job = next(ended, None)
             if job is None:
                 return

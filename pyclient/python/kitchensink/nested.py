@@ -1,123 +1,46 @@
-"""Calls that wait for calls of their own: while one does, its worker's place on the node is another call's.
+"""Things of one kind inside of lists, tuples, dicts and sets: found, and replaced.
 
-Internal. Who takes part: the worker says which call runs (`runs`), whoever waits for jobs waits here (`wait`,
-`place_given`), the node starts another call meanwhile (`Ask::Nested`). What always holds: a wait that is over before
-`GRACE_SECONDS` costs nothing; the node is told by the first thread of the call that waits and by the last that goes on;
-in a process that is no worker, and in one that a worker forked, nothing happens here.
+Internal. Looked at down to `DEPTH_MAX` containers inside each other. Containers are made anew only where something in
+them changes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
-import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any, Callable, TypeVar
 
-from .errors import KitchenSinkError, NestedTooDeep
+T = TypeVar("T")
 
-if TYPE_CHECKING:
-    from .job import Job
-    from .session import Session
-
-GRACE_SECONDS = 0.01
-"""How long a call waits before it gives its place away."""
-ASK_SECONDS = 5.0
-"""How long the node may take to hear of it."""
-PRIORITY_MAX = 2**31 - 1
-"""The highest."""
+DEPTH_MAX = 32
+"""Containers inside containers that are looked into; what is deeper is left alone."""
 
 
-class _Running:
-    """The call that this worker runs."""
-
-    def __init__(self, job: str, priority: int) -> None:
-        self.job = job
-        self.priority = priority
-        self.pid = os.getpid()
-        self._lock = threading.Lock()
-        self._waiting = 0
-        self._given = False
-
-    @contextlib.contextmanager
-    def place_given(self, session: Session) -> Iterator[None]:
-        """Its place is another's inside of this. Errors: NestedTooDeep."""
-        with self._lock:
-            self._waiting += 1
-            try:
-                if self._waiting == 1:
-                    self._given = self._say(session, True)
-            except BaseException:
-                self._waiting -= 1
-                raise
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._waiting -= 1
-                if self._waiting == 0 and self._given:
-                    self._given = False
-                    with contextlib.suppress(KitchenSinkError):
-                        self._say(session, False)
-
-    def _say(self, session: Session, waits: bool) -> bool:
-        """Whether the node heard of it. Only this worker's own node knows the call."""
-        if session.hello.node != os.environ.get("KS_NODE_NAME"):
-            return False
-        try:
-            session.ask({"Nested": {"job": self.job, "waits": waits}}, "Done", ASK_SECONDS)
-        except NestedTooDeep:
-            raise
-        except (KitchenSinkError, TimeoutError):
-            return False
-        return True
+def find(value: Any, kind: type[T], depth: int = 0) -> Iterator[T]:
+    """All of this kind."""
+    if isinstance(value, kind):
+        yield value
+    elif depth < DEPTH_MAX and isinstance(value, dict):
+        for pair in value.items():
+            yield from find(pair, kind, depth)
+    elif depth < DEPTH_MAX and isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            yield from find(item, kind, depth + 1)
 
 
-_running: _Running | None = None
-
-
-def runs(job: str, priority: int) -> None:
-    """This process runs this call from now on."""
-    global _running
-    _running = _Running(job, priority)
-
-
-def runs_nothing() -> None:
-    """It has ended."""
-    global _running
-    _running = None
-
-
-def _current() -> _Running | None:
-    running = _running
-    return running if running is not None and running.pid == os.getpid() else None
-
-
-def priority() -> int | None:
-    """The priority of calls that are made here and name none: they go before those like the one that makes them. None:
-    no call runs here."""
-    running = _current()
-    return None if running is None else min(running.priority + 1, PRIORITY_MAX)
-
-
-def wait(session: Session, job: Job, deadline: float | None) -> bool:
-    """`session.wait(job, deadline)`; the place of the call that waits is given away meanwhile. Errors: NestedTooDeep."""
-    running = _current()
-    if running is None:
-        return session.wait(job, deadline)
-    soon = time.monotonic() + GRACE_SECONDS
-    if session.wait(job, soon if deadline is None else min(soon, deadline)):
-        return True
-    if deadline is not None and time.monotonic() >= deadline:
-        return False
-    with running.place_given(session):
-        return session.wait(job, deadline)
-
-
-def place_given(session: Session | None) -> contextlib.AbstractContextManager[None]:
-    """What waits for jobs in another way than `wait` does so inside of this. Errors: NestedTooDeep."""
-    running = _current()
-    if running is None or session is None:
-        return contextlib.nullcontext()
-    return running.place_given(session)
+def replace(value: Any, kind: type[T], change: Callable[[T], Any], depth: int = 0) -> Any:
+    """The same value with `change(thing)` for each thing of this kind."""
+    if isinstance(value, kind):
+        return change(value)
+    if depth >= DEPTH_MAX:
+        return value
+    if isinstance(value, dict):
+        pairs = [(replace(k, kind, change, depth + 1), replace(v, kind, change, depth + 1)) for k, v in value.items()]
+        same = all(new[0] is old[0] and new[1] is old[1] for new, old in zip(pairs, value.items()))
+        return value if same else type(value)(pairs)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = [replace(item, kind, change, depth + 1) for item in value]
+        if all(new is old for new, old in zip(items, value)):
+            return value
+        make: Any = getattr(type(value), "_make", type(value))
+        return make(items)
+    return value

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any, Callable, Union
 
-from . import decorated, functions, kept, nested, paths, profiled, serialize, texts
+from . import decorated, functions, kept, paths, profiled, serialize, texts, waiting
 from .blobs import BLOB_BYTES
 from .errors import NotSerializable
 from .functions import Serialized
@@ -111,7 +111,7 @@ class Maker:
                 call["texts"] = found_texts
         call.update(options.fields)
         if "priority" not in call:
-            priority = nested.priority()
+            priority = waiting.priority()
             if priority is not None:
                 call["priority"] = priority
         if handles:

@@ -27,7 +27,7 @@ import traceback
 from types import FrameType, TracebackType
 from typing import Any, Callable, NamedTuple
 
-from . import __about__, _native, blobs, kept, nested, own_modules, paths, rpc, serialization, serialize
+from . import __about__, _native, blobs, kept, own_modules, paths, rpc, serialization, serialize, waiting
 from .errors import KitchenSinkError, NotRegistered, NotSerializable, PayloadError
 from .outcome import CAUSES_MAX
 from .protocol import Buffer, pack, place_payload, unpack, variant
@@ -190,11 +190,11 @@ class Worker:
     def _run(self, run: Run, frame: list[bytearray]) -> None:
         self.current, self._interrupted, self._kept = run, False, None
         self._times = times = Times()
-        nested.runs(run.job, run.priority)
+        waiting.runs(run.job, run.priority)
         outcome, segments = self._outcome(run, frame)
         pickled_ns = time.perf_counter_ns()
         self._flush()
-        nested.runs_nothing()
+        waiting.runs_nothing()
         self.current = None
         ended = {"job": run.job, "outcome": outcome, **times.message(pickled_ns), "kept": self._kept}
         self._tell({"Ended": ended}, segments)
