@@ -107,8 +107,11 @@ pub struct Board {
     pub pools: HashMap<String, Pool>,
     /// How many run.
     pub running: usize,
-    /// How many of these wait for calls of their own: so many more may run.
+    /// How many of these wait for calls of their own: so many more may be claimed.
     pub lent: usize,
+    /// How many of those places are open. The calls that are waited for may be in Redis, and others that are here would take the place before
+    /// them: so it opens with the first claim that began after it was lent.
+    open: usize,
     /// The most.
     max_nested: usize,
     /// How long calls take, the later ones counting more; a long one for no longer than `CALL_US_MAX`.
@@ -144,6 +147,7 @@ impl Board {
                 .collect(),
             running: 0,
             lent: 0,
+            open: 0,
             max_nested,
             average_us: CALL_US_MAX,
             durations: Durations::default(),
@@ -168,9 +172,19 @@ impl Board {
         self.runs.len() < self.room() || self.runs.len() * 2 <= self.full()
     }
 
-    /// How many calls may run now.
-    pub fn room(&self) -> usize {
+    /// How many calls may run once what was lent is open.
+    fn room(&self) -> usize {
         self.slots + self.lent
+    }
+
+    /// How many calls may run now.
+    pub fn open_room(&self) -> usize {
+        self.slots + self.open
+    }
+
+    /// A claim has brought what it found; it began when so many places were lent.
+    pub fn claimed(&mut self, lent: usize) {
+        self.open = self.open.max(lent).min(self.lent);
     }
 
     /// How many calls are claimed at most.
@@ -243,7 +257,7 @@ impl Board {
 
     /// The next call that can be given to a worker, and the worker, which is marked.
     pub fn next_start(&mut self) -> Option<(String, Arc<Worker>)> {
-        if self.running >= self.room() {
+        if self.running >= self.open_room() {
             return None;
         }
         for pool in self.pools.values_mut() {
@@ -277,7 +291,7 @@ impl Board {
             self.running -= 1;
         }
         if run.waits {
-            self.lent -= 1;
+            self.give_back();
         }
         self.ended += 1;
         Some(run)
@@ -288,7 +302,7 @@ impl Board {
         let Some(run) = self.runs.get_mut(job) else {
             return Ok(());
         };
-        if run.waits || run.worker.is_none() {
+        if run.waits || run.began.is_none() {
             return Ok(());
         }
         if self.lent >= self.max_nested {
@@ -304,8 +318,13 @@ impl Board {
         if let Some(run) = self.runs.get_mut(job)
             && std::mem::take(&mut run.waits)
         {
-            self.lent -= 1;
+            self.give_back();
         }
+    }
+
+    fn give_back(&mut self) {
+        self.lent -= 1;
+        self.open = self.open.min(self.lent);
     }
 
     /// A worker that was started for a place that was lent, and has not been needed for `patience`: it is not idle any more.
@@ -328,7 +347,7 @@ impl Board {
 
     /// Calls that wait though every slot has been taken for `patience`: claimed ahead in vain, another node may have them.
     pub fn stuck(&mut self, patience: Duration) -> Vec<String> {
-        if self.running < self.room() || self.last_start.elapsed() < patience {
+        if self.running < self.open_room() || self.last_start.elapsed() < patience {
             return Vec::new();
         }
         let waiting: Vec<String> = self
@@ -375,6 +394,120 @@ fn ahead(slots: usize, average_us: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn run(priority: i32) -> Run {
+        let call = serde_json::json!({
+            "job": "", "name": "f", "function": {"Name": "m:f"}, "format": "pickle", "args": {"parts": []}, "mountpoint": null,
+            "priority": priority,
+        });
+        let origin = "0000000000000001".parse().unwrap();
+        let stored = StoredCall {
+            call: serde_json::from_value(call).unwrap(),
+            keeper: origin,
+            why: String::new(),
+            costs: Vec::new(),
+            is_learned: false,
+        };
+        Run {
+            stored: Arc::new(stored),
+            origin,
+            retries: 0,
+            since: Instant::now(),
+            waited_before: Duration::ZERO,
+            life: Life::new(None),
+            worker: None,
+            began: None,
+            grown_to_bytes: 0,
+            brought_bytes: 0,
+            bringing: Duration::ZERO,
+            claiming: Duration::ZERO,
+            waits: false,
+            output: Output::default(),
+            flow: Flow::default(),
+        }
+    }
+
+    #[test]
+    fn places_are_lent_to_a_bound_and_come_back_once() {
+        let mut board = Board::new(1, 2, &[]);
+        for job in ["a", "b", "c", "waits"] {
+            board.enter(job, run(0));
+            board.runs.get_mut(job).unwrap().began = (job != "waits").then(Instant::now);
+        }
+        assert_eq!(
+            (board.lend("waits"), board.lend("unknown")),
+            (Ok(()), Ok(()))
+        );
+        assert_eq!(board.room(), 1);
+        assert_eq!((board.lend("a"), board.lend("a")), (Ok(()), Ok(())));
+        assert_eq!(board.room(), 2);
+        assert_eq!(
+            (board.lend("b"), board.lend("c")),
+            (Ok(()), Err(TooManyNested(2)))
+        );
+        assert_eq!(board.room(), 3);
+        board.take_back("a");
+        board.take_back("a");
+        board.take_back("c");
+        assert_eq!(board.room(), 2);
+        assert_eq!(board.lend("c"), Ok(()));
+        board.remove("b");
+        board.remove("c");
+        assert_eq!((board.room(), board.lent), (1, 0));
+    }
+
+    #[test]
+    fn a_place_that_is_lent_opens_with_the_next_claim() {
+        let mut board = Board::new(1, 2, &[]);
+        for job in ["a", "b"] {
+            board.enter(job, run(0));
+            board.runs.get_mut(job).unwrap().began = Some(Instant::now());
+        }
+        board.lend("a").unwrap();
+        board.claimed(0);
+        assert_eq!((board.open_room(), board.want().of_others), (1, 0));
+        board.claimed(1);
+        board.lend("b").unwrap();
+        assert_eq!((board.room(), board.open_room()), (3, 2));
+        board.take_back("a");
+        board.claimed(2);
+        assert_eq!((board.room(), board.open_room()), (2, 2));
+        board.take_back("b");
+        assert_eq!((board.room(), board.open_room()), (1, 1));
+    }
+
+    #[test]
+    fn calls_of_higher_priority_stand_before_others_that_wait_here() {
+        let mut board = Board::new(1, 2, &[("default".into(), "python3".into())]);
+        for (job, priority) in [
+            ("a", 0),
+            ("b", 0),
+            ("c", 1),
+            ("d", 2),
+            ("e", 1),
+            ("f", 0),
+            ("g", -1),
+        ] {
+            board.enter(job, run(priority));
+            assert!(board.make_ready(job));
+        }
+        let waiting: Vec<_> = board.pools["default"].waiting.iter().cloned().collect();
+        assert_eq!(waiting.concat(), "dceabfg");
+    }
+
+    #[test]
+    fn workers_are_started_for_places_that_are_lent_as_calls_wait() {
+        let mut board = Board::new(1, 2, &[("default".into(), "python3".into())]);
+        let pool = board.pools.get_mut("default").unwrap();
+        assert_eq!(pool.lacking(true, 1, 1), 1);
+        pool.starting = 1;
+        assert_eq!(pool.lacking(true, 1, 3), 0);
+        pool.waiting.push_back("a".into());
+        assert_eq!(
+            (pool.lacking(true, 1, 1), pool.lacking(false, 1, 1)),
+            (0, 0)
+        );
+    }
 
     #[test]
     fn only_short_calls_are_claimed_ahead() {
