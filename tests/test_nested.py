@@ -1,6 +1,7 @@
 """Calls that make calls and wait for them, on nodes that have no worker to spare."""
 
 import pytest
+
 from harness import Cluster
 
 PRELUDE = """
