@@ -188,6 +188,7 @@ class WorkerProcess:
             "mountpoint_from": call.get("mountpoint"),
             "mountpoint_to": self.node.worker_mountpoint,
             "intermediate_results": call.get("intermediate_results", True),
+            "priority": call.get("priority", 0),
             "kept": [
                 {**value, "path": self.node.kept_path(value["id"]), "size": 0, "hash": b""}
                 for value in call.get("kept", [])
@@ -281,6 +282,10 @@ class NodeSession:
         if self.node.mute:
             return
         self.reply(request, {"Pong": {"node": "fake"}})
+
+    def nested(self, request, body, frame):
+        self.node.waits.append((body["job"], body["waits"]))
+        self.reply(request, {"Failed": self.node.refuse_waits} if self.node.refuse_waits else "Done")
 
     def keep(self, request, body, frame):
         for keep, file in body["values"]:
@@ -402,7 +407,8 @@ class FakeNode:
             ledger.write(struct.pack("<2Q", 0, memory_bytes))
         self.calls, self.asked, self.frames = [], [], []
         self.sessions = []
-        self.greeting = self.refuse = None
+        self.waits = []
+        self.greeting = self.refuse = self.refuse_waits = None
         self.mute = False
         self.queue = collections.deque()
         self.ready = threading.Condition()
