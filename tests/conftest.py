@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -9,13 +10,13 @@ from harness import Cluster, live_clusters
 from harness.node import need_running
 
 TRIO_WORKERS = 2
-# Seeds of the reference model: as many as fit in a minute or so, and many.
-SEEDS, SEEDS_LONG = 15, 200
+# Seeds of the reference model.
+SEEDS, SEEDS_LONG = 200, 2000
 
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="the long form of the tests that have one (an hour or more)")
-    parser.addoption("--seeds", type=int, help="how many seeds the reference model runs (200 with --long)")
+    parser.addoption("--seeds", type=int, help="how many seeds the reference model runs (200; 2000 with --long)")
     parser.addoption("--first-seed", type=int, default=1, help="the first of them")
 
 
@@ -67,11 +68,15 @@ def make_cluster():
 
     yield make
     problems = []
-    for cluster in made:
+
+    def close(cluster):
         try:
             cluster.close()
         except Exception as error:
             problems.append(str(error))
+
+    with ThreadPoolExecutor(max(1, len(made))) as pool:
+        list(pool.map(close, made))
     assert not problems, "\n".join(problems)
 
 

@@ -13,7 +13,9 @@ import random
 import selectors
 import shutil
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -24,6 +26,8 @@ ANSWER_TIMEOUT_S = 40
 STEPS = 60
 # Of the steps: so many are a node that is killed, or a link that is cut.
 FAULTS = 2
+# Clusters at the same time.
+AT_ONCE = 4
 NAMES = ["a", "b", "c", "d", "e", "d/a", "d/b", "d/e", "d/e/a", "e/a", "e/b"]
 # What an operation ends with that a fault has stopped.
 STOPPED = {"EIO", "ENOTCONN", "ECONNABORTED", "ESTALE", "ETIMEDOUT", "EINTR", "no answer"}
@@ -212,24 +216,46 @@ def difference(tree, others):
     return "\n".join(lines)
 
 
-@pytest.mark.timeout(600)
+def run_seed(cluster, local, seed):
+    local.mkdir()
+    model = Model(cluster, local, seed)
+    faults = set(model.dice.sample(range(STEPS), FAULTS))
+    try:
+        for step in range(STEPS):
+            if step in faults:
+                model.fault()
+            else:
+                model.step()
+        model.settle([])
+    except BaseException:
+        print(f"\nseed {seed} failed: --seeds 1 --first-seed {seed}\n{model.told()}")
+        raise
+    finally:
+        model.close()
+        cluster[1].exec(["rm", "-rf", model.base])
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.long_timeout(20000)
 def test_random_operations_with_faults_between(make_cluster, tmp_path, seeds):
-    cluster = make_cluster(3).start()
-    for seed in seeds:
-        local = tmp_path / str(seed)
-        local.mkdir()
-        model = Model(cluster, local, seed)
-        faults = set(model.dice.sample(range(STEPS), FAULTS))
-        try:
-            for step in range(STEPS):
-                if step in faults:
-                    model.fault()
-                else:
-                    model.step()
-            model.settle([])
-        except BaseException:
-            print(f"\nseed {seed} failed: --seeds 1 --first-seed {seed}\n{model.told()}")
-            raise
-        finally:
-            model.close()
+    """Mostly waiting, for what is cut off or starts again: so several clusters go through them at once."""
+    clusters = [make_cluster(3).start() for _ in range(min(AT_ONCE, len(seeds)))]
+    waiting = iter(seeds)
+    taking = threading.Lock()
+    has_failed = threading.Event()
+
+    def go_through(cluster):
+        while not has_failed.is_set():
+            with taking:
+                seed = next(waiting, None)
+            if seed is None:
+                return
+            try:
+                run_seed(cluster, tmp_path / str(seed), seed)
+            except BaseException:
+                has_failed.set()
+                raise
+
+    with ThreadPoolExecutor(len(clusters)) as pool:
+        for done in [pool.submit(go_through, cluster) for cluster in clusters]:
+            done.result()

@@ -26,7 +26,7 @@ def test_the_examples_do_what_the_document_says(trio):
         if command.endswith("&"):
             background.append(trio[host].spawn(["bash", "-c", command.removesuffix("&")]))
             continue
-        done = trio[host].exec(["bash", "-c", command], check=False)
+        done = trio[host].exec(["env", f"DATADIR={trio[host].datadir}", "bash", "-c", command], check=False)
         said = done.text + done.error
         assert said.rstrip("\n") == printed.rstrip("\n"), f"SEMANTICS.md:{number}: {done}"
     for process in background:

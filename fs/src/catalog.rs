@@ -512,6 +512,21 @@ impl Catalog {
         .await
     }
 
+    /// Removes a name, if it stands for what was looked at still, unchanged (else ESTALE); a directory only where it is empty
+    /// (ENOTEMPTY). `Some(ino)`: the inode went with it.
+    pub async fn remove_seen(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        seen: &Node_,
+    ) -> Result<Committed<Option<Ino>>, CatalogError> {
+        let label = format!("'{}'", String::from_utf8_lossy(name));
+        self.change(&label, |known, now| {
+            namespace::remove_seen(known, parent, name, (seen.ino, &seen.inode), now)
+        })
+        .await
+    }
+
     /// Removes an empty directory; the value is its inode's number.
     pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<Committed<Ino>, CatalogError> {
         let label = format!("'{}'", String::from_utf8_lossy(name));

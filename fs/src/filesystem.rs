@@ -3,7 +3,7 @@
 //! Who takes part: the catalog (names, attributes, versions), the store and its applier (plain files), the fetcher (contents
 //! from peers), other nodes' file systems (`crate::peer`). The parts: `open_plan` decides how an open is served, `handles` keeps
 //! what is open, `opening` opens (`ahead`: small remote files), `data` reads and writes, `writing` publishes, `names` and `attributes` change the tree,
-//! `remote` serves other nodes' handles, `locking` locks, `location` answers who holds what, `changes` hears of what others changed, `scrub` re-reads what is here.
+//! `behind` takes in what happens in the data directory behind the daemon's back, `remote` serves other nodes' handles, `locking` locks, `location` answers who holds what, `changes` hears of what others changed, `scrub` re-reads what is here.
 //!
 //! What always holds: a file is written at its home and nowhere else; what `flush` acknowledged is in the catalog; every
 //! wait on another node or on the catalog has a deadline.
@@ -14,7 +14,13 @@ use crate::{
     locks::Locks,
     path::TreePath,
     record::*,
-    store::{Store, apply::Applier, hasher::Hasher, source::StoreSource},
+    store::{
+        Store,
+        apply::Applier,
+        hasher::Hasher,
+        source::StoreSource,
+        watch::{Listener, Watches},
+    },
     usage::Usage,
 };
 use ks_transport::{
@@ -34,6 +40,7 @@ use tokio::sync::Semaphore;
 
 mod ahead;
 mod attributes;
+mod behind;
 mod changes;
 mod checking;
 pub(crate) mod copies;
@@ -179,6 +186,12 @@ pub struct FileSystem {
     scrubbed: Mutex<Option<crate::copies::scrub::Progress>>,
     /// Ends the scrub with the file system.
     scrub: Mutex<Option<scrub::Guard>>,
+    /// What is being made, and may not stand in the data directory yet.
+    making: behind::Making,
+    /// Hears of what happens in the data directory; `None`: the system does not tell.
+    watches: Option<Arc<Watches>>,
+    /// Ends the hearing with the file system.
+    listener: Mutex<Option<Listener>>,
 }
 
 /// What `statfs` tells, bytes.
@@ -240,8 +253,11 @@ impl FileSystem {
         if is_behind {
             recovered::tell(&store, &catalog, &hasher).await?;
         }
-        let report =
-            crate::store::scan::scan(&store, &catalog, &hasher, &options.node_name).await?;
+        let (watches, listener) = behind::listen(&store);
+        let name = &options.node_name;
+        let scanned =
+            crate::store::scan::scan(&store, &catalog, &hasher, name, watches.as_ref()).await;
+        let report = scanned?;
         if is_behind {
             catalog.has_caught_up().await?;
         }
@@ -287,8 +303,12 @@ impl FileSystem {
             md5_turn: Default::default(),
             scrubbed: Mutex::default(),
             scrub: Mutex::default(),
+            making: Default::default(),
+            watches,
+            listener: Mutex::new(listener),
         });
         events.attach(&file_system);
+        behind::spawn(&file_system);
         eviction::spawn(&file_system);
         replicas::spawn(&file_system);
         recovered::spawn(&file_system);
@@ -414,6 +434,7 @@ impl FileSystem {
     /// Stops in order: publishes what is open for writing, saves partial maps, tells the catalog.
     pub async fn stop(&self) {
         drop(self.scrub.lock().unwrap().take());
+        drop(self.listener.lock().unwrap().take());
         for writing in self.table.all_writing() {
             if let Err(error) = self.publish(&writing).await {
                 tracing::warn!(ino = writing.ino, %error, "not published at the end; the next start finds it");

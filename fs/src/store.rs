@@ -36,6 +36,7 @@ mod testing;
 pub mod trees;
 pub mod troubles;
 mod walk;
+pub mod watch;
 
 use crate::catalog::EventId;
 use crate::error::FsError;
@@ -265,6 +266,16 @@ impl Store {
         })
     }
 
+    /// Whether owners can be set: the daemon runs as root.
+    pub(crate) fn sets_owners(&self) -> bool {
+        self.is_superuser
+    }
+
+    /// Whether the data directory stands where it stood: not moved away, nor being removed as a whole.
+    pub(crate) fn is_in_place(&self) -> bool {
+        std::fs::symlink_metadata(self.state_dir().join("node")).is_ok()
+    }
+
     /// `NoSpace` when `bytes` more of fetched data would use what is to stay free. One system call: cheap enough to ask before each window.
     pub fn ensure_room(&self, bytes: u64) -> Result<(), StoreError> {
         let space = self.space().map_err(io_at(&self.datadir))?;
@@ -328,6 +339,18 @@ impl Store {
     fn meta_lock(&self, ino: Ino) -> MutexGuard<'_, ()> {
         lock(&self.meta_locks[(ino % META_LOCKS as u64) as usize])
     }
+}
+
+/// Everything in the data directory, each directory watched before it is listed.
+pub(crate) fn walk_found(
+    store: &Arc<Store>,
+    watches: &Arc<watch::Watches>,
+) -> impl Iterator<Item = crate::path::TreePath> {
+    let walker = walk::Walker::watched(Arc::clone(store), crate::path::TreePath::root(), watches);
+    walker.filter_map(|found| match found {
+        walk::Found::Entry { path, .. } => Some(path),
+        walk::Found::Unreadable { .. } => None,
+    })
 }
 
 /// Names the file that an operation failed on.

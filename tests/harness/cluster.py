@@ -63,9 +63,11 @@ class Cluster:
         problems: list = []
         try:
             # The first node has Redis: it ends last.
-            for node in reversed(self.nodes):
-                if node.pid:
-                    self.stop_node(node, problems)
+            first, *others = self.nodes
+            for together in (others, [first]):
+                running = [node for node in together if node.pid]
+                with ThreadPoolExecutor(max(1, len(running))) as pool:
+                    list(pool.map(lambda node: self.stop_node(node, problems), running))
         finally:
             live_clusters.remove(self)
             self.hosts.down()

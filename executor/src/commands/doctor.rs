@@ -306,6 +306,21 @@ fn socket_mode(socket: &Path) -> Option<Finding> {
     })
 }
 
+/// Whether the node hears of what happens in its data directory.
+fn watching(status: &serde_json::Value) -> Option<Finding> {
+    let is_watched = status.get("watched")?.as_bool()?;
+    Some(if is_watched {
+        Finding::ok(
+            "data directory",
+            "watched: what is put there is in the tree moments later",
+        )
+    } else {
+        let found = "not all of its directories are watched: what is put there is found by a scan now and then";
+        let cure = "more watches, then mount again: sysctl fs.inotify.max_user_watches=1048576 (and fs.inotify.max_user_instances=1024)";
+        Finding::warning("data directory", found, cure)
+    })
+}
+
 /// Files that need a person, on any node.
 fn troubles(status: &serde_json::Value) -> Vec<Finding> {
     let listed = |name: &str| {
@@ -384,6 +399,7 @@ async fn look_at_node(mountpoint: &Path) -> anyhow::Result<Vec<Finding>> {
             "start it again, or the node that carries it; local files stay readable meanwhile";
         Finding::failed("redis", "not connected", cure)
     });
+    findings.extend(watching(&status));
     findings.extend(troubles(&status));
     match node.ask(Ask::Records).await {
         Ok(Answer::Status(records)) => findings.extend(records_found(&records)),

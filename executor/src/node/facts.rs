@@ -53,6 +53,7 @@ impl Node {
             "redis": {"connected": self.catalog.redis().is_connected(), "private": self.redis.is_some()},
             "nodes": nodes.unwrap_or_else(|error| json!({"error": error.to_string()})),
             "files": self.fs.counters(),
+            "watched": self.fs.is_watched(),
             "conflicts": listed(&troubles, mountpoint, |troubles| &troubles.conflicts),
             "damaged": listed(&troubles, mountpoint, |troubles| &troubles.damaged),
             "thrown_away": listed(&troubles, Path::new(""), |troubles| &troubles.thrown_away),

@@ -434,6 +434,32 @@ pub fn unlink(
     })
 }
 
+/// Removes the name `name` of what was looked at: `seen` as it was then, or nothing is changed (ESTALE). A directory must be empty. The
+/// value: the inode, where it went with the name.
+pub fn remove_seen(
+    known: &Known,
+    parent: Ino,
+    name: &[u8],
+    (ino, seen): (Ino, &Inode),
+    now: Time,
+) -> Result<Plan<Option<Ino>>, Stop> {
+    let entry = known.entry(parent, name)?;
+    if entry.is_none_or(|entry| entry.ino != ino) {
+        return Err(Stop::Posix(libc::ESTALE));
+    }
+    if seen.kind == Kind::Directory {
+        let plan = rmdir(known, parent, name, now)?;
+        return Ok(Plan {
+            transaction: plan.transaction,
+            value: Some(plan.value),
+        });
+    }
+    if *known.inode(ino, libc::ESTALE)?.inode != *seen {
+        return Err(Stop::Posix(libc::ESTALE));
+    }
+    unlink(known, parent, name, now)
+}
+
 /// Takes an empty directory out of the tree.
 fn drop_directory(change: &mut Transaction, ino: Ino) {
     change.require(

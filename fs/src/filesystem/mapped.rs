@@ -32,6 +32,13 @@ pub(super) struct Mapped {
     files: Mutex<HashSet<Ino>>,
 }
 
+impl Mapped {
+    /// Whether it may be written to, though nobody has it open.
+    pub(super) fn has(&self, ino: Ino) -> bool {
+        self.files.lock().unwrap().contains(&ino)
+    }
+}
+
 impl FileSystem {
     /// A file's last writer, which could map it, is gone: if it is mapped still, it is kept in sight, and counts as being written.
     pub(super) async fn watch_mapping(self: &Arc<Self>, ino: Ino) {
@@ -90,8 +97,14 @@ impl FileSystem {
         !self.mapped.files.lock().unwrap().is_empty()
     }
 
-    /// Whatever size and mtime say: pages that were dirty already change without a new mtime.
     async fn publish_unmapped(&self, ino: Ino) -> Result<(), FsError> {
+        let published = self.publish_changed(ino).await;
+        self.tell(Change::Attributes(ino));
+        published
+    }
+
+    /// Publishes what stands in a plain file here, whatever size and mtime say: pages that were dirty already change without a new mtime.
+    pub(super) async fn publish_changed(&self, ino: Ino) -> Result<(), FsError> {
         let want = Want {
             write: true,
             ..Want::READ
@@ -103,7 +116,6 @@ impl FileSystem {
         writing.touch();
         let published = self.publish(&writing).await;
         self.release_writer(ino, &writing).await;
-        self.tell(Change::Attributes(ino));
         published
     }
 }

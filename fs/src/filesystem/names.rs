@@ -86,6 +86,7 @@ impl FileSystem {
         inode.rdev = rdev;
         inode.size = target.len() as u64;
         inode.target = target.to_vec();
+        let _making = self.making.begin(parent);
         let entered = self.enter(parent, name, inode).await?;
         self.make_plain(parent, name, &entered).await;
         Ok(entered.value)
@@ -124,6 +125,7 @@ impl FileSystem {
             ));
         }
         let inode = self.new_inode(parent, name, Kind::File, mode, who).await?;
+        let _making = self.making.begin(parent);
         let committed = self.enter(parent, name, inode).await?;
         let node = committed.value;
         let create = |path: &TreePath| match is_written {

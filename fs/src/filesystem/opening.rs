@@ -141,6 +141,7 @@ impl FileSystem {
         who: Caller,
     ) -> Result<(Node_, Opened), FsError> {
         let want = Want::of(flags);
+        let _making = self.making.begin(parent);
         match self.create_file(parent, name, mode, who, true).await {
             Ok((node, file)) => {
                 let opened = self.open_created(node.clone(), file, want, who).await?;

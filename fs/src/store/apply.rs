@@ -207,6 +207,13 @@ impl Applier {
         self.at_path(ino, act).await
     }
 
+    /// While it is held no event is applied: what stands in the data directory under a name of the tree stays there, as far as this
+    /// node's own doing goes. For moments.
+    pub async fn hold(&self) -> Result<impl Drop + '_, StoreError> {
+        let order = tokio::time::timeout(OWN_WAIT, self.shared.order.lock()).await;
+        order.map_err(|_| self.shared.behind(self.position(), OWN_WAIT))
+    }
+
     /// Does `act` if everything up to `position` is applied and nothing after it; nothing is applied meanwhile.
     async fn while_at<T>(
         &self,

@@ -22,7 +22,7 @@ pub const ATTRIBUTE: &str = "user.ks";
 /// First byte of the attribute: the format's version.
 const FORMAT: u8 = 1;
 /// No attribute of ours is longer.
-const ATTRIBUTE_BYTES_MAX: usize = 512;
+pub(crate) const ATTRIBUTE_BYTES_MAX: usize = 512;
 
 /// The attribute's whole content.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,8 @@
 //! - A file is marked (`user.ks`) as it was when it was looked at, so that a change meanwhile is seen the next time.
 //!
 //! Moved behind our back: a file whose `user.ks` names an inode that the catalog has elsewhere, where it does not stand any more,
-//! is renamed in the catalog when this node is its home, and put back when it is a copy.
+//! is renamed in the catalog when this node is its home (over another file whose home it is, if that stood there), and put back when it
+//! is a copy.
 //!
 //! The other's hash is not known yet: files of the same size wait for it, the scan for [`compare::SETTLE_WAIT`], then a task in the
 //! background for [`compare::SETTLE_LONGEST`]; meanwhile they stand untouched and are no copies. What is undecided then is a conflict.
@@ -18,16 +19,21 @@ mod act;
 mod compare;
 mod decide;
 mod entry;
+pub(crate) mod live;
+pub(crate) mod look;
 mod retell;
 
 use super::walk::Walker;
+use super::watch::Watches;
 use super::{Store, StoreError, hasher::Hasher};
 use crate::catalog::{Catalog, CatalogError, Node_};
 use crate::path::TreePath;
 use crate::record::*;
+pub use live::{Live, take_paths};
 pub use retell::{RetoldReport, retell};
 
 use compare::Pending;
+use decide::Way;
 use entry::Entry;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -65,13 +71,14 @@ pub struct ScanReport {
     pub undecided: u64,
 }
 
-/// Walks the data directory (not `.ks`), in batches. Known and unchanged (by `user.ks`): the holding is told again. Changed behind our back: published as a new version when this node is
+/// Walks the data directory (not `.ks`), in batches; `watches` is told of each directory before it is listed. Known and unchanged (by `user.ks`): the holding is told again. Changed behind our back: published as a new version when this node is
 /// the home, else kept as a conflict. New: entered, home here. Same path on another node: same size and hash, one file with two copies; other content: renamed to `NAME.conflict-<node name>` here. Nothing is overwritten or removed.
 pub async fn scan(
     store: &Arc<Store>,
     catalog: &Catalog,
     hasher: &Hasher,
     node_name: &str,
+    watches: Option<&Arc<Watches>>,
 ) -> Result<ScanReport, StoreError> {
     store.set_node_name(node_name);
     let mut scan = Scan {
@@ -82,6 +89,8 @@ pub async fn scan(
         pending: Vec::new(),
         aside: Vec::new(),
         telling: JoinSet::new(),
+        watches,
+        live: None,
     };
     let mut starts = vec![TreePath::root()];
     while let Some(start) = starts.pop() {
@@ -126,13 +135,17 @@ struct Scan<'s> {
     aside: Vec<TreePath>,
     /// What is being told to the catalog.
     telling: JoinSet<Result<(), CatalogError>>,
+    /// Told of each directory before it is listed.
+    watches: Option<&'s Arc<Watches>>,
+    /// The node runs: single paths are taken in.
+    live: Option<&'s dyn Live>,
 }
 
 /// What the catalog says of a found file that carries a meta.
 enum Known {
     Here(Node_),
-    /// At another path; with whether the path where it was found is free.
-    Elsewhere(Node_, bool),
+    /// At another path; with what the catalog has where it was found.
+    Elsewhere(Node_, Way),
     Unknown,
 }
 
@@ -140,7 +153,9 @@ impl Scan<'_> {
     async fn walk(&mut self, start: TreePath) -> Result<(), StoreError> {
         let (send, mut batches) = mpsc::channel::<Batch>(BATCHES_AHEAD);
         let store = Arc::clone(self.store);
-        let walking = tokio::task::spawn_blocking(move || read_all(&store, start, &send));
+        let watches = self.watches.cloned();
+        let walking =
+            tokio::task::spawn_blocking(move || read_all(&store, start, watches.as_ref(), &send));
         // Directories that have been renamed under the walk: what it still says of them is out of date.
         let mut stale: Vec<TreePath> = Vec::new();
         while let Some(batch) = batches.recv().await {
@@ -206,7 +221,9 @@ impl Scan<'_> {
                     Some(node) if node.ino == ino => Known::Here(node),
                     here => match catalog.node(ino).await? {
                         Some(node) if node.inode.kind == Kind::File => {
-                            Known::Elsewhere(node, here.is_none())
+                            let me = catalog.me();
+                            let here = here.as_ref().map(|here| &*here.inode);
+                            Known::Elsewhere(node, decide::way(here, me))
                         }
                         _ => Known::Unknown,
                     },
@@ -235,7 +252,7 @@ impl Scan<'_> {
         };
         match known {
             Known::Here(node) => self.take_known(entry, &meta, node).await,
-            Known::Elsewhere(node, is_free) => self.take_moved(entry, &meta, node, is_free).await,
+            Known::Elsewhere(node, way) => self.take_moved(entry, &meta, node, way).await,
             Known::Unknown => Ok(Some(entry)),
         }
     }
@@ -269,9 +286,18 @@ impl Scan<'_> {
 }
 
 /// The walk's thread: reads and sends batches until there is nothing more, or nobody takes them.
-fn read_all(store: &Arc<Store>, start: TreePath, send: &mpsc::Sender<Batch>) {
+fn read_all(
+    store: &Arc<Store>,
+    start: TreePath,
+    watches: Option<&Arc<Watches>>,
+    send: &mpsc::Sender<Batch>,
+) {
     let mut batch = Batch::with_capacity(BATCH_MAX);
-    for found in Walker::new(Arc::clone(store), start) {
+    let walker = match watches {
+        Some(watches) => Walker::watched(Arc::clone(store), start, watches),
+        None => Walker::new(Arc::clone(store), start),
+    };
+    for found in walker {
         match Entry::read(store, found) {
             Ok(Some(entry)) => batch.push(Ok(entry)),
             Ok(None) => {}

@@ -49,7 +49,7 @@ impl Node {
     }
 
     async fn scan(&self) -> ScanReport {
-        let scan = scan(&self.store, &self.catalog, &self.hasher, self.name);
+        let scan = scan(&self.store, &self.catalog, &self.hasher, self.name, None);
         tokio::time::timeout(Duration::from_secs(60), scan)
             .await
             .expect("a scan ends")

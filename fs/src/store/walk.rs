@@ -4,6 +4,7 @@
 //! of directories still to be entered); `.ks` and other file systems mounted inside are not entered, symlinks not followed. What
 //! appears or goes meanwhile may be seen or not. A directory comes before what is in it.
 use super::Store;
+use super::watch::Watches;
 use crate::path::{STATE_DIR, TreePath};
 use crate::record::Kind;
 use rustix::fs::{AtFlags, Dir, FileType, Stat};
@@ -29,6 +30,8 @@ pub(super) enum Found {
 
 pub(super) struct Walker {
     store: Arc<Store>,
+    /// Directories are watched before they are listed.
+    watches: Option<Arc<Watches>>,
     open: Vec<(TreePath, Dir)>,
     waiting: Vec<TreePath>,
 }
@@ -38,17 +41,27 @@ impl Walker {
     pub(super) fn new(store: Arc<Store>, start: TreePath) -> Self {
         Self {
             store,
+            watches: None,
             open: Vec::new(),
             waiting: vec![start],
         }
     }
 
+    /// As `new`; each directory, also `start`, is watched from before it is listed.
+    pub(super) fn watched(store: Arc<Store>, start: TreePath, watches: &Arc<Watches>) -> Self {
+        Self {
+            watches: Some(Arc::clone(watches)),
+            ..Self::new(store, start)
+        }
+    }
+
     fn enter(&mut self, path: TreePath) -> Option<Found> {
-        let opened = self
-            .store
-            .root
-            .open_directory(&path)
-            .and_then(|directory| Ok(Dir::new(directory)?));
+        let opened = self.store.root.open_directory(&path).and_then(|directory| {
+            if let Some(watches) = &self.watches {
+                watches.add(&path, &directory);
+            }
+            Ok(Dir::new(directory)?)
+        });
         match opened {
             Ok(directory) => {
                 self.open.push((path, directory));

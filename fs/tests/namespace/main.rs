@@ -119,6 +119,42 @@ fn on_model(model: &mut Model, step: &Step) -> Result<(), i32> {
     }
 }
 
+proptest! {
+    /// What was looked at is removed where it is as it was; else nothing is changed, and ESTALE says so.
+    #[test]
+    fn only_what_was_seen_is_removed(steps in steps(40), d in 0..8usize, n in 0..6u8, other_ino: bool, other_time: bool) {
+        let (mut store, mut model) = (tree(), Model::default());
+        for step in &steps {
+            if on_store(&mut store, &model, step).is_ok() {
+                on_model(&mut model, step).unwrap();
+            }
+        }
+        let parent = ino(model.directory(d));
+        let Some(bytes) = store.field(&Place::Directory(parent), &name(n)).cloned() else {
+            return Ok(());
+        };
+        let entry = Entry::from_bytes(&bytes).unwrap();
+        let mut seen: Inode = decode(&store.strings[&Place::Inode(entry.ino)]).unwrap();
+        let is_directory = seen.kind == Kind::Directory;
+        seen.ctime += Time::from(other_time);
+        let seen_ino = entry.ino + Ino::from(other_ino) * 1000;
+        let before = shape(&store);
+        let removed = store.change(|known| {
+            namespace::remove_seen(known, parent, &name(n), (seen_ino, &seen), NOW)
+        });
+        match removed {
+            Err(libc::ESTALE) => prop_assert!(other_ino || other_time && !is_directory),
+            Err(errno) => prop_assert!(is_directory && errno == libc::ENOTEMPTY),
+            Ok(_) => {
+                prop_assert!(!other_ino && (is_directory || !other_time));
+                prop_assert!(store.field(&Place::Directory(parent), &name(n)).is_none());
+                return Ok(());
+            }
+        }
+        prop_assert_eq!(shape(&store), before);
+    }
+}
+
 /// What can be reached in the store, by path; checks that nothing else is left.
 fn shape(store: &Store) -> Shape {
     let mut shape = Shape::new();

@@ -1,6 +1,6 @@
 //! Doing what was decided: entering, publishing, marking, setting aside.
 use super::compare::Pending;
-use super::decide::{self, Local, Moved, There, Verdict};
+use super::decide::{self, Local, Moved, There, Verdict, Way};
 use super::entry::Entry;
 use super::{LISTED_MAX, PENDING_MAX, QUESTIONS_MAX, Scan};
 use crate::catalog::{Adopted, CatalogError, Node_, Publication};
@@ -69,6 +69,8 @@ impl Scan<'_> {
         }
         match verdict {
             Verdict::Same => Ok(None),
+            // Somebody has just put it there: what it holds is not taken for granted.
+            Verdict::Mark if self.live.is_some() => self.publish(entry, &node).await,
             Verdict::Mark => {
                 self.mark(&entry, &entry.meta_as(node.ino, &node.inode))?;
                 Ok(None)
@@ -126,7 +128,7 @@ impl Scan<'_> {
         entry: Entry,
         meta: &LocalMeta,
         node: Node_,
-        is_free: bool,
+        way: Way,
     ) -> Result<Option<Entry>, StoreError> {
         let Some(there) = self.catalog.path_of(node.ino).await? else {
             return Ok(Some(entry));
@@ -145,10 +147,14 @@ impl Scan<'_> {
             _ => There::NotIt,
         };
         let me = self.store.node_id();
-        match decide::elsewhere(local, meta, &node.inode, what, is_free, me) {
+        match decide::elsewhere(local, meta, &node.inode, what, way, me) {
             Moved::New => Ok(Some(entry)),
             Moved::Link => self.link(entry, node.ino).await,
-            Moved::Rename => self.rename(entry, meta, node, &there).await,
+            Moved::Rename => {
+                self.rename(entry, meta, node, &there, libc::RENAME_NOREPLACE)
+                    .await
+            }
+            Moved::Replace => self.rename(entry, meta, node, &there, 0).await,
             Moved::MoveBack => self.move_back(entry, meta, node, &there).await,
         }
     }
@@ -179,6 +185,7 @@ impl Scan<'_> {
         meta: &LocalMeta,
         node: Node_,
         there: &TreePath,
+        flags: u32,
     ) -> Result<Option<Entry>, StoreError> {
         let (from, to) = (
             self.parent_of(there).await?,
@@ -187,9 +194,7 @@ impl Scan<'_> {
         let (Some((from, old)), Some((to, new))) = (from, to) else {
             return Ok(Some(entry));
         };
-        let renamed = self
-            .catalog
-            .rename(from, old, to, new, libc::RENAME_NOREPLACE);
+        let renamed = self.catalog.rename(from, old, to, new, flags);
         match renamed.await {
             Ok(_) => self.take_known(entry, meta, node).await,
             Err(CatalogError::Posix(_)) => Ok(Some(entry)),
@@ -233,6 +238,10 @@ impl Scan<'_> {
         entry: Entry,
         node: &Node_,
     ) -> Result<Option<(TreePath, Entry)>, StoreError> {
+        if let Some(live) = self.live {
+            self.publish_live(live, entry, node).await?;
+            return Ok(None);
+        }
         let publication = Publication {
             size: entry.inode.size,
             mtime: entry.inode.mtime,

@@ -172,6 +172,8 @@ async fn settle_tick(
         pending: Vec::new(),
         aside: Vec::new(),
         telling: JoinSet::new(),
+        watches: None,
+        live: None,
     };
     let undecided = scan.settle(pending, LOOK_SELDOM).await?;
     if !is_last {

@@ -66,6 +66,8 @@ pub(super) enum Moved {
     Link,
     /// It was moved behind our back, and this node is its home: renamed in the catalog.
     Rename,
+    /// As `Rename`, over a file whose home this node is too, and that stood there.
+    Replace,
     /// A copy of another node's file: back to where the tree has it.
     MoveBack,
     /// A file of its own.
@@ -83,18 +85,39 @@ pub(super) enum There {
     NotIt,
 }
 
-/// `is_free`: the catalog has nothing at the path where it was found.
+/// What the catalog has at the path where a file was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Nothing.
+    Free,
+    /// A file whose home is this node: its plain file stood there.
+    Ours,
+    /// Something else.
+    Theirs,
+}
+
+/// See [`Way`].
+pub(super) fn way(there: Option<&Inode>, me: NodeId) -> Way {
+    match there {
+        None => Way::Free,
+        Some(inode) if inode.kind == Kind::File && inode.home == me => Way::Ours,
+        Some(_) => Way::Theirs,
+    }
+}
+
+/// `way`: what the catalog has where it was found.
 pub(super) fn elsewhere(
     local: Local<'_>,
     meta: &LocalMeta,
     record: &Inode,
     there: There,
-    is_free: bool,
+    way: Way,
     me: NodeId,
 ) -> Moved {
     match there {
-        There::SameFile if is_free => Moved::Link,
-        There::NotIt if is_free && record.home == me => Moved::Rename,
+        There::SameFile if way == Way::Free => Moved::Link,
+        There::NotIt if way == Way::Free && record.home == me => Moved::Rename,
+        There::NotIt if way == Way::Ours && record.home == me => Moved::Replace,
         There::NotIt if local.is_untouched && meta.version == record.version => Moved::MoveBack,
         _ => Moved::New,
     }
@@ -268,13 +291,16 @@ mod tests {
             inode(Kind::File, 1, 1, 1, OTHER),
         );
         let meta = meta(1, 1, 1);
-        let case =
-            |local, record, there, is_free| elsewhere(local, &meta, record, there, is_free, ME);
-        assert_eq!(case(clean, &mine, There::SameFile, true), Moved::Link);
-        assert_eq!(case(dirty, &mine, There::NotIt, true), Moved::Rename);
-        assert_eq!(case(clean, &mine, There::SameInode, true), Moved::New);
-        assert_eq!(case(clean, &theirs, There::NotIt, true), Moved::MoveBack);
-        assert_eq!(case(dirty, &theirs, There::NotIt, true), Moved::New);
-        assert_eq!(case(clean, &theirs, There::SameInode, false), Moved::New);
+        let case = |local, record, there, way| elsewhere(local, &meta, record, there, way, ME);
+        let (free, ours, others) = (Way::Free, Way::Ours, Way::Theirs);
+        assert_eq!(case(clean, &mine, There::SameFile, free), Moved::Link);
+        assert_eq!(case(dirty, &mine, There::NotIt, free), Moved::Rename);
+        assert_eq!(case(dirty, &mine, There::NotIt, ours), Moved::Replace);
+        assert_eq!(case(clean, &mine, There::NotIt, others), Moved::MoveBack);
+        assert_eq!(case(clean, &mine, There::SameInode, free), Moved::New);
+        assert_eq!(case(clean, &theirs, There::NotIt, free), Moved::MoveBack);
+        assert_eq!(case(clean, &theirs, There::NotIt, ours), Moved::MoveBack);
+        assert_eq!(case(dirty, &theirs, There::NotIt, free), Moved::New);
+        assert_eq!(case(clean, &theirs, There::SameInode, others), Moved::New);
     }
 }

@@ -44,12 +44,15 @@ pub async fn retell(
             pending: Vec::new(),
             aside: Vec::new(),
             telling: JoinSet::new(),
+            watches: None,
+            live: None,
         },
         report: RetoldReport::default(),
     };
     let (send, mut batches) = mpsc::channel::<Batch>(BATCHES_AHEAD);
     let walked = Arc::clone(store);
-    let walking = tokio::task::spawn_blocking(move || read_all(&walked, TreePath::root(), &send));
+    let walking =
+        tokio::task::spawn_blocking(move || read_all(&walked, TreePath::root(), None, &send));
     while let Some(batch) = batches.recv().await {
         retelling.take_batch(batch).await?;
     }

@@ -1,0 +1,225 @@
+//! What happens in the data directory behind the daemon's back: `rsync`, `cp`, `mv` and `rm` there are in the tree moments later.
+//!
+//! Who takes part: `store::watch` hears and says what is due, `scan::look` compares, `scan::live` takes in what is there, `taking` here does
+//! the rest: what was removed, moved with all below it, or given other attributes.
+//!
+//! Always:
+//! - Own changes are told from others' by what they left, not by who made them: what agrees with the tree is nothing.
+//! - Nothing is removed from the tree but what an event said was removed from here, that stood here by the tree's word (files: this node is
+//!   their home), that is missing at two looks with nothing between, with all events applied, with nothing being made in its directory, and that the tree
+//!   has unchanged at the very step that removes it. What was missing when the daemon came stays in the tree.
+//! - While the catalog does not answer, or was rebuilt and has not heard of this node's part, everything waits.
+//! - At rest nothing wakes up, but for the scan that mends what was missed ([`MEND_EVERY`]; more often where not all can be watched).
+mod taking;
+
+use super::FileSystem;
+use crate::error::FsError;
+use crate::path::TreePath;
+use crate::record::Ino;
+use crate::store::scan::{Live, look};
+use crate::store::watch::due::{Hint, Look, Task};
+use crate::store::watch::{Listener, Watches};
+use crate::store::{Store, walk_found};
+use ks_transport::BoxFuture;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// Paths that are looked at in one go.
+const ROUND_MAX: usize = 500;
+/// Between two scans that mend what no event told of.
+const MEND_EVERY: Duration = Duration::from_secs(3_600);
+/// The same, where not all directories can be watched.
+const MEND_OFTEN: Duration = Duration::from_secs(30);
+/// A scan takes at most this part of the time.
+const MEND_PART: u32 = 50;
+/// After events were lost.
+const MEND_SOON: Duration = Duration::from_secs(1);
+/// Paths that a mending walk may be ahead.
+const WALK_AHEAD: usize = 1_000;
+
+/// Directories in which something is being made: it is in the tree, and may not stand in the data directory yet.
+#[derive(Default)]
+pub(super) struct Making {
+    parents: Mutex<HashMap<Ino, usize>>,
+}
+
+/// Something is being made until this is dropped.
+pub(super) struct MakingOne<'m> {
+    making: &'m Making,
+    parent: Ino,
+}
+
+impl Making {
+    pub(super) fn begin(&self, parent: Ino) -> MakingOne<'_> {
+        *self.parents.lock().unwrap().entry(parent).or_default() += 1;
+        MakingOne {
+            making: self,
+            parent,
+        }
+    }
+
+    fn is_under_way(&self, parent: Ino) -> bool {
+        self.parents.lock().unwrap().contains_key(&parent)
+    }
+}
+
+impl Drop for MakingOne<'_> {
+    fn drop(&mut self) {
+        let mut parents = self.making.parents.lock().unwrap();
+        if let Some(count) = parents.get_mut(&self.parent) {
+            *count -= 1;
+            if *count == 0 {
+                parents.remove(&self.parent);
+            }
+        }
+    }
+}
+
+/// Begins to listen, before the first scan.
+pub(super) fn listen(store: &Arc<Store>) -> (Option<Arc<Watches>>, Option<Listener>) {
+    let begun = Watches::new().and_then(|watches| {
+        let watches = Arc::new(watches);
+        let listener = Listener::start(store, &watches)?;
+        Ok((watches, listener))
+    });
+    match begun {
+        Ok((watches, listener)) => (Some(watches), Some(listener)),
+        Err(error) => {
+            tracing::warn!(%error, "the data directory cannot be watched (inotify; fs.inotify.max_user_instances may be too low): what is changed there behind the daemon's back is found at the next start");
+            (None, None)
+        }
+    }
+}
+
+/// Runs until the file system is gone.
+pub(super) fn spawn(file_system: &Arc<FileSystem>) {
+    let Some(watches) = file_system.watches.clone() else {
+        return;
+    };
+    watches.has_started();
+    tokio::spawn(run(Arc::downgrade(file_system), watches));
+}
+
+async fn run(file_system: Weak<FileSystem>, watches: Arc<Watches>) {
+    let mut mend_at = Instant::now() + pause(&watches, Duration::ZERO);
+    loop {
+        if file_system.strong_count() == 0 {
+            return;
+        }
+        let next_ms = watches.due().next_ms();
+        let due_in = next_ms.map(|at| Duration::from_millis(at.saturating_sub(watches.now_ms())));
+        let due_at = due_in.map_or(mend_at, |wait| mend_at.min(Instant::now() + wait));
+        tokio::select! {
+            () = watches.news() => {}
+            () = tokio::time::sleep_until(due_at) => {}
+        }
+        let Some(file_system) = file_system.upgrade() else {
+            return;
+        };
+        file_system.look_at_due(&watches).await;
+        let now = Instant::now();
+        if watches.due().has_overflowed() {
+            tracing::info!(
+                "more happened in the data directory than could be followed: it is scanned"
+            );
+            mend_at = mend_at.min(now + MEND_SOON);
+        }
+        if now >= mend_at {
+            file_system.mend(&watches).await;
+            mend_at = Instant::now() + pause(&watches, now.elapsed());
+        }
+    }
+}
+
+/// Until the next mending, after one that took `took`.
+fn pause(watches: &Watches, took: Duration) -> Duration {
+    let least = match watches.is_exhausted() {
+        true => MEND_OFTEN,
+        false => MEND_EVERY,
+    };
+    least.max(took * MEND_PART)
+}
+
+impl Live for FileSystem {
+    fn is_written(&self, ino: Ino) -> bool {
+        self.table.is_written(ino) || self.mapped.has(ino)
+    }
+
+    fn publish(&self, ino: Ino) -> BoxFuture<'_, Result<(), FsError>> {
+        Box::pin(async move {
+            self.publish_changed(ino).await?;
+            self.tell_contents(ino);
+            Ok(())
+        })
+    }
+}
+
+impl FileSystem {
+    /// Whether changes behind the daemon's back are heard of everywhere in the data directory.
+    pub fn is_watched(&self) -> bool {
+        let watches = self.watches.as_ref();
+        watches.is_some_and(|watches| !watches.is_exhausted())
+    }
+
+    /// Looks at all that is due now.
+    async fn look_at_due(&self, watches: &Watches) {
+        loop {
+            let now_ms = watches.now_ms();
+            let tasks = watches.due().take(now_ms, ROUND_MAX);
+            if tasks.is_empty() {
+                return;
+            }
+            let mut different = Vec::new();
+            for task in tasks {
+                let seen = look::look(&self.store, &self.catalog, self, &task).await;
+                let look = self.unless_behind(seen.look);
+                if watches.due().looked(&task.path, look, watches.now_ms()) {
+                    different.push(task);
+                }
+            }
+            if !different.is_empty() {
+                self.take_in(watches, different).await;
+            }
+        }
+    }
+
+    /// A tree that was rebuilt does not know yet what this node has: nothing is compared with it.
+    fn unless_behind(&self, look: Look) -> Look {
+        match look {
+            Look::Differs(_) if self.catalog.is_behind() => Look::Failed,
+            look => look,
+        }
+    }
+
+    /// Walks the data directory; what differs from the tree is looked at as after an event.
+    async fn mend(&self, watches: &Arc<Watches>) {
+        let (send, mut found) = mpsc::channel::<TreePath>(WALK_AHEAD);
+        let (store, watched) = (Arc::clone(&self.store), Arc::clone(watches));
+        let walking = tokio::task::spawn_blocking(move || {
+            for path in walk_found(&store, &watched) {
+                if send.blocking_send(path).is_err() {
+                    return;
+                }
+            }
+        });
+        while let Some(path) = found.recv().await {
+            let task = Task {
+                path,
+                was_removed: false,
+                was_put: false,
+                moved_from: None,
+            };
+            let seen = look::look(&self.store, &self.catalog, self, &task).await;
+            if matches!(seen.look, Look::Differs(_)) {
+                let now_ms = watches.now_ms();
+                watches.due().event(task.path, Hint::Made, now_ms);
+            }
+        }
+        if let Err(error) = walking.await {
+            tracing::error!(%error, "the scan of the data directory ended early");
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! Bringing the tree in line with what was done in the data directory. See `behind` for what always holds.
+use super::super::{Change, FileSystem};
+use crate::catalog::{AttributeChange, CatalogError, Node_};
+use crate::error::FsError;
+use crate::path::TreePath;
+use crate::record::*;
+use crate::store::scan::look::{self, Glance, Seen};
+use crate::store::scan::take_paths;
+use crate::store::watch::Watches;
+use crate::store::watch::due::{Look, Task};
+
+/// One thing to be brought in line.
+struct Item {
+    task: Task,
+    glance: Glance,
+    node: Option<Node_>,
+}
+
+/// What is left to do for what is there.
+enum Prepared {
+    /// Nothing.
+    Done,
+    /// It is to be taken in.
+    ToTake,
+    /// It is to be tried again.
+    Later,
+}
+
+impl FileSystem {
+    /// What differed at two looks is looked at once more, with all events applied, and then acted upon.
+    pub(super) async fn take_in(&self, watches: &Watches, tasks: Vec<Task>) {
+        let mut items = Vec::new();
+        for task in tasks {
+            let seen = look::look(&self.store, &self.catalog, self, &task).await;
+            let Seen { look, glance, node } = seen;
+            if watches.due().looked(&task.path, look, watches.now_ms()) {
+                items.push(Item { task, glance, node });
+            }
+        }
+        let (items, later) = match self.stand_still(items).await {
+            Ok(parted) => parted,
+            Err((error, items)) => {
+                tracing::debug!(%error, "what changed in the data directory is taken in later");
+                (Vec::new(), items)
+            }
+        };
+        for item in later {
+            again(watches, &item.task.path);
+        }
+        self.act(watches, items).await;
+    }
+
+    /// The events before the look are applied now: what is as it was then is not on its way. Those that changed, and those in whose directory
+    /// something is being made, come later.
+    #[allow(clippy::type_complexity)]
+    async fn stand_still(
+        &self,
+        items: Vec<Item>,
+    ) -> Result<(Vec<Item>, Vec<Item>), (FsError, Vec<Item>)> {
+        if items.is_empty() {
+            return Ok((items, Vec::new()));
+        }
+        if let Err(error) = self.applier.catch_up().await {
+            return Err((error.into(), items));
+        }
+        let mut busy = Vec::with_capacity(items.len());
+        for item in &items {
+            let parent = self.parent_of(&item.task.path).await;
+            busy.push(match parent {
+                Ok(parent) => parent.is_some_and(|parent| self.making.is_under_way(parent.ino)),
+                Err(_) => true,
+            });
+        }
+        let held = self.applier.hold().await;
+        let _held = match held {
+            Ok(held) => held,
+            Err(error) => return Err((error.into(), items)),
+        };
+        let mut parted = (Vec::new(), Vec::new());
+        for (item, busy) in items.into_iter().zip(busy) {
+            let glance = self.store.glance(&item.task.path);
+            let is_same = glance.is_ok_and(|glance| glance.number() == item.glance.number());
+            match is_same && !busy {
+                true => parted.0.push(item),
+                false => parted.1.push(item),
+            }
+        }
+        Ok(parted)
+    }
+
+    async fn parent_of(&self, path: &TreePath) -> Result<Option<Node_>, CatalogError> {
+        match path.split_last() {
+            Some((above, _)) => self.catalog.resolve(&above).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Moved directories first, then what is there, in the order of the events; then what is gone, from the leaves up.
+    async fn act(&self, watches: &Watches, items: Vec<Item>) {
+        let (mut gone, there): (Vec<Item>, Vec<Item>) =
+            items.into_iter().partition(|item| item.glance.is_nothing());
+        let mut taken = Vec::new();
+        for item in there {
+            match self.prepare(watches, &item).await {
+                Ok(Prepared::Done) => self.settled(watches, &item).await,
+                Ok(Prepared::ToTake) => taken.push(item),
+                Ok(Prepared::Later) => again(watches, &item.task.path),
+                Err(error) => self.failed(watches, &item, &error),
+            }
+        }
+        self.take_there(watches, taken).await;
+        gone.sort_by_key(|item| std::cmp::Reverse(item.task.path.names().count()));
+        for item in gone {
+            match self.take_away(watches, &item).await {
+                Ok(true) => self.settled(watches, &item).await,
+                Ok(false) => again(watches, &item.task.path),
+                Err(error) => self.failed(watches, &item, &error),
+            }
+        }
+    }
+
+    fn failed(&self, watches: &Watches, item: &Item, error: &FsError) {
+        tracing::info!(path = %item.task.path, %error, "changed behind the daemon's back, and cannot be taken in now; tried again");
+        again(watches, &item.task.path);
+    }
+
+    /// It is done; the kernel forgets what it knew of it.
+    async fn settled(&self, watches: &Watches, item: &Item) {
+        let path = &item.task.path;
+        if let Some((above, name)) = path.split_last()
+            && let Ok(Some(parent)) = self.catalog.resolve(&above).await
+        {
+            let (parent, name) = (parent.ino, name.to_vec());
+            self.tell(Change::Name { parent, name });
+            self.tell(Change::Contents(parent));
+        }
+        if let Some(node) = &item.node {
+            self.tell(Change::Attributes(node.ino));
+        }
+        watches.due().done(path, watches.now_ms());
+    }
+
+    /// What stands where something else stood by the tree's word.
+    async fn prepare(&self, watches: &Watches, item: &Item) -> Result<Prepared, FsError> {
+        if item.glance.kind() == Some(Kind::Directory)
+            && let Some(from) = &item.task.moved_from
+            && item.node.is_none()
+            && self.move_directory(from, &item.task.path).await?
+        {
+            return Ok(Prepared::Done);
+        }
+        if let Some(node) = &item.node
+            && is_displaced(item, node, self.me(), self.table.inode(node.ino).is_some())
+        {
+            return self.replace(watches, item, node).await;
+        }
+        Ok(Prepared::ToTake)
+    }
+
+    /// A directory was moved, with all below it. `false`: the tree cannot follow in one step.
+    async fn move_directory(&self, from: &TreePath, to: &TreePath) -> Result<bool, FsError> {
+        let is_gone = self.store.glance(from)?.is_nothing();
+        let node = self.catalog.resolve(from).await?;
+        if !is_gone || node.is_none_or(|node| node.inode.kind != Kind::Directory) {
+            return Ok(false);
+        }
+        let (old, new) = (self.parent_of(from).await?, self.parent_of(to).await?);
+        let (Some(old), Some(new), Some((_, old_name)), Some((_, new_name))) =
+            (old, new, from.split_last(), to.split_last())
+        else {
+            return Ok(false);
+        };
+        let renamed =
+            self.catalog
+                .rename(old.ino, old_name, new.ino, new_name, libc::RENAME_NOREPLACE);
+        match renamed.await {
+            Ok(committed) => {
+                self.own(&committed).await;
+                let name = old_name.to_vec();
+                let parent = old.ino;
+                self.tell(Change::Name { parent, name });
+                self.tell(Change::Contents(parent));
+                Ok(true)
+            }
+            Err(CatalogError::Posix(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes the name off what stood there and gives it to what stands there now, with no event applied in between: the applier would remove
+    /// or remake what it does not find in the tree.
+    async fn replace(
+        &self,
+        watches: &Watches,
+        item: &Item,
+        node: &Node_,
+    ) -> Result<Prepared, FsError> {
+        let path = &item.task.path;
+        let (Some(parent), Some((_, name))) = (self.parent_of(path).await?, path.split_last())
+        else {
+            return Ok(Prepared::ToTake);
+        };
+        let held = self.applier.hold().await?;
+        let removed = match self.catalog.remove_seen(parent.ino, name, node).await {
+            Ok(committed) => committed,
+            // What was in the directory is still to go.
+            Err(CatalogError::Posix(libc::ENOTEMPTY)) if watches.due().has_below(path) => {
+                return Ok(Prepared::Later);
+            }
+            // It is not (or no more) to be replaced: as any other that is in the way.
+            Err(CatalogError::Posix(_)) => return Ok(Prepared::ToTake),
+            Err(error) => return Err(error.into()),
+        };
+        let paths = std::slice::from_ref(path);
+        let taken = take_paths(&self.store, &self.catalog, &self.hasher, self, paths).await;
+        drop(held);
+        self.own(&removed).await;
+        taken?;
+        Ok(Prepared::Done)
+    }
+
+    /// Takes in what is there, in one go; where that fails, one by one.
+    async fn take_there(&self, watches: &Watches, items: Vec<Item>) {
+        let paths: Vec<TreePath> = items.iter().map(|item| item.task.path.clone()).collect();
+        let all = take_paths(&self.store, &self.catalog, &self.hasher, self, &paths).await;
+        for item in items {
+            let path = std::slice::from_ref(&item.task.path);
+            let taken = match &all {
+                Ok(_) => Ok(()),
+                Err(_) => take_paths(&self.store, &self.catalog, &self.hasher, self, path)
+                    .await
+                    .map(|_| ()),
+            };
+            let taken = match taken {
+                Ok(()) => self.take_attributes(&item.task.path).await,
+                Err(error) => Err(error.into()),
+            };
+            match taken {
+                Ok(()) => self.settled(watches, &item).await,
+                Err(error) => self.failed(watches, &item, &error),
+            }
+        }
+    }
+
+    /// Mode and owner, where they were changed.
+    async fn take_attributes(&self, path: &TreePath) -> Result<(), FsError> {
+        let glance = self.store.glance(path)?;
+        let Some(node) = self.catalog.resolve(path).await? else {
+            return Ok(());
+        };
+        let is_superuser = self.store.sets_owners();
+        let Some((mode, uid, gid)) = look::attributes(&glance, &node, self.me(), is_superuser)
+        else {
+            return Ok(());
+        };
+        let change = AttributeChange {
+            mode: Some(mode),
+            uid: Some(uid),
+            gid: Some(gid),
+            ..Default::default()
+        };
+        let committed = self.catalog.set_attributes(node.ino, change).await?;
+        self.own(&committed).await;
+        self.tell(Change::Attributes(node.ino));
+        Ok(())
+    }
+
+    /// What is not there any more. `false`: to be tried again.
+    async fn take_away(&self, watches: &Watches, item: &Item) -> Result<bool, FsError> {
+        let path = &item.task.path;
+        let Some(node) = &item.node else {
+            return Ok(true);
+        };
+        let (Some(parent), Some((_, name))) = (self.parent_of(path).await?, path.split_last())
+        else {
+            return Ok(true);
+        };
+        if self.store.is_parked(node.ino) || !self.store.is_in_place() {
+            return Ok(false);
+        }
+        if node.inode.kind == Kind::File && node.inode.home != self.me() {
+            // A copy: the file stays, this node has it no more.
+            self.catalog.set_holding(node.ino, None).await?;
+            return Ok(true);
+        }
+        match self.catalog.remove_seen(parent.ino, name, node).await {
+            Ok(committed) => {
+                tracing::debug!(%path, "removed behind the daemon's back");
+                self.own(&committed).await;
+                Ok(true)
+            }
+            // What other nodes have in it stays, and so does it.
+            Err(CatalogError::Posix(libc::ENOTEMPTY)) => Ok(!watches.due().has_below(path)),
+            Err(CatalogError::Posix(libc::ESTALE)) => Ok(false),
+            Err(CatalogError::Posix(_)) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn again(watches: &Watches, path: &TreePath) {
+    let now_ms = watches.now_ms();
+    watches.due().looked(path, Look::Failed, now_ms);
+}
+
+/// Whether what the tree has at a path was replaced by what stands there: a thing of another kind, another symlink, or another file while the old
+/// one is open here (who has it open keeps it). Of files this node must be the home: their plain file stood there. Symlinks and directories may stand
+/// on other nodes alone; what took their place must have been put there in one step, or after they were removed.
+fn is_displaced(item: &Item, node: &Node_, me: NodeId, is_open: bool) -> bool {
+    let Some(kind) = item.glance.kind() else {
+        return false;
+    };
+    let record = &node.inode;
+    let was_replaced = item.task.was_put || item.task.was_removed || item.task.moved_from.is_some();
+    match record.kind {
+        Kind::File if record.home != me => false,
+        Kind::File if kind == Kind::File => is_open && item.glance.meta().is_none(),
+        Kind::File => true,
+        Kind::Symlink if kind == Kind::Symlink => {
+            was_replaced && item.glance.target() != record.target
+        }
+        Kind::Symlink => was_replaced,
+        Kind::Directory => kind != Kind::Directory && was_replaced,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+#[path = "taking_tests.rs"]
+mod tests;

@@ -1,0 +1,254 @@
+//! Which paths of the data directory are to be looked at, and when: a pure state machine, no disk and no clock inside.
+//!
+//! Events come in as [`Hint`]s; [`Due::take`] gives the paths whose time has come, in the order of their last events; what a look
+//! showed comes back by [`Due::looked`].
+//!
+//! Always:
+//! - Nothing is acted upon that was seen once only: what differs from the tree must be the same at two looks, [`CONFIRM_MS`] apart
+//!   ([`CONFIRM_OPEN_MS`] for a file that its writer has not closed as far as is known), with no event between them. What the
+//!   daemon itself is in the middle of is over by then, or looks different.
+//! - An event during a look is not lost: the path is looked at again.
+//! - Bounded: beyond [`PATHS_MAX`] paths nothing more is taken in, and [`Due::has_overflowed`] says so until it is asked.
+//! - Where nothing waits there is no next time: whoever runs it sleeps.
+use crate::path::TreePath;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Paths that wait at once.
+pub const PATHS_MAX: usize = 100_000;
+/// From an event to the first look.
+pub const SETTLE_MS: u64 = 100;
+/// However often events come, a path is looked at so long after its first.
+pub const SETTLE_LONGEST_MS: u64 = 500;
+/// Between two looks that must agree.
+pub const CONFIRM_MS: u64 = 200;
+/// The same, for a file that may be in the middle of being written.
+pub const CONFIRM_OPEN_MS: u64 = 1_000;
+/// Between two looks at what never stays the same.
+pub const CONFIRM_LONGEST_MS: u64 = 8_000;
+/// After a look that failed (the catalog does not answer).
+pub const RETRY_MS: u64 = 500;
+/// The same, after many.
+pub const RETRY_LONGEST_MS: u64 = 30_000;
+
+/// What an event says of a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// It was made; who made it may still be writing.
+    Made,
+    /// It stands as it is to be: its writer has closed it.
+    Settled,
+    /// Its attributes changed (also the daemon's own).
+    Attributes,
+    /// It was moved here, from out of sight or as a single file.
+    Put,
+    /// A directory was moved here from that path.
+    MovedFrom(TreePath),
+    /// It was removed, or moved away.
+    Gone,
+}
+
+/// What is known of a path when it is looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// The path.
+    pub path: TreePath,
+    /// Something that stood there was removed or moved away.
+    pub was_removed: bool,
+    /// Something was put there in one step (a rename over what stood there is not told otherwise).
+    pub was_put: bool,
+    /// Where what stands there came from.
+    pub moved_from: Option<TreePath>,
+}
+
+/// What a look showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Disk and tree agree, or it is the daemon's own business.
+    Agrees,
+    /// They do not; the number stands for all that was seen.
+    Differs(u64),
+    /// It cannot be told now.
+    Failed,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Waiting {
+    /// When it is looked at; `None`: it is being looked at.
+    at_ms: Option<u64>,
+    first_ms: u64,
+    /// The place of its last event among all.
+    order: u64,
+    is_open: bool,
+    was_removed: bool,
+    was_put: bool,
+    moved_from: Option<TreePath>,
+    /// What the last look showed, and when.
+    seen: Option<(u64, u64)>,
+    /// Looks in a row that showed something new, or failed.
+    tries: u32,
+    /// An event came during the look.
+    has_news: bool,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Due {
+    paths: BTreeMap<TreePath, Waiting>,
+    /// By time, then by order.
+    queue: BTreeSet<(u64, u64, TreePath)>,
+    next_order: u64,
+    has_overflowed: bool,
+}
+
+impl Due {
+    /// An event.
+    pub fn event(&mut self, path: TreePath, hint: Hint, now_ms: u64) {
+        if self.paths.len() >= PATHS_MAX && !self.paths.contains_key(&path) {
+            self.has_overflowed = true;
+            return;
+        }
+        self.next_order += 1;
+        let waiting = self.paths.entry(path.clone()).or_insert_with(|| Waiting {
+            at_ms: Some(now_ms),
+            first_ms: now_ms,
+            ..Waiting::default()
+        });
+        let was = (waiting.at_ms, waiting.order);
+        waiting.order = self.next_order;
+        match hint {
+            Hint::Made => waiting.is_open = true,
+            Hint::Settled => waiting.is_open = false,
+            Hint::Attributes => {}
+            Hint::Put => (waiting.is_open, waiting.was_put) = (false, true),
+            Hint::MovedFrom(from) => {
+                (waiting.is_open, waiting.was_put) = (false, true);
+                waiting.moved_from = Some(from);
+            }
+            Hint::Gone => waiting.was_removed = true,
+        }
+        (waiting.seen, waiting.tries) = (None, 0);
+        let Some(at_ms) = was.0 else {
+            waiting.has_news = true;
+            return;
+        };
+        let latest = waiting.first_ms + SETTLE_LONGEST_MS;
+        let next = (now_ms + SETTLE_MS).min(latest.max(now_ms));
+        waiting.at_ms = Some(next);
+        let order = waiting.order;
+        self.queue.remove(&(at_ms, was.1, path.clone()));
+        self.queue.insert((next, order, path));
+    }
+
+    /// The paths whose time has come, `most` at once, in the order of their last events. Each must come back by `looked`.
+    pub fn take(&mut self, now_ms: u64, most: usize) -> Vec<Task> {
+        let mut taken: Vec<(u64, Task)> = Vec::new();
+        while taken.len() < most
+            && let Some((at_ms, ..)) = self.queue.first()
+            && *at_ms <= now_ms
+            && let Some((_, order, path)) = self.queue.pop_first()
+        {
+            let Some(waiting) = self.paths.get_mut(&path) else {
+                continue;
+            };
+            (waiting.at_ms, waiting.has_news) = (None, false);
+            let task = Task {
+                was_removed: waiting.was_removed,
+                was_put: waiting.was_put,
+                moved_from: waiting.moved_from.clone(),
+                path,
+            };
+            taken.push((order, task));
+        }
+        taken.sort_by_key(|(order, _)| *order);
+        taken.into_iter().map(|(_, task)| task).collect()
+    }
+
+    /// What the look at a taken path showed. `true`: it is to be acted upon now; `done` or `looked` with `Failed` comes after that.
+    pub fn looked(&mut self, path: &TreePath, look: Look, now_ms: u64) -> bool {
+        let Some(waiting) = self.paths.get_mut(path) else {
+            return false;
+        };
+        let after = if waiting.has_news {
+            waiting.first_ms = now_ms;
+            SETTLE_MS
+        } else {
+            match look {
+                Look::Agrees => {
+                    self.paths.remove(path);
+                    return false;
+                }
+                Look::Failed => {
+                    waiting.tries += 1;
+                    longer(RETRY_MS, waiting.tries, RETRY_LONGEST_MS)
+                }
+                Look::Differs(what) => match waiting.seen {
+                    Some((before, since_ms)) if before == what => {
+                        let still = (since_ms + waiting.confirm_ms()).saturating_sub(now_ms);
+                        if still == 0 {
+                            return true;
+                        }
+                        still
+                    }
+                    _ => {
+                        waiting.seen = Some((what, now_ms));
+                        waiting.tries += 1;
+                        longer(waiting.confirm_ms(), waiting.tries, CONFIRM_LONGEST_MS)
+                    }
+                },
+            }
+        };
+        let at_ms = now_ms + after;
+        waiting.at_ms = Some(at_ms);
+        self.queue.insert((at_ms, waiting.order, path.clone()));
+        false
+    }
+
+    /// What was to be done for a path has been done.
+    pub fn done(&mut self, path: &TreePath, now_ms: u64) {
+        self.looked(path, Look::Agrees, now_ms);
+    }
+
+    /// Whether something below a path waits.
+    pub fn has_below(&self, path: &TreePath) -> bool {
+        let mut below = path.as_bytes().to_vec();
+        below.push(b'/');
+        let after = TreePath::new(&[&below[..], b"\x01"].concat());
+        let next = after.and_then(|after| self.paths.range(after..).next());
+        next.is_some_and(|(next, _)| next.as_bytes().starts_with(&below))
+    }
+
+    /// When the next path is due; `None`: nothing waits.
+    pub fn next_ms(&self) -> Option<u64> {
+        self.queue.first().map(|(at_ms, ..)| *at_ms)
+    }
+
+    /// Whether events were dropped since it was asked last.
+    pub fn has_overflowed(&mut self) -> bool {
+        std::mem::take(&mut self.has_overflowed)
+    }
+
+    /// Events were lost before they came here.
+    pub fn overflow(&mut self) {
+        self.has_overflowed = true;
+    }
+}
+
+impl Waiting {
+    fn confirm_ms(&self) -> u64 {
+        if self.is_open {
+            CONFIRM_OPEN_MS
+        } else {
+            CONFIRM_MS
+        }
+    }
+}
+
+/// Doubled with each try after the first, up to `longest`.
+fn longer(first: u64, tries: u32, longest: u64) -> u64 {
+    let times = 1u64 << tries.saturating_sub(1).min(16);
+    first.saturating_mul(times).min(longest.max(first))
+}
+
+#[cfg(test)]
+#[path = "due_tests.rs"]
+mod tests;

@@ -1,0 +1,271 @@
+"""What other programs do in a data directory behind the daemon's back is in the tree soon: made, changed, moved and
+removed by rsync, cp, mv and rm."""
+
+import json
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from harness import wait_for
+from harness.data import MIB, noise
+
+SEEN_WITHIN_S = 2
+# What a busy machine adds.
+SLACK_S = 3
+# The tree as another node sees it: every name, with size and content's sum.
+SURVEY = """
+    import hashlib
+    found = {{}}
+    for directory, directories, files in os.walk({root!r}):
+        for name in directories + files:
+            path = os.path.join(directory, name)
+            kept = os.path.relpath(path, {root!r})
+            if os.path.islink(path):
+                found[kept] = os.readlink(path)
+            elif os.path.isdir(path):
+                found[kept] = "directory"
+            else:
+                found[kept] = hashlib.sha256(open(path, "rb").read()).hexdigest()
+    reply(found)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(trio):
+    """A directory of node 1's data directory, and files elsewhere to copy from."""
+    source = trio[1].home / "source"
+    for number in range(40):
+        file = source / f"d{number % 4}" / f"f{number}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(noise(1000 + 5000 * number, seed=number))
+    (source / "large").write_bytes(noise(8 * MIB))
+    (source / "link").symlink_to("large")
+    return source
+
+
+def run(*argv):
+    subprocess.run([str(word) for word in argv], check=True, stdin=subprocess.DEVNULL, timeout=60)
+
+
+def survey(node, root):
+    return node.ask(SURVEY.format(root=str(root)), timeout=60)
+
+
+def same_soon(trio, name, what):
+    """What the data directory has is what nodes 1 and 2 show."""
+    directory = trio[1].datadir / name
+
+    def same():
+        expected = survey(trio[1], directory)
+        for node in (trio[1], trio[2]):
+            found = survey(node, f"/ks/{name}")
+            assert found == expected, (what, node.name, differences(found, expected))
+        return True
+
+    wait_for(same, SEEN_WITHIN_S + SLACK_S, what, every_s=0.1)
+
+
+def differences(found, expected):
+    keys = sorted(set(found) | set(expected))
+    return json.dumps({key: [found.get(key), expected.get(key)] for key in keys if found.get(key) != expected.get(key)})
+
+
+def test_rsync(trio, place):
+    if not shutil.which("rsync"):
+        pytest.skip("rsync is not installed")
+    target = trio[1].datadir / "rsynced"
+    run("rsync", "-a", f"{place}/", target)
+    same_soon(trio, "rsynced", "rsync made it")
+    (place / "d1" / "f1").write_bytes(noise(3000, seed=77))
+    (place / "d2" / "new").write_bytes(b"new")
+    shutil.rmtree(place / "d3")
+    run("rsync", "-a", "--delete", f"{place}/", target)
+    same_soon(trio, "rsynced", "rsync changed and deleted")
+    run("rsync", "-a", "--inplace", "--no-whole-file", "--ignore-times", f"{place}/", target)
+    same_soon(trio, "rsynced", "rsync in place")
+
+
+def test_cp_mv_rm(trio, place):
+    root = trio[1].datadir / "by-hand"
+    root.mkdir()
+    run("cp", "-a", place, root / "copy")
+    same_soon(trio, "by-hand", "cp made a tree")
+    run("mv", root / "copy", root / "moved")
+    same_soon(trio, "by-hand", "mv of a directory")
+    run("mv", root / "moved" / "large", root / "larger")
+    run("cp", place / "large", root / "moved" / "d0" / "f0")
+    same_soon(trio, "by-hand", "mv of a file, cp over a file")
+    run("bash", "-c", f"echo more >>{root}/larger; truncate -s 100 {root}/moved/d1/f5; chmod 600 {root}/moved/d1/f5")
+    same_soon(trio, "by-hand", "appended and truncated")
+    assert trio[2].exec(["stat", "-c", "%a", "/ks/by-hand/moved/d1/f5"]).text == "600\n"
+    run("mv", root / "moved" / "d0", root / "moved" / "d1" / "inside")
+    run("rm", "-r", root / "moved" / "d2")
+    same_soon(trio, "by-hand", "mv into a directory, rm of another")
+    run("rm", "-r", root / "moved", root / "larger")
+    same_soon(trio, "by-hand", "rm of all")
+    assert survey(trio[3], "/ks/by-hand") == {}
+
+
+def test_a_file_of_another_name_in_its_place(trio):
+    """What editors do: write a new file, move it over the old one."""
+    root = trio[1].datadir / "edited"
+    root.mkdir()
+    for turn in range(5):
+        (root / "new~").write_bytes(noise(2000 + turn, seed=turn))
+        (root / "new~").rename(root / "text")
+        same_soon(trio, "edited", f"turn {turn}")
+    assert trio[2].exec(["cat", "/ks/edited/text"]).stdout == noise(2004, seed=4)
+
+
+def test_kinds_change(trio):
+    """A link in a file's place, a file in a directory's, another target: what git checkouts and `ln -sfn` do."""
+    root = trio[1].datadir / "kinds"
+    root.mkdir()
+    (root / "file").write_bytes(b"file")
+    (root / "directory").mkdir()
+    (root / "directory" / "inner").write_bytes(b"inner")
+    (root / "link").symlink_to("file")
+    same_soon(trio, "kinds", "made")
+    run("ln", "-sfn", "directory", root / "link")
+    run("ln", "-sf", "link", root / "file")
+    shutil.rmtree(root / "directory")
+    (root / "directory").write_bytes(b"a file now")
+    same_soon(trio, "kinds", "each of another kind")
+    (root / "link").unlink()
+    (root / "link").mkdir()
+    run("ln", root / "directory", root / "link" / "hard")
+    same_soon(trio, "kinds", "and again")
+
+
+def test_thousands_of_files(trio):
+    """A whole tree by `cp -r`, then gone by `rm -r`; another node reads right after."""
+    source = trio[1].home / "many"
+    for number in range(3000):
+        file = source / f"{number % 50}" / f"{number % 7}" / f"file-{number}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"%d" % number)
+    run("cp", "-r", source, trio[1].datadir / "many")
+    wait_for(lambda: count_files(trio[2], "/ks/many") == 3000, 30, "all files are in the tree", every_s=0.2)
+    assert trio[2].exec(["cat", "/ks/many/49/6/file-2099"]).text == "2099"
+    same_soon(trio, "many", "cp -r")
+    run("rm", "-r", trio[1].datadir / "many")
+    wait_for(lambda: not trio[3].shell("ls -d /ks/many", check=False).text, 30, "nothing is left", every_s=0.2)
+
+
+def count_files(node, path):
+    return int(node.shell(f"find {path} -type f 2>/dev/null | wc -l").text)
+
+
+def test_git(trio):
+    """A clone and checkouts in the data directory; another node sees a clean work tree."""
+    origin, root = trio[1].home / "origin", trio[1].datadir / "repository"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
+    run(*git, "init", "-q", origin)
+    for turn in range(2):
+        for number in range(200):
+            file = origin / f"d{number % 20}" / f"f{number}"
+            file.parent.mkdir(exist_ok=True)
+            if number % 3 == turn:
+                file.unlink(missing_ok=True)
+            else:
+                file.write_bytes(b"%d of %d" % (number, turn))
+        link = origin / "link"
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"d{turn}")
+        run(*git, "-C", origin, "add", "-A")
+        run(*git, "-C", origin, "commit", "-q", "-m", f"turn {turn}")
+    run(*git, "clone", "-q", origin, root)
+    same_soon(trio, "repository", "a clone")
+    for what in ("HEAD~1", "main"):
+        run(*git, "-C", root, "checkout", "-q", what)
+        same_soon(trio, "repository", f"checked out {what}")
+    # Numbers and times of files are not the same there: git looks at their contents.
+    status = trio[2].shell("git -c safe.directory='*' -C /ks/repository status --porcelain", timeout=60)
+    assert status.text == ""
+
+
+def test_the_same_file_on_two_nodes(trio):
+    """The same bytes: one file, two copies. Other bytes: both are kept, the second under another name."""
+    for node in (trio[1], trio[2]):
+        (node.datadir / "both").mkdir(exist_ok=True)
+    (trio[1].datadir / "both" / "same").write_bytes(noise(50_000, seed=1))
+    (trio[1].datadir / "both" / "other").write_bytes(b"of node 1")
+    wait_for(lambda: count_files(trio[3], "/ks/both") == 2, 10, "node 1's are in the tree")
+    (trio[2].datadir / "both" / "same").write_bytes(noise(50_000, seed=1))
+    (trio[2].datadir / "both" / "other").write_bytes(b"another of node 2")
+    wait_for(lambda: count_files(trio[3], "/ks/both") == 3, 10, "node 2's are in the tree")
+    names = trio[3].exec(["ls", "/ks/both"]).text.split()
+    conflict = f"other.conflict-{trio[2].name}"
+    assert names == ["other", conflict, "same"]
+    assert trio[3].exec(["cat", "/ks/both/other", f"/ks/both/{conflict}"]).text == "of node 1another of node 2"
+    assert set(trio[3].holders("both/same")) >= {trio[1].name, trio[2].name}
+
+
+def test_a_copy_is_removed(trio):
+    """A copy that is removed where it is only a copy is given up; the file stays, and is fetched again."""
+    data = noise(300_000, seed=9)
+    trio[1].put("copied", data)
+    wait_for(lambda: trio[2].shell("ls /ks/copied", check=False).text, 10, "it is in the tree")
+    assert trio[2].exec(["cat", "/ks/copied"]).stdout == data
+    copy = trio[2].datadir / "copied"
+    wait_for(copy.exists, 10, "a copy")
+    copy.unlink()
+    wait_for(lambda: list(trio[1].holders("copied")) == [trio[1].name], 10, "it is given up")
+    assert trio[2].exec(["cat", "/ks/copied"]).stdout == data
+    (trio[1].datadir / "copied").unlink()
+    wait_for(lambda: not trio[3].shell("ls /ks/copied", check=False).text, 10, "removed at its home")
+
+
+def test_own_changes_are_no_news(trio):
+    """A busy tree changes nothing behind its own back: every version is one that a program wrote."""
+    trio[1].shell("""
+        mkdir /ks/busy; cd /ks/busy
+        for n in $(seq 200); do
+            echo $n >f$n; mv f$n g$n; ln g$n h$n; chmod 600 g$n; [ $((n % 2)) = 0 ] || rm g$n h$n
+        done
+        mkdir -p a/b/c; touch a/b/c/d; mv a z; rm -r z
+    """)
+    trio[2].shell("cd /ks/busy; cat g* >/dev/null; for n in $(seq 2 4 200); do echo more >>g$n; done; rm h4; mv g6 g7")
+    time.sleep(SEEN_WITHIN_S)
+    expected = {f"{letter}{n}" for n in range(2, 201, 2) for letter in "gh"} - {"h4", "g6"} | {"g7"}
+    for node in (trio[1], trio[2], trio[3]):
+        assert set(node.exec(["ls", "/ks/busy"]).text.split()) == expected
+    versions = trio[1].ask("""
+        reply({name: int(os.getxattr("/ks/busy/" + name, "user.ks.version")) for name in os.listdir("/ks/busy")})
+    """)
+    for name, version in versions.items():
+        number = 6 if name == "g7" else int(name[1:])
+        assert version == (3 if number % 4 == 2 else 2), (name, version)
+    assert "behind the daemon" not in trio[1].log()
+
+
+def test_special_files(trio):
+    """Fifos, sockets and devices are there as on a local disk, and connect processes of the node that made them."""
+    trio[1].shell("""
+        mkdir /ks/special; cd /ks/special
+        mkfifo -m 640 fifo
+        (echo through >fifo) & timeout 10 cat fifo
+    """)
+    trio[1].python("""
+        import socket, stat, threading
+        server = socket.socket(socket.AF_UNIX)
+        server.bind("/ks/special/socket")
+        server.listen()
+        def answer():
+            connection, _ = server.accept()
+            connection.sendall(b"heard")
+            connection.close()
+        threading.Thread(target=answer).start()
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(10)
+        client.connect("/ks/special/socket")
+        assert client.recv(10) == b"heard"
+        os.mknod("/ks/special/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    """)
+    told = trio[1].shell("cd /ks/special && stat -c '%n %F %a' fifo socket null").text
+    assert told.splitlines()[0] == "fifo fifo 640" and "socket socket" in told and "null character special" in told
+    assert trio[2].shell("cd /ks/special && stat -c '%n %F %a' fifo socket null").text == told
+    trio[2].shell("rm /ks/special/*; rmdir /ks/special")
+    assert trio[1].exec(["ls", "/ks/special"], check=False).status != 0
