@@ -61,14 +61,18 @@ impl AsyncRead for QuietReader {
     ) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.socket.poll_read_ready(context))?;
-            let room = buffer.initialize_unfilled();
+            // SAFETY: the kernel writes into it; nothing that was initialised before becomes anything else.
+            let room = unsafe { buffer.unfilled_mut() };
             let wanted = room.len();
             match recv(self.socket.get_ref(), room, RecvFlags::DONTWAIT) {
-                Ok((count, _)) => {
+                Ok(((filled, _), _)) => {
+                    let count = filled.len();
                     // Less than there was room for: no more is there, and the next arrival is told.
                     if count > 0 && count < wanted {
                         guard.clear_ready();
                     }
+                    // SAFETY: so many bytes at its beginning were just written.
+                    unsafe { buffer.assume_init(count) };
                     buffer.advance(count);
                     return Poll::Ready(Ok(()));
                 }
