@@ -109,9 +109,6 @@ pub struct Board {
     pub running: usize,
     /// How many of these wait for calls of their own: so many more may be claimed.
     pub lent: usize,
-    /// How many of those places are open. The calls that are waited for may be in Redis, and others that are here would take the place before
-    /// them: so it opens with the first claim that began after it was lent.
-    open: usize,
     /// The most.
     max_nested: usize,
     /// How long calls take, the later ones counting more; a long one for no longer than `CALL_US_MAX`.
@@ -147,7 +144,6 @@ impl Board {
                 .collect(),
             running: 0,
             lent: 0,
-            open: 0,
             max_nested,
             average_us: CALL_US_MAX,
             durations: Durations::default(),
@@ -172,19 +168,22 @@ impl Board {
         self.runs.len() < self.room() || self.runs.len() * 2 <= self.full()
     }
 
-    /// How many calls may run once what was lent is open.
-    fn room(&self) -> usize {
+    /// How many calls may run now.
+    pub fn room(&self) -> usize {
         self.slots + self.lent
     }
 
-    /// How many calls may run now.
-    pub fn open_room(&self) -> usize {
-        self.slots + self.open
-    }
-
-    /// A claim has brought what it found; it began when so many places were lent.
-    pub fn claimed(&mut self, lent: usize) {
-        self.open = self.open.max(lent).min(self.lent);
+    /// The least priority of a call that may run now; `None`: none may. A place that is lent is for calls that were made by a call: those
+    /// go before it.
+    fn least_admitted(&self) -> Option<i32> {
+        if self.running < self.slots {
+            return Some(i32::MIN);
+        }
+        let waiting = self.runs.values().filter(|run| run.waits);
+        let floor = waiting.map(|run| run.stored.call.priority).min();
+        floor
+            .filter(|_| self.running < self.room())
+            .and_then(|floor| floor.checked_add(1))
     }
 
     /// How many calls are claimed at most.
@@ -257,18 +256,17 @@ impl Board {
 
     /// The next call that can be given to a worker, and the worker, which is marked.
     pub fn next_start(&mut self) -> Option<(String, Arc<Worker>)> {
-        if self.running >= self.open_room() {
-            return None;
-        }
+        let least = self.least_admitted()?;
         for pool in self.pools.values_mut() {
             while let (Some(job), Some(worker)) = (pool.waiting.front(), pool.idle.last()) {
-                let waits = self
-                    .runs
-                    .get(job)
-                    .is_some_and(|run| run.life.state() == State::Waiting);
-                if !waits {
+                let run = self.runs.get(job);
+                let run = run.filter(|run| run.life.state() == State::Waiting);
+                let Some(run) = run else {
                     pool.waiting.pop_front();
                     continue;
+                };
+                if run.stored.call.priority < least {
+                    break;
                 }
                 let worker = worker.clone();
                 pool.idle.pop();
@@ -291,7 +289,7 @@ impl Board {
             self.running -= 1;
         }
         if run.waits {
-            self.give_back();
+            self.lent -= 1;
         }
         self.ended += 1;
         Some(run)
@@ -318,13 +316,8 @@ impl Board {
         if let Some(run) = self.runs.get_mut(job)
             && std::mem::take(&mut run.waits)
         {
-            self.give_back();
+            self.lent -= 1;
         }
-    }
-
-    fn give_back(&mut self) {
-        self.lent -= 1;
-        self.open = self.open.min(self.lent);
     }
 
     /// A worker that was started for a place that was lent, and has not been needed for `patience`: it is not idle any more.
@@ -347,7 +340,17 @@ impl Board {
 
     /// Calls that wait though every slot has been taken for `patience`: claimed ahead in vain, another node may have them.
     pub fn stuck(&mut self, patience: Duration) -> Vec<String> {
-        if self.running < self.open_room() || self.last_start.elapsed() < patience {
+        let may_start = |least: i32| {
+            let mut waiting = self.pools.values().flat_map(|pool| &pool.waiting);
+            waiting.any(|job| {
+                let run = self.runs.get(job);
+                run.is_some_and(|run| run.stored.call.priority >= least)
+            })
+        };
+        if self.running < self.slots
+            || self.last_start.elapsed() < patience
+            || self.least_admitted().is_some_and(may_start)
+        {
             return Vec::new();
         }
         let waiting: Vec<String> = self
@@ -457,23 +460,20 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_is_lent_opens_with_the_next_claim() {
+    fn a_place_that_is_lent_is_for_calls_that_go_before_the_one_that_waits() {
         let mut board = Board::new(1, 2, &[]);
-        for job in ["a", "b"] {
-            board.enter(job, run(0));
-            board.runs.get_mut(job).unwrap().began = Some(Instant::now());
-        }
+        board.enter("a", run(3));
+        board.runs.get_mut("a").unwrap().began = Some(Instant::now());
+        assert_eq!(board.least_admitted(), Some(i32::MIN));
+        board.running = 1;
+        assert_eq!(board.least_admitted(), None);
         board.lend("a").unwrap();
-        board.claimed(0);
-        assert_eq!((board.open_room(), board.want().of_others), (1, 0));
-        board.claimed(1);
-        board.lend("b").unwrap();
-        assert_eq!((board.room(), board.open_room()), (3, 2));
+        assert_eq!(board.least_admitted(), Some(4));
+        board.running = 2;
+        assert_eq!(board.least_admitted(), None);
         board.take_back("a");
-        board.claimed(2);
-        assert_eq!((board.room(), board.open_room()), (2, 2));
-        board.take_back("b");
-        assert_eq!((board.room(), board.open_room()), (1, 1));
+        board.running = 0;
+        assert_eq!(board.least_admitted(), Some(i32::MIN));
     }
 
     #[test]

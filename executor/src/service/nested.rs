@@ -3,7 +3,7 @@
 //!
 //! Who takes part: the client in the worker says when its call begins to wait and when it goes on (`Ask::Nested`); `board` lends the
 //! place. What always holds: no more than `--max-nested` places of a node are lent; the call after that is refused to wait, as an error
-//! in its own code. Calls made by a call go before it (the client gives them a higher priority), and a place that is lent opens with the next claim: so it goes to them.
+//! in its own code. Calls made by a call go before it (the client gives them a higher priority), and only such run in places that are lent.
 use super::Executor;
 use super::board::TooManyNested;
 use std::sync::Arc;
@@ -32,6 +32,7 @@ impl Executor {
             );
             ("NestedTooDeep", reason)
         })?;
+        self.start_calls();
         self.expect_more();
         Ok(())
     }

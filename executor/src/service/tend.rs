@@ -227,7 +227,6 @@ impl Executor {
         }
         let mut next = Next::Now;
         while next == Next::Now {
-            let lent = self.board.lock().unwrap().lent;
             let want = self.claimable();
             if want.jobs == 0 {
                 // Whoever ends a call wakes us.
@@ -240,7 +239,6 @@ impl Executor {
             match self.queue.claim(&self.queues, want, &took).await {
                 Ok(claims) => {
                     next = claims.next;
-                    self.board.lock().unwrap().claimed(lent);
                     self.enter_claims(asked, claims.now_ms, claims.jobs);
                 }
                 Err(error) => {

@@ -17,7 +17,7 @@ impl Executor {
         let mut starts = Vec::new();
         {
             let mut board = self.board.lock().unwrap();
-            let (slots, room) = (board.slots, board.open_room());
+            let (slots, room) = (board.slots, board.room());
             for (name, pool) in &mut board.pools {
                 let wait_ms = pool.restarts.wait_ms(now_ms);
                 for _ in 0..pool.lacking(name == "default", slots, room) {

@@ -110,10 +110,9 @@ class Maker:
             if found_texts:
                 call["texts"] = found_texts
         call.update(options.fields)
-        if "priority" not in call:
-            priority = waiting.priority()
-            if priority is not None:
-                call["priority"] = priority
+        least = waiting.priority()
+        if least is not None:
+            call["priority"] = max(least, call.get("priority", least))
         if handles:
             job._uses = tuple(handles)
             call["kept"] = [{"id": id} for id in dict.fromkeys(handle.id for handle in handles)]

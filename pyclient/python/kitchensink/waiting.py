@@ -95,8 +95,8 @@ def _current() -> _Running | None:
 
 
 def priority() -> int | None:
-    """The priority of calls that are made here and name none: they go before those like the one that makes them. None:
-    no call runs here."""
+    """The least priority of calls that are made here: they go before the one that makes them, and so may have its place
+    while it waits. None: no call runs here."""
     running = _current()
     return None if running is None else min(running.priority + 1, PRIORITY_MAX)
 
