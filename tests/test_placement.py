@@ -54,7 +54,7 @@ def test_a_hundred_files_are_read_where_they_are(make_cluster):
 
 
 def test_calls_that_import_much_at_first_are_left_where_their_files_are(make_cluster):
-    """Who is done with its own finds others still at their imports: what they have left is quick, and not worth a fetch."""
+    """Who is done with its own finds others at their imports: what they have left is quick, and not worth a fetch."""
     cluster = make_cluster(3)
     for number in range(12):
         cluster[number % 3 + 1].put(f"months/{number}.csv", bytes(3 * MIB))

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -155,6 +156,24 @@ def test_a_second_up_under_the_same_name_is_refused(pair):
     assert done.returncode == 1
     assert "already up" in done.stderr
     assert run(pair, 1, "true").returncode == 0
+
+
+def test_hosts_that_died_with_their_machine_are_made_again():
+    name = f"test-{os.getpid()}-dead"
+    hosts = [SCRIPT, "--name", name]
+    subprocess.run([*hosts, "up", "1"], check=True, capture_output=True, timeout=30)
+    try:
+        state = next(Path(os.environ.get("KS_HOSTS_DIR", "/tmp")).glob(f"ks-hosts-*-{name}"))
+        holders = [int(file.read_text()) for file in state.glob("*.pid")]
+        assert len(holders) == 2
+        for pid in holders:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in holders), 5)
+        again = subprocess.run([*hosts, "up", "2"], capture_output=True, text=True, timeout=30)
+        assert again.returncode == 0 and "are gone" in again.stderr, again
+    finally:
+        subprocess.run([*hosts, "down"], check=True, capture_output=True, timeout=30)
+    assert not state.exists()
 
 
 def test_a_host_that_is_not_there_is_named(pair):

@@ -217,6 +217,9 @@ pub struct MountArgs {
         id = "cache-limit"
     )]
     pub cache_limit: Size,
+    /// Copies kept of what is written under this node, where neither the file nor a directory above has a number of its own
+    #[arg(long, value_name = "N", env = "KS_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub replicas: u16,
     /// A node that stays away for so long: copies that it had are made again elsewhere (90s, 10m, 2h)
     #[arg(
         long,

@@ -145,6 +145,7 @@ impl Node {
                     Size::Percent(percent) => CacheLimit::PercentOfFree(percent),
                 },
                 repair_after: options.repair_after.0,
+                replicas: usize::from(options.replicas),
                 scrub_every: options.scrub_days.0,
             },
         };

@@ -128,6 +128,8 @@ pub struct Keeping {
     pub cache_limit: crate::copies::eviction::CacheLimit,
     /// A node that has not been heard of for so long: copies it had are made again elsewhere.
     pub repair_after: std::time::Duration,
+    /// How many copies are kept of the files whose home this node is, where neither they nor a directory above have a number of their own.
+    pub replicas: usize,
     /// Every file here is re-read once in that time; zero: never.
     pub scrub_every: std::time::Duration,
 }
@@ -137,6 +139,7 @@ impl Default for Keeping {
         Self {
             cache_limit: Default::default(),
             repair_after: std::time::Duration::from_secs(600),
+            replicas: 1,
             scrub_every: std::time::Duration::from_secs(30 * 24 * 3600),
         }
     }
@@ -182,10 +185,14 @@ pub struct FileSystem {
     counts: Counts,
     /// One MD5 is computed at a time.
     md5_turn: tokio::sync::Mutex<()>,
+    /// Files of this node that may lack copies.
+    owed: replicas::Owed,
     /// How far the scrub is.
     scrubbed: Mutex<Option<crate::copies::scrub::Progress>>,
     /// Ends the scrub with the file system.
     scrub: Mutex<Option<scrub::Guard>>,
+    /// Where writers ask for the room of fetched copies.
+    room: Arc<eviction::Room>,
     /// What is being made, and may not stand in the data directory yet.
     making: behind::Making,
     /// Hears of what happens in the data directory; `None`: the system does not tell.
@@ -280,6 +287,7 @@ impl FileSystem {
             store: store.clone(),
             catalog: catalog.clone(),
         };
+        let owed = replicas::Owed::of(options.keeping.replicas);
         let clock = writing::Clock::probe(&store.state_dir())?;
         let file_system = Arc::new(Self {
             passthrough: AtomicBool::new(options.passthrough),
@@ -301,8 +309,10 @@ impl FileSystem {
             watcher: RwLock::new(None),
             counts: Counts::default(),
             md5_turn: Default::default(),
+            owed,
             scrubbed: Mutex::default(),
             scrub: Mutex::default(),
+            room: Default::default(),
             making: Default::default(),
             watches,
             listener: Mutex::new(listener),

@@ -88,7 +88,7 @@ impl FileSystem {
 
     fn event_seen(&self, node: NodeId, event: &Event) {
         if node == self.me() {
-            return;
+            return self.owed.note(event);
         }
         if let Event::Published { ino, .. } = event {
             self.table.mark_stale(Some(*ino));

@@ -307,7 +307,8 @@ impl FileSystem {
         }
     }
 
-    /// How many copies are to be kept of a file: its own count, or that of the nearest directory above that has one; 1 where none has.
+    /// How many copies are to be kept of a file: its own count, or that of the nearest directory above that has one; where none has, what
+    /// its home was started with.
     pub(crate) async fn replicas_of(&self, node: &Node_) -> Result<usize, FsError> {
         let mut inode = node.inode.clone();
         let mut seen = BTreeSet::from([node.ino]);
@@ -320,11 +321,11 @@ impl FileSystem {
             }
             // The root is its own parent.
             if !seen.insert(inode.parent) {
-                return Ok(1);
+                return self.replicas_at(node.inode.home).await;
             }
             match self.catalog.node(inode.parent).await? {
                 Some(parent) => inode = parent.inode,
-                None => return Ok(1),
+                None => return self.replicas_at(node.inode.home).await,
             }
         }
     }

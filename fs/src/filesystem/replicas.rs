@@ -2,7 +2,8 @@
 //!
 //! A count stands on a file, or on a directory for the files below it. The inodes that have one are listed in Redis (`ks:replicated`, a set of numbers), so that a
 //! cluster without replicas costs nothing. Every node looks every [`LOOK`], at the files that are its business (`copies::targets`), and only where anything changed since it
-//! last looked.
+//! last looked. A node may be started with a count for all files whose home it is (`--replicas`; others read it in `ks:replicas`, a hash by node): it looks at
+//! those that have changed, and at all of them when nodes come or stay away.
 use super::FileSystem;
 use super::copies::REPLICAS;
 use crate::catalog::EventId;
@@ -12,9 +13,10 @@ use crate::copies::targets::{self, Place};
 use crate::error::FsError;
 use crate::path::TreePath;
 use crate::record::*;
+use crate::store::ordered::Ordered;
 use redis::Value;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -22,8 +24,54 @@ use tokio::time::Instant;
 const LOOK: Duration = Duration::from_secs(5);
 /// The set of inodes that have a count.
 const LISTED: &str = "ks:replicated";
+/// Names that are walked at once.
+const WALKED_AT_ONCE: usize = 256;
 /// More copies than this are refused.
 pub const REPLICAS_MAX: usize = 1024;
+
+/// A hash: node, what it was started with, where that is more than 1.
+const STARTED_WITH: &str = "ks:replicas";
+/// Files of this node that wait to be looked at; more, and all of them are.
+const OWED_MAX: usize = 65_536;
+
+/// Files of this node that may lack copies, where it was started with a count.
+#[derive(Debug)]
+pub(super) struct Owed {
+    /// What it was started with.
+    count: usize,
+    files: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    inos: BTreeSet<Ino>,
+    is_cut: bool,
+}
+
+impl Owed {
+    pub(super) fn of(count: usize) -> Self {
+        let files = Mutex::default();
+        Self { count, files }
+    }
+
+    /// An event of this node.
+    pub(super) fn note(&self, event: &Event) {
+        if let Event::Published { ino, .. } | Event::Linked { ino, .. } = event
+            && self.count > 1
+        {
+            self.files.lock().unwrap().note(*ino);
+        }
+    }
+}
+
+impl Waiting {
+    fn note(&mut self, ino: Ino) {
+        match self.inos.len() < OWED_MAX {
+            true => drop(self.inos.insert(ino)),
+            false => self.is_cut = true,
+        }
+    }
+}
 
 /// What a look rests on: the last event, the listed files, who is heard of.
 type Seen = (EventId, BTreeSet<Ino>, Vec<(NodeId, bool)>);
@@ -35,6 +83,10 @@ struct Watch {
     away: HashMap<NodeId, Instant>,
     /// What the last look rested on; the same: nothing is to be done. `None`: something failed, look again.
     seen: Option<Seen>,
+    /// The others know what this node was started with.
+    is_said: bool,
+    /// Who was heard of when all files of this node were looked at. `None`: that is to be done.
+    own_seen: Option<Vec<(NodeId, bool)>>,
 }
 
 /// Runs until the file system is gone.
@@ -53,6 +105,10 @@ async fn run(file_system: Weak<FileSystem>) {
         if let Err(error) = file_system.look_after_replicas(&mut watch).await {
             tracing::debug!(%error, "copies are not looked after now");
             watch.seen = None;
+        }
+        if let Err(error) = file_system.look_after_own(&mut watch).await {
+            tracing::debug!(%error, "copies of this node's files are not looked after now");
+            watch.own_seen = None;
         }
     }
 }
@@ -149,6 +205,100 @@ impl FileSystem {
         }
         watch.seen = is_done.then_some(seen);
         Ok(())
+    }
+
+    /// The files whose home this node is, where it was started with a count.
+    async fn look_after_own(self: &Arc<Self>, watch: &mut Watch) -> Result<(), CopyError> {
+        self.say_replicas(watch).await?;
+        if self.owed.count <= 1 {
+            return Ok(());
+        }
+        let places = self.places(&watch.away).await?;
+        let heard_of = places
+            .iter()
+            .map(|place| (place.node, place.alive || place.counts));
+        let heard_of: Vec<_> = heard_of.collect();
+        let waiting = std::mem::take(&mut *self.owed.files.lock().unwrap());
+        if waiting.is_cut || watch.own_seen.as_ref() != Some(&heard_of) {
+            watch.own_seen = Some(heard_of);
+            return self.look_at_all_own(&places).await;
+        }
+        for ino in waiting.inos {
+            self.look_at_own(ino, &places).await;
+        }
+        Ok(())
+    }
+
+    /// A file that cannot be looked at now is looked at again.
+    async fn look_at_own(self: &Arc<Self>, ino: Ino, places: &[Place]) {
+        if let Err(error) = self.mend_count(ino, places).await {
+            let path = self.path_of(ino).await;
+            tracing::warn!(%path, %error, "a file has too few copies; trying again");
+            self.owed.files.lock().unwrap().note(ino);
+        }
+    }
+
+    async fn look_at_all_own(self: &Arc<Self>, places: &[Place]) -> Result<(), CopyError> {
+        let (store, me) = (self.store.clone(), self.me());
+        let mut walk = Ordered::after(store, &TreePath::default());
+        loop {
+            let step = tokio::task::spawn_blocking(move || {
+                let paths: Vec<TreePath> = walk.by_ref().take(WALKED_AT_ONCE).collect();
+                (walk, paths)
+            });
+            let (back, paths) = step
+                .await
+                .map_err(|error| FsError::Io(std::io::Error::other(error)))?;
+            walk = back;
+            if paths.is_empty() {
+                return Ok(());
+            }
+            for path in paths {
+                let located = self.catalog.locate_path(&path).await?;
+                if let Some(located) = located.filter(|located| located.node.inode.home == me) {
+                    self.look_at_own(located.node.ino, places).await;
+                }
+            }
+        }
+    }
+
+    /// Tells the others what this node was started with; again and again where that is more than 1, since Redis may have lost it.
+    async fn say_replicas(&self, watch: &mut Watch) -> Result<(), CopyError> {
+        let (count, me) = (self.owed.count, self.me().to_string());
+        if watch.is_said && count <= 1 {
+            return Ok(());
+        }
+        let command = match count {
+            0 | 1 => redis::cmd("HDEL").arg(STARTED_WITH).arg(me).to_owned(),
+            more => redis::cmd("HSET")
+                .arg(STARTED_WITH)
+                .arg(me)
+                .arg(more)
+                .to_owned(),
+        };
+        let said = self.catalog.redis().run(&command).await;
+        said.map_err(|error| FsError::Catalog(error.to_string()))?;
+        watch.is_said = true;
+        Ok(())
+    }
+
+    /// How many copies a node keeps of the files whose home it is.
+    pub(super) async fn replicas_at(&self, home: NodeId) -> Result<usize, FsError> {
+        if home == self.me() {
+            return Ok(self.owed.count);
+        }
+        let command = redis::cmd("HGET")
+            .arg(STARTED_WITH)
+            .arg(home.to_string())
+            .to_owned();
+        let answer = self.catalog.redis().run(&command).await;
+        match answer.map_err(|error| FsError::Catalog(error.to_string()))? {
+            Value::BulkString(text) => Ok(std::str::from_utf8(&text)
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(1)),
+            _ => Ok(1),
+        }
     }
 
     /// The files at or below an inode that has a count. `false`: some copy could not be made.
