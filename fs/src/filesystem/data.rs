@@ -88,7 +88,11 @@ impl FileSystem {
         offset: u64,
         len: usize,
     ) -> Result<Bytes, FsError> {
-        match remote.read(offset, len).await {
+        let read = {
+            let _waiting = open.group.map(|group| self.usage.waiting(group));
+            remote.read(offset, len).await
+        };
+        match read {
             Ok((data, fetched)) => {
                 if let Some(group) = open.group {
                     self.usage.note_fetched(group, open.ino, fetched);
