@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from harness import wait_for
 from harness.data import MIB, noise
+from harness.disk import give_small_disk
 
 DISK_MIB = 48
 LARGE_BYTES = 80 * MIB
@@ -91,3 +93,38 @@ def test_the_disk_of_a_node_that_fetches_is_full(cluster):
         assert sums[0] == sums[1]
     assert cluster[3].exec(["sha256sum", "/ks/own/file"]).text == own
     assert cluster[1].exec(["sha256sum", "/ks/own/file"]).text == own
+
+
+# Writes one file as fast as it can; how it ended.
+WRITE_AT_ONCE = """
+    import errno
+    block, ended = os.urandom(1 << 20), None
+    try:
+        with open("{path}", "{mode}", buffering=0) as file:
+            for number in range({count}):
+                file.write(block)
+    except OSError as error:
+        ended = errno.errorcode[error.errno]
+    reply([ended, os.stat("{path}").st_size])
+"""
+
+
+@pytest.mark.parametrize("writer", [2, 1], ids=["where it runs", "from another node"])
+def test_fetched_copies_give_way_to_what_is_written(make_cluster, writer):
+    """A disk that is full of fetched copies takes what is written there at once, as far as they can make room."""
+    cluster = make_cluster(2)
+    give_small_disk(cluster[2], 128 * MIB)
+    for number in range(11):
+        cluster[1].put(f"far/{number}", noise(9 * MIB, seed=number))
+    cluster.start("--cache-limit", "1G", "--keep-free", "4M")
+    cluster[2].ks("fetch", *(f"/ks/far/{number}" for number in range(11)))
+    wait_for(lambda: cluster[2].status()["disk"]["free_bytes"] < 30 * MIB, 10, "the disk is full of copies")
+    cluster[2].shell("touch /ks/near /ks/reserved")
+    assert cluster[writer].ask(WRITE_AT_ONCE.format(path="/ks/near", mode="r+b", count=60)) == [None, 60 * MIB]
+    cluster[writer].exec(["fallocate", "-l", "30M", "/ks/reserved"])
+    assert cluster[writer].ask(WRITE_AT_ONCE.format(path="/ks/near", mode="ab", count=5)) == [None, 65 * MIB]
+    # More than there is, whoever gives way.
+    ended, size = cluster[writer].ask(WRITE_AT_ONCE.format(path="/ks/near", mode="ab", count=100))
+    assert ended == "ENOSPC" and size < 128 * MIB
+    for number in range(11):
+        assert cluster[1].exec(["cat", f"/ks/far/{number}"]).stdout == noise(9 * MIB, seed=number)

@@ -68,6 +68,8 @@ fn main() {
                     outcome,
                     run_us: begun.elapsed().as_micros() as u64,
                     cpu_us: 0,
+                    unpickling_us: 0,
+                    pickling_us: 0,
                     kept: None,
                 };
                 send(&mut socket, &ended, segments);

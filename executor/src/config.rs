@@ -173,6 +173,10 @@ pub struct MountArgs {
     /// Python worker processes [default: number of cores]
     #[arg(long, value_name = "N", env = "KS_NUM_WORKERS", value_parser = clap::value_parser!(u32).range(0..=4096))]
     pub num_workers: Option<u32>,
+    /// Calls that may wait at a time for calls which they made themselves; each gives its place to another call meanwhile, for which a
+    /// further worker is started [default: 4 for each worker]
+    #[arg(long, value_name = "N", env = "KS_MAX_NESTED", value_parser = clap::value_parser!(u32).range(0..=16384))]
+    pub max_nested: Option<u32>,
     /// A queue served beside `default` and `data` (repeat for several)
     #[arg(
         long = "queue",

@@ -29,6 +29,8 @@ mod facts;
 use calls_thread::CallsThread;
 use entrance::Access;
 
+/// Calls that may wait for calls of their own, for each worker.
+const NESTED_FOR_EACH_WORKER: usize = 4;
 /// How long running calls may go on when the node ends in order.
 const FINISH_SECONDS: f32 = 5.0;
 /// The longest that any one step of ending in order may take.
@@ -164,6 +166,9 @@ impl Node {
             data_threshold: options.data_threshold.of(space.total),
             result_ttl: options.result_ttl,
             worker_memory_limit: options.worker_memory_limit.map(|limit| limit.of(u64::MAX)),
+            max_nested: options
+                .max_nested
+                .map_or(NESTED_FOR_EACH_WORKER * num_workers, |n| n as usize),
         };
         let info = foundation.info(&options, &executor_options, space)?;
         foundation.catalog.register(info).await?;
@@ -244,23 +249,22 @@ impl Node {
     /// Waits until the node shall end: it was asked to, or its mount was taken away.
     pub async fn ended(&self) {
         let mut ending = self.ending.subscribe();
-        let mut look = tokio::time::interval(Duration::from_millis(500));
-        loop {
-            tokio::select! {
-                _ = ending.wait_for(|ending| *ending) => return,
-                _ = look.tick() => {
-                    if !self.is_mounted() {
-                        tracing::info!("{} was unmounted: the node ends", self.options.mountpoint.display());
-                        return;
-                    }
-                }
+        let unmounted = {
+            let mount = self.mount.lock().expect("not poisoned");
+            mount.as_ref().map(Mount::until_ended)
+        };
+        let unmounted = async {
+            match unmounted {
+                Some(unmounted) => unmounted.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = ending.wait_for(|ending| *ending) => {}
+            () = unmounted => {
+                tracing::info!("{} was unmounted: the node ends", self.options.mountpoint.display());
             }
         }
-    }
-
-    fn is_mounted(&self) -> bool {
-        let mount = self.mount.lock().expect("not poisoned");
-        mount.as_ref().is_none_or(Mount::is_mounted)
     }
 
     /// Ends the node in order: nothing that was acknowledged is lost.

@@ -3,13 +3,11 @@
 //! What always holds: chunks leave in the order in which they were sent, a frame is never torn; nobody who sends waits.
 //! What is pending is counted, so that senders of what may be dropped (output) can see the bound; ends are never dropped here.
 use bytes::Bytes;
-use rustix::io::Errno;
-use rustix::net::SendFlags;
+use ks_transport::quiet::{self, QuietWriter, SLICES_MAX};
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::Notify;
 
 /// Small chunks are joined into writes of about this size.
@@ -36,7 +34,7 @@ impl Drop for Guard {
 struct Shared {
     pending: Mutex<Pending>,
     wake: Notify,
-    socket: Option<OwnedWriteHalf>,
+    socket: Option<QuietWriter>,
 }
 
 #[derive(Default)]
@@ -51,7 +49,7 @@ struct Pending {
 
 impl Outlet {
     /// Over a unix socket.
-    pub fn unix(half: OwnedWriteHalf) -> Self {
+    pub fn unix(half: QuietWriter) -> Self {
         let shared = Arc::new(Shared {
             pending: Mutex::default(),
             wake: Notify::new(),
@@ -113,18 +111,16 @@ impl Outlet {
 }
 
 /// Writes what the socket takes without waiting; what is left stays.
-fn write_now(socket: &OwnedWriteHalf, chunks: &mut VecDeque<Bytes>) -> io::Result<()> {
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    while let Some(first) = chunks.front_mut() {
-        if first.is_empty() {
-            chunks.pop_front();
-            continue;
-        }
-        match rustix::net::send(socket.as_ref(), first, flags) {
-            Ok(count) => drop(first.split_to(count)),
-            Err(Errno::AGAIN) => return Ok(()),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
+fn write_now(socket: &QuietWriter, chunks: &mut VecDeque<Bytes>) -> io::Result<()> {
+    while !chunks.is_empty() {
+        let slices: Vec<IoSlice<'_>> = chunks
+            .iter()
+            .take(SLICES_MAX)
+            .map(|chunk| IoSlice::new(chunk))
+            .collect();
+        match socket.write_now(&slices)? {
+            Some(count) => quiet::advance(chunks, count),
+            None => return Ok(()),
         }
     }
     Ok(())
@@ -181,20 +177,13 @@ async fn write_socket(shared: Arc<Shared>) {
     let socket = shared.socket.as_ref().expect("made with one");
     while let Some(mut chunks) = shared.take().await {
         while !chunks.is_empty() {
-            let step = match socket.writable().await {
-                Ok(()) => socket.as_ref().try_io(tokio::io::Interest::WRITABLE, || {
-                    write_now(socket, &mut chunks)?;
-                    match chunks.is_empty() {
-                        true => Ok(()),
-                        false => Err(io::ErrorKind::WouldBlock.into()),
-                    }
-                }),
+            let written = match write_now(socket, &mut chunks) {
+                Ok(()) if chunks.is_empty() => break,
+                Ok(()) => socket.writable().await,
                 Err(error) => Err(error),
             };
-            match step {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return shared.broke(&error),
+            if let Err(error) = written {
+                return shared.broke(&error);
             }
         }
     }
@@ -220,7 +209,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn order_is_kept_when_the_reader_is_slow() {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let (_read, write) = near.into_split();
+        let (_read, write) = quiet::halves(near.into_std().unwrap()).unwrap();
         let outlet = Outlet::unix(write);
         let mut expected = Vec::new();
         for number in 0..3_000u32 {
@@ -247,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_is_gone_is_broken() {
         let (near, far) = UnixStream::pair().unwrap();
-        let (_read, write) = near.into_split();
+        let (_read, write) = quiet::halves(near.into_std().unwrap()).unwrap();
         let outlet = Outlet::unix(write);
         drop(far);
         assert!(!outlet.send(vec![Bytes::from_static(b"x")]));

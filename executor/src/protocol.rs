@@ -303,6 +303,14 @@ pub enum Ask {
         #[serde(default)]
         groups: Vec<String>,
     },
+    /// A call that runs at this node waits for calls of its own from now on, or goes on: meanwhile its worker's place is another's.
+    /// Answered by `Done`, also where no such call runs here, or fails as `NestedTooDeep`.
+    Nested {
+        /// Which.
+        job: JobId,
+        /// `false`: it goes on.
+        waits: bool,
+    },
     /// Answered by `Pong`.
     Ping,
     /// Ends the node in order (what `ks umount` says).
@@ -504,9 +512,9 @@ pub struct Report {
     pub costs: Vec<(String, u64)>,
     /// From its acceptance to its start.
     pub queued_us: u64,
-    /// From its start to its end.
+    /// How long its function ran; where it did not come to its end, how long its worker had it.
     pub run_us: u64,
-    /// Processor time.
+    /// Processor time that its function took.
     pub cpu_us: u64,
     /// Bytes of the files it opened that were on its node by then.
     pub bytes_local: u64,
@@ -514,6 +522,56 @@ pub struct Report {
     pub bytes_fetched: u64,
     /// Tree paths it opened.
     pub files: Vec<ByteBuf>,
+    /// What else its time went to.
+    #[serde(default)]
+    pub phases: Phases,
+}
+
+/// What a call's time went to beside running: microseconds. On the wire a list, in this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "[u64; 5]", into = "[u64; 5]")]
+pub struct Phases {
+    /// From the executing node's asking for it to its having it; part of `queued_us`.
+    pub claiming_us: u64,
+    /// Until its function, its large arguments and its kept values were there; part of `queued_us`.
+    pub bringing_us: u64,
+    /// In its worker, before the function ran.
+    pub unpickling_us: u64,
+    /// Reads of it, or of its processes, that waited for files of other nodes: how long there was at least one. Part of `run_us`.
+    pub waiting_us: u64,
+    /// In its worker, after the function had run.
+    pub pickling_us: u64,
+}
+
+impl From<[u64; 5]> for Phases {
+    fn from(list: [u64; 5]) -> Self {
+        let [
+            claiming_us,
+            bringing_us,
+            unpickling_us,
+            waiting_us,
+            pickling_us,
+        ] = list;
+        Self {
+            claiming_us,
+            bringing_us,
+            unpickling_us,
+            waiting_us,
+            pickling_us,
+        }
+    }
+}
+
+impl From<Phases> for [u64; 5] {
+    fn from(phases: Phases) -> Self {
+        [
+            phases.claiming_us,
+            phases.bringing_us,
+            phases.unpickling_us,
+            phases.waiting_us,
+            phases.pickling_us,
+        ]
+    }
 }
 
 /// Node to worker.
@@ -546,6 +604,9 @@ pub enum ToWorker {
         /// Its result stays here, as this.
         #[serde(default)]
         keep: Option<KeepAs>,
+        /// As in `Call`: the calls that it makes go first.
+        #[serde(default)]
+        priority: i32,
     },
     /// A kept value was removed: what maps files that are gone is to be let go.
     Forget,
@@ -584,10 +645,16 @@ pub enum FromWorker {
         job: JobId,
         /// What came of it.
         outcome: Outcome,
-        /// How long it ran.
+        /// How long its function ran.
         run_us: u64,
-        /// Processor time of it.
+        /// Processor time of that.
         cpu_us: u64,
+        /// How long its function and arguments took to be made of what was sent.
+        #[serde(default)]
+        unpickling_us: u64,
+        /// How long what is sent of its result took to be made.
+        #[serde(default)]
+        pickling_us: u64,
         /// The file of its result, where that is to be kept here.
         #[serde(default)]
         kept: Option<KeptFile>,

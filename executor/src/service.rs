@@ -34,6 +34,7 @@ mod learned;
 mod links;
 mod listing;
 mod memory;
+mod nested;
 mod output;
 pub mod payload;
 mod recall;
@@ -76,6 +77,8 @@ pub struct ExecutorOptions {
     pub result_ttl: Duration,
     /// Bytes; a worker that grows beyond this is ended.
     pub worker_memory_limit: Option<u64>,
+    /// How many calls may wait for calls of their own, with others in their places.
+    pub max_nested: usize,
 }
 
 impl ExecutorOptions {
@@ -212,7 +215,11 @@ impl Executor {
             runtime: tokio::runtime::Handle::current(),
             queues: options.queue_keys(),
             mountpoint: options.mountpoint.as_os_str().as_bytes().to_vec(),
-            board: Mutex::new(board::Board::new(options.num_workers, &options.pythons)),
+            board: Mutex::new(board::Board::new(
+                options.num_workers,
+                options.max_nested,
+                &options.pythons,
+            )),
             functions: functions::Functions::default(),
             learned: learned::Learned::default(),
             used: kept::Used::default(),
@@ -291,6 +298,7 @@ impl Executor {
         json!({
             "slots": board.slots,
             "running": board.running,
+            "nested": board.lent,
             "claimed": board.runs.len(),
             "ended": board.ended,
             "waited_for": self.callers.count(),

@@ -12,6 +12,7 @@ use ks_transport::BoxFuture;
 use ks_transport::endpoint::Handler;
 use ks_transport::frame::Stream;
 use ks_transport::identity::{PeerIdentity, Role};
+use ks_transport::quiet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
@@ -100,7 +101,10 @@ async fn accept(listener: UnixListener, executor: Weak<Executor>) {
             return;
         };
         tokio::spawn(async move {
-            let (reader, writer) = stream.into_split();
+            let (reader, writer) = match stream.into_std().and_then(quiet::halves) {
+                Ok(halves) => halves,
+                Err(error) => return tracing::warn!(%error, "a session cannot begin"),
+            };
             let audience = Audience::new(Outlet::unix(writer), true);
             serve(executor, reader, audience, Rights { may_end: true }).await;
             drop(permit);

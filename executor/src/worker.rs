@@ -56,14 +56,32 @@ pub struct Answered {
     pub job: String,
     /// What came of it; its segments are in `segments`.
     pub outcome: Outcome,
-    /// How long the function ran.
-    pub run_us: u64,
-    /// Processor time of it.
-    pub cpu_us: u64,
+    /// How long it took.
+    pub measured: Measured,
     /// The file of its result, where that is to be kept on this node.
     pub kept: Option<KeptFile>,
     /// The whole frame: `Part::Segment(n)` is `segments[n]`.
     pub segments: Vec<Bytes>,
+}
+
+/// What a worker measured of a call: microseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Measured {
+    /// How long the function ran.
+    pub run_us: u64,
+    /// Processor time of it.
+    pub cpu_us: u64,
+    /// Before it ran.
+    pub unpickling_us: u64,
+    /// After it had run.
+    pub pickling_us: u64,
+}
+
+impl Measured {
+    /// How long the worker had the call.
+    pub fn whole_us(&self) -> u64 {
+        self.unpickling_us + self.run_us + self.pickling_us
+    }
 }
 
 /// A worker's end.
@@ -108,8 +126,7 @@ impl Worker {
     ) -> std::io::Result<Arc<Self>> {
         let process = process::start(launch).await?;
         let pid = process.child.id();
-        let socket = tokio::net::UnixStream::from_std(process.socket.try_clone()?)?;
-        let (reader, writer) = socket.into_split();
+        let (reader, writer) = ks_transport::quiet::halves(process.socket.try_clone()?)?;
         let worker = Arc::new(Self {
             python,
             pid,

@@ -96,6 +96,7 @@ impl Bench {
             intermediate_results: true,
             kept: Vec::new(),
             keep: None,
+            priority: 0,
         };
         self.worker
             .send(ks_executor::frames::frame(&message, Vec::new()));

@@ -430,6 +430,20 @@ impl Catalog {
         self.remembered_(ino)
     }
 
+    /// The inodes of a directory in the order of their names, where it is remembered whole and has at most `names_max`.
+    pub fn remembered_order(&self, directory: Ino, names_max: usize) -> Option<Vec<Ino>> {
+        let names = {
+            let mut cache = self.shared.memory.locked();
+            match cache.names_known(directory) {
+                count if count > names_max => None,
+                _ => cache.names(directory),
+            }
+        };
+        let mut names = names?;
+        names.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        Some(names.into_iter().map(|(_, entry)| entry.ino).collect())
+    }
+
     /// What is remembered of an inode, and only while Redis is known to be away: it was current when the connection went.
     pub fn remembered_while_away(&self, ino: Ino) -> Option<Node_> {
         self.remembered_while_away_(ino)

@@ -52,6 +52,7 @@ mod locking;
 mod mapped;
 mod md5;
 mod names;
+mod neighbours;
 mod open_plan;
 mod opening;
 mod pushing;
@@ -180,6 +181,10 @@ pub struct FileSystem {
     locks: Arc<Locks>,
     others_space: Mutex<Space>,
     looking_at_space: Arc<Semaphore>,
+    /// Who goes through which directory.
+    neighbours: Mutex<neighbours::Neighbours>,
+    /// Turns of fetches of what they open next.
+    fetching_ahead: Arc<Semaphore>,
     watcher: RwLock<Option<Arc<dyn Watcher>>>,
     passthrough: AtomicBool,
     counts: Counts,
@@ -191,6 +196,8 @@ pub struct FileSystem {
     scrubbed: Mutex<Option<crate::copies::scrub::Progress>>,
     /// Ends the scrub with the file system.
     scrub: Mutex<Option<scrub::Guard>>,
+    /// Where writers ask for the room of fetched copies.
+    room: Arc<eviction::Room>,
     /// What is being made, and may not stand in the data directory yet.
     making: behind::Making,
     /// Hears of what happens in the data directory; `None`: the system does not tell.
@@ -292,6 +299,8 @@ impl FileSystem {
             locks: Locks::new(catalog.clone()),
             others_space: Mutex::default(),
             looking_at_space: Arc::new(Semaphore::new(1)),
+            neighbours: Mutex::default(),
+            fetching_ahead: Arc::new(Semaphore::new(ahead::FETCHES_MAX)),
             options,
             store,
             catalog,
@@ -310,6 +319,7 @@ impl FileSystem {
             owed,
             scrubbed: Mutex::default(),
             scrub: Mutex::default(),
+            room: Default::default(),
             making: Default::default(),
             watches,
             listener: Mutex::new(listener),

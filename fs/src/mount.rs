@@ -16,6 +16,7 @@ use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
+use tokio::sync::Notify;
 
 mod backing;
 mod bridge;
@@ -78,6 +79,7 @@ pub struct Mount {
     notifier: Notifier,
     requests: Arc<interrupt::Requests>,
     runtime: tokio::runtime::Handle,
+    ended: Arc<Notify>,
 }
 
 impl Mount {
@@ -104,7 +106,11 @@ impl Mount {
             backings: backing::Backings::default(),
             requests: requests.clone(),
         });
-        let face = face::Face { bridge };
+        let ended = Arc::new(Notify::new());
+        let face = face::Face {
+            bridge,
+            ended: ended.clone(),
+        };
         let source = format!("ks:{}", control_socket.display());
         let opened = open_session(face, mountpoint, &source).and_then(Session::spawn);
         let session = match opened {
@@ -126,6 +132,7 @@ impl Mount {
             notifier: notifier.clone(),
             requests,
             runtime,
+            ended,
             session: Mutex::new(None),
         };
         let started = notifier.start(session.notifier());
@@ -147,6 +154,12 @@ impl Mount {
         session
             .as_ref()
             .is_some_and(|session| !session.guard.is_finished())
+    }
+
+    /// Waits until the kernel has given it up, by whomever it was unmounted; for one who waits.
+    pub fn until_ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let ended = self.ended.clone();
+        async move { ended.notified().await }
     }
 
     /// Takes it out of the tree; processes that still have files open in it lose them.

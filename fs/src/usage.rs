@@ -10,6 +10,7 @@ use crate::record::Ino;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// At most so many files are kept for a group; more are not listed, and [`Used::is_cut`] says so.
 pub const FILES_PER_GROUP_MAX: usize = 10_000;
@@ -36,6 +37,8 @@ pub struct Used {
     pub files: Vec<FileUse>,
     /// There were more than [`FILES_PER_GROUP_MAX`].
     pub is_cut: bool,
+    /// How long at least one read of it waited for files of other nodes.
+    pub waited: Duration,
 }
 
 #[derive(Default)]
@@ -43,6 +46,23 @@ struct Group {
     used: Used,
     /// Where in `used.files` an inode stands.
     index: HashMap<Ino, usize>,
+    /// Reads that wait now, and since when there are some.
+    waiting: usize,
+    since: Option<Instant>,
+}
+
+/// A read that waits, until it is dropped.
+pub struct Waiting<'a> {
+    usage: &'a Usage,
+    process_group: i32,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(group) = self.usage.groups().get_mut(&self.process_group) {
+            group.wait_ends(Instant::now());
+        }
+    }
 }
 
 /// Watches process groups (each worker is one). Cheap when nothing is watched.
@@ -69,7 +89,7 @@ impl Usage {
     /// As `take`, and says whether the list was cut.
     pub fn take_used(&self, process_group: i32) -> Used {
         match self.groups().get_mut(&process_group) {
-            Some(group) => std::mem::take(group).used,
+            Some(group) => group.take(Instant::now()),
             None => Used::default(),
         }
     }
@@ -137,6 +157,17 @@ impl Usage {
         }
     }
 
+    /// A read of the group waits for bytes of another node from now on, until what is returned is dropped.
+    pub fn waiting(&self, process_group: i32) -> Waiting<'_> {
+        if let Some(group) = self.groups().get_mut(&process_group) {
+            group.wait_begins(Instant::now());
+        }
+        Waiting {
+            usage: self,
+            process_group,
+        }
+    }
+
     fn groups(&self) -> MutexGuard<'_, HashMap<i32, Group>> {
         // Whole after a panic elsewhere: counters and inserts only.
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
@@ -156,6 +187,33 @@ impl Group {
         }
         self.index.insert(file.ino, self.used.files.len());
         self.used.files.push(file);
+    }
+
+    fn wait_begins(&mut self, now: Instant) {
+        if self.waiting == 0 {
+            self.since = Some(now);
+        }
+        self.waiting += 1;
+    }
+
+    /// Nothing, where the group is watched anew since that wait began.
+    fn wait_ends(&mut self, now: Instant) {
+        self.waiting = self.waiting.saturating_sub(1);
+        if self.waiting == 0
+            && let Some(since) = self.since.take()
+        {
+            self.used.waited += now.saturating_duration_since(since);
+        }
+    }
+
+    /// Takes what was used until now. Waits that go on count anew from here.
+    fn take(&mut self, now: Instant) -> Used {
+        let mut taken = std::mem::take(self);
+        if let Some(since) = taken.since {
+            taken.used.waited += now.saturating_duration_since(since);
+            (self.waiting, self.since) = (taken.waiting, Some(now));
+        }
+        taken.used
     }
 }
 
@@ -189,6 +247,34 @@ mod tests {
         assert_eq!(usage.take(7), []);
         usage.unwatch(7);
         assert!(!usage.is_watching());
+    }
+
+    #[test]
+    fn waits_that_overlap_count_once() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut group = Group::default();
+        group.wait_begins(at(0));
+        group.wait_begins(at(10));
+        group.wait_ends(at(20));
+        group.wait_ends(at(30));
+        group.wait_begins(at(100));
+        assert_eq!(group.take(at(105)).waited, Duration::from_millis(35));
+        group.wait_ends(at(107));
+        assert_eq!(group.take(at(200)).waited, Duration::from_millis(2));
+        group.wait_ends(at(300));
+        assert_eq!(group.take(at(400)).waited, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_wait_of_a_watched_group_is_told() {
+        let usage = Usage::default();
+        usage.watch(7);
+        let (other, waiting) = (usage.waiting(8), usage.waiting(7));
+        std::thread::sleep(Duration::from_millis(5));
+        drop((other, waiting));
+        let used = usage.take_used(7);
+        assert!(used.waited >= Duration::from_millis(5), "{used:?}");
     }
 
     #[test]

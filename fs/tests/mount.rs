@@ -466,9 +466,15 @@ async fn it_is_in_the_mount_table_and_goes() {
         );
         assert!(node.mount().is_mounted());
         let open = File::create(node.path("open")).unwrap();
+        let ended = node.mount().until_ended();
         node.unmount();
         assert!(!table().contains(&line));
         drop(open);
+        let runtime = tokio::runtime::Handle::current();
+        let ended = runtime.block_on(async {
+            tokio::time::timeout(std::time::Duration::from_secs(10), ended).await
+        });
+        ended.expect("whoever waits for the mount's end is told");
         // A node that is gone leaves a dead mount behind only when it is killed; an empty directory is no obstacle.
         ks_fs::mount::prepare(&node.mountpoint).unwrap();
     })

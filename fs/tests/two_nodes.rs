@@ -72,6 +72,36 @@ async fn a_lone_small_read_moves_little() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_the_small_files_of_a_directory_in_turn_finds_the_next_ones_here() {
+    on_two(true, |a, b| {
+        for directory in ["few", "many"] {
+            fs::create_dir(a.path(directory)).unwrap();
+            for number in 0..12 {
+                let path = a.path(&format!("{directory}/{number:02}"));
+                fs::write(path, pattern(number, 10_000)).unwrap();
+            }
+            assert_eq!(fs::read_dir(b.path(directory)).unwrap().count(), 12);
+        }
+        let read = |name: &str| fs::read(b.path(name)).unwrap();
+        assert_eq!(read("few/00"), pattern(0, 10_000));
+        assert_eq!(read("few/01"), pattern(1, 10_000));
+        for number in 0..3 {
+            assert_eq!(read(&format!("many/{number:02}")), pattern(number, 10_000));
+        }
+        for number in 3..7 {
+            let copy = b.plain(&format!("many/{number:02}"));
+            eventually("the next one is a copy here", || copy.exists());
+            assert_eq!(fs::read(copy).unwrap(), pattern(number, 10_000));
+        }
+        assert!(!b.plain("many/11").exists(), "too far ahead");
+        assert!(!b.plain("few/02").exists(), "two are no evidence");
+        fs::write(a.path("many/05"), b"newer").unwrap();
+        assert_eq!(read("many/05"), b"newer");
+    })
+    .await;
+}
+
 fn close_to_open(a: &TestNode, b: &TestNode) {
     for round in 0..20u8 {
         let (writer, reader) = if round % 2 == 0 { (a, b) } else { (b, a) };

@@ -55,7 +55,7 @@ def variant(message):
     return name, body
 
 
-def report(pid, run_us=0, queued_us=0):
+def report(pid, run_us=0, queued_us=0, unpickling_us=0, pickling_us=0):
     return {
         "node": "fake",
         "pid": pid,
@@ -67,6 +67,7 @@ def report(pid, run_us=0, queued_us=0):
         "bytes_local": 7,
         "bytes_fetched": 0,
         "files": [],
+        "phases": [0, 0, unpickling_us, 0, pickling_us],
     }
 
 
@@ -167,7 +168,7 @@ class WorkerProcess:
         job = call["job"]
         self.current = submitted
         if submitted.cancelled:
-            return self.ended(submitted, self.failed("JobCancelled", "cancelled before it ran"), [], 0)
+            return self.ended(submitted, self.failed("JobCancelled", "cancelled before it ran"), [])
         session.tell({"Update": {"job": job, "update": {"Started": {"node": "fake", "pid": self.process.pid}}}})
         args, segments = submitted.parts(call["args"], 0)
         code, kind = None, variant(call["function"])
@@ -187,6 +188,7 @@ class WorkerProcess:
             "mountpoint_from": call.get("mountpoint"),
             "mountpoint_to": self.node.worker_mountpoint,
             "intermediate_results": call.get("intermediate_results", True),
+            "priority": call.get("priority", 0),
             "kept": [
                 {**value, "path": self.node.kept_path(value["id"]), "size": 0, "hash": b""}
                 for value in call.get("kept", [])
@@ -217,7 +219,7 @@ class WorkerProcess:
             outcome["Failed"].update(
                 signal=-status if status < 0 else None, exit_code=status if status >= 0 else None, stack=stack
             )
-            self.ended(submitted, outcome, [], 0)
+            self.ended(submitted, outcome, [])
             self.node.start_worker(replacing=self)
             raise
         if pump:
@@ -226,16 +228,17 @@ class WorkerProcess:
         self.current = None
         if body["kept"] is not None:
             self.node.keep(call["keep"], body["kept"])
-        self.ended(submitted, body["outcome"], frame[1:], body["run_us"])
+        times = {name: body[name] for name in ("run_us", "unpickling_us", "pickling_us")}
+        self.ended(submitted, body["outcome"], frame[1:], **times)
 
     @staticmethod
     def failed(kind, message):
         return {"Failed": {"kind": kind, "message": message, "signal": None, "exit_code": None, "stack": None}}
 
-    def ended(self, submitted, outcome, segments, run_us):
+    def ended(self, submitted, outcome, segments, run_us=0, **times):
         job = submitted.call["job"]
         self.node.going.pop(job, None)
-        update = {"Ended": {"outcome": outcome, "report": report(self.process.pid, run_us)}}
+        update = {"Ended": {"outcome": outcome, "report": report(self.process.pid, run_us, **times)}}
         self.node.finished[job] = (update, segments)
         submitted.session.tell({"Update": {"job": job, "update": update}}, segments)
 
@@ -279,6 +282,10 @@ class NodeSession:
         if self.node.mute:
             return
         self.reply(request, {"Pong": {"node": "fake"}})
+
+    def nested(self, request, body, frame):
+        self.node.waits.append((body["job"], body["waits"]))
+        self.reply(request, {"Failed": self.node.refuse_waits} if self.node.refuse_waits else "Done")
 
     def keep(self, request, body, frame):
         for keep, file in body["values"]:
@@ -400,7 +407,8 @@ class FakeNode:
             ledger.write(struct.pack("<2Q", 0, memory_bytes))
         self.calls, self.asked, self.frames = [], [], []
         self.sessions = []
-        self.greeting = self.refuse = None
+        self.waits = []
+        self.greeting = self.refuse = self.refuse_waits = None
         self.mute = False
         self.queue = collections.deque()
         self.ready = threading.Condition()

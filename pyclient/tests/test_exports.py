@@ -23,6 +23,7 @@ def test_exported_names():
         "JobUnknown",
         "KeyLost",
         "KitchenSinkError",
+        "NestedTooDeep",
         "NodeLost",
         "NotAuthorized",
         "NotPlaceable",

@@ -100,3 +100,71 @@ def test_a_profile_is_whole_or_not_there():
 def test_markup_in_names_is_escaped():
     graph = Profile(pstats.Stats(), {("<lambda> (a&b.py:1)",): 1.0}).flame_graph()
     assert "<lambda>" not in graph and xml.fromstring(graph) is not None
+
+
+class Slow:
+    """Takes its time to be pickled and to be unpickled."""
+
+    def __init__(self, pickling, unpickling):
+        self.pickling, self.unpickling = pickling, unpickling
+
+    def __reduce__(self):
+        time.sleep(self.pickling)
+        return unpickled, (self.pickling, self.unpickling)
+
+
+def unpickled(pickling, unpickling):
+    time.sleep(unpickling)
+    return Slow(pickling, unpickling)
+
+
+def pass_on(value, pickling):
+    time.sleep(0.2)
+    value.pickling, value.unpickling = pickling, 0
+    return value
+
+
+def test_the_time_of_a_call_is_told_by_what_it_went_to(client):
+    jobs = [client.call(pass_on, Slow(0, 0.1), 0.3) for _ in range(2)]
+    for job in jobs:
+        job.result()
+    profile = client.profile(jobs)
+    for call in profile["calls"]:
+        assert 0.1 <= call["unpickling"] < 0.2 and 0.2 <= call["run"] < 0.3 and 0.3 <= call["pickling"] < 0.4
+        assert call["cpu"] < 0.1 and 0 < call["returning"] < 5 and call["waiting"] == call["claiming"] == 0
+    for phase in ("unpickling", "run", "pickling", "returning"):
+        assert profile[phase] == pytest.approx(sum(call[phase] for call in profile["calls"]))
+
+
+def test_the_times_of_a_call_that_raises_or_cannot_be_unpickled(client):
+    class Odd:
+        def __reduce__(self):
+            return time.sleep, ("a while",)
+
+    def fail():
+        time.sleep(0.1)
+        raise ValueError
+
+    jobs = [client.call(fail), client.call(abs, Odd())]
+    assert all(job.exception() for job in jobs)
+    failed, odd = client.profile(jobs)["calls"]
+    assert 0.1 <= failed["run"] < 0.2 and failed["unpickling"] < 0.1
+    assert odd["run"] == 0 < odd["unpickling"]
+
+
+def test_the_printed_profile_names_every_phase(client, capsys):
+    client.bc(time.sleep, 0.1)
+    client.execute()
+    client.br(profile="naps")
+    printed = capsys.readouterr().out
+    words = [
+        "naps took",
+        "queued",
+        "claiming",
+        "waiting for bytes",
+        "unpickling",
+        "running 0.1",
+        "pickling",
+        "returning",
+    ]
+    assert all(word in printed for word in words), printed

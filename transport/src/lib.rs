@@ -10,6 +10,7 @@ pub mod identity;
 pub mod key;
 pub mod memory;
 pub mod pool;
+pub mod quiet;
 pub mod segments;
 pub mod tunnel;
 

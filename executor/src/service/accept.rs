@@ -411,6 +411,7 @@ impl Executor {
             submissions.push(one.submission);
         }
         let want = self.claimable();
+        let asked = Instant::now();
         let submitted = match self.queue.submit(functions, &submissions, want).await {
             // It may have been carried out: sent again, what is known is not touched. What it claimed for us comes back (`reconcile`).
             Err(QueueError::Redis(RedisError::Lost(_) | RedisError::Timeout(_))) => {
@@ -422,6 +423,7 @@ impl Executor {
         };
         self.callers
             .recorded(submissions.iter().map(|submission| &submission.job));
+        let claiming = asked.elapsed();
         for job in submitted.claimed {
             let Some(stored) = calls.remove(&job) else {
                 continue;
@@ -433,6 +435,9 @@ impl Executor {
                 retries: stored.call.retries,
                 since,
                 waited_before: Duration::ZERO,
+                claiming,
+                bringing: Duration::ZERO,
+                waits: false,
                 life: Life::new(stored.call.timeout_ms),
                 worker: None,
                 began: None,

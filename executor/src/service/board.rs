@@ -48,6 +48,12 @@ pub struct Run {
     pub grown_to_bytes: u64,
     /// Bytes of kept values that were brought here for it.
     pub brought_bytes: u64,
+    /// How long this node waited for what it needs, and before for having it.
+    pub bringing: Duration,
+    /// From asking for it to having it.
+    pub claiming: Duration,
+    /// It waits for calls of its own: its place is lent.
+    pub waits: bool,
     /// What it wrote.
     pub output: Output,
     /// How much of that is under way.
@@ -71,21 +77,23 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// How many workers to start: of the default interpreter there is always one for each slot, of others as calls wait for
-    /// them; one at a time while they fail.
-    pub fn lacking(&self, is_default: bool, slots: usize) -> usize {
+    /// How many workers to start: of the default interpreter there is always one for each slot, of others, and for places that
+    /// are lent (`room`: the slots and those), as calls wait for them; one at a time while they fail.
+    pub fn lacking(&self, is_default: bool, slots: usize, room: usize) -> usize {
         let has = self.workers.len() + self.starting;
         if self.restarts.is_failing() {
             return usize::from(has == 0 && slots > 0);
         }
-        let wanted = match is_default {
-            true => slots,
-            false => {
-                let busy = self.workers.len().saturating_sub(self.idle.len());
-                (busy + self.waiting.len()).min(slots)
-            }
-        };
-        wanted.saturating_sub(has)
+        self.wanted(is_default, slots, room).saturating_sub(has)
+    }
+
+    fn wanted(&self, is_default: bool, slots: usize, room: usize) -> usize {
+        let busy = self.workers.len().saturating_sub(self.idle.len());
+        let wanted = (busy + self.waiting.len()).min(room);
+        match is_default {
+            true => wanted.max(slots),
+            false => wanted,
+        }
     }
 }
 
@@ -99,6 +107,10 @@ pub struct Board {
     pub pools: HashMap<String, Pool>,
     /// How many run.
     pub running: usize,
+    /// How many of these wait for calls of their own: so many more may be claimed.
+    pub lent: usize,
+    /// The most.
+    max_nested: usize,
     /// How long calls take, the later ones counting more; a long one for no longer than `CALL_US_MAX`.
     average_us: u64,
     /// How long those of each function take.
@@ -114,7 +126,7 @@ pub struct Board {
 
 impl Board {
     /// With these interpreters; nothing is started.
-    pub fn new(slots: usize, pythons: &[(String, PathBuf)]) -> Self {
+    pub fn new(slots: usize, max_nested: usize, pythons: &[(String, PathBuf)]) -> Self {
         let pool = |python: &PathBuf| Pool {
             python: python.clone(),
             workers: HashMap::new(),
@@ -131,6 +143,8 @@ impl Board {
                 .map(|(name, python)| (name.clone(), pool(python)))
                 .collect(),
             running: 0,
+            lent: 0,
+            max_nested,
             average_us: CALL_US_MAX,
             durations: Durations::default(),
             early_cancels: VecDeque::new(),
@@ -144,21 +158,39 @@ impl Board {
     pub fn want(&self) -> Want {
         Want {
             jobs: self.full().saturating_sub(self.runs.len()),
-            of_others: self.slots.saturating_sub(self.runs.len()),
+            of_others: self.room().saturating_sub(self.runs.len()),
             slots: self.slots as u64,
         }
     }
 
     /// Whether so little is left that it is time to claim again: not for each call that ends, where they are short.
     pub fn is_low(&self) -> bool {
-        self.runs.len() < self.slots || self.runs.len() * 2 <= self.full()
+        self.runs.len() < self.room() || self.runs.len() * 2 <= self.full()
+    }
+
+    /// How many calls may run now.
+    pub fn room(&self) -> usize {
+        self.slots + self.lent
+    }
+
+    /// The least priority of a call that may run now; `None`: none may. A place that is lent is for calls that were made by a call: those
+    /// go before it.
+    fn least_admitted(&self) -> Option<i32> {
+        if self.running < self.slots {
+            return Some(i32::MIN);
+        }
+        let waiting = self.runs.values().filter(|run| run.waits);
+        let floor = waiting.map(|run| run.stored.call.priority).min();
+        floor
+            .filter(|_| self.running < self.room())
+            .and_then(|floor| floor.checked_add(1))
     }
 
     /// How many calls are claimed at most.
     fn full(&self) -> usize {
         match self.is_stuck {
-            true => self.slots,
-            false => self.slots + ahead(self.slots, self.average_us),
+            true => self.room(),
+            false => self.room() + ahead(self.slots, self.average_us),
         }
     }
 
@@ -200,7 +232,14 @@ impl Board {
         let name = run.stored.call.python.as_deref().unwrap_or("default");
         match self.pools.get_mut(name) {
             Some(pool) => {
-                pool.waiting.push_back(job.to_owned());
+                let priority = run.stored.call.priority;
+                let is_behind = |other: &String| {
+                    let other = self.runs.get(other);
+                    other.is_none_or(|other| other.stored.call.priority >= priority)
+                };
+                let behind = pool.waiting.iter().rev().position(is_behind);
+                let at = behind.map_or(0, |passed| pool.waiting.len() - passed);
+                pool.waiting.insert(at, job.to_owned());
                 true
             }
             None => false,
@@ -217,18 +256,17 @@ impl Board {
 
     /// The next call that can be given to a worker, and the worker, which is marked.
     pub fn next_start(&mut self) -> Option<(String, Arc<Worker>)> {
-        if self.running >= self.slots {
-            return None;
-        }
+        let least = self.least_admitted()?;
         for pool in self.pools.values_mut() {
             while let (Some(job), Some(worker)) = (pool.waiting.front(), pool.idle.last()) {
-                let waits = self
-                    .runs
-                    .get(job)
-                    .is_some_and(|run| run.life.state() == State::Waiting);
-                if !waits {
+                let run = self.runs.get(job);
+                let run = run.filter(|run| run.life.state() == State::Waiting);
+                let Some(run) = run else {
                     pool.waiting.pop_front();
                     continue;
+                };
+                if run.stored.call.priority < least {
+                    break;
                 }
                 let worker = worker.clone();
                 pool.idle.pop();
@@ -250,8 +288,47 @@ impl Board {
         if run.worker.is_some() {
             self.running -= 1;
         }
+        if run.waits {
+            self.lent -= 1;
+        }
         self.ended += 1;
         Some(run)
+    }
+
+    /// A call that runs here waits for calls of its own from now on. Nothing, where it does not run here.
+    pub fn lend(&mut self, job: &str) -> Result<(), TooManyNested> {
+        let Some(run) = self.runs.get_mut(job) else {
+            return Ok(());
+        };
+        if run.waits || run.began.is_none() {
+            return Ok(());
+        }
+        if self.lent >= self.max_nested {
+            return Err(TooManyNested(self.max_nested));
+        }
+        run.waits = true;
+        self.lent += 1;
+        Ok(())
+    }
+
+    /// It goes on. Until one of the others ends, more run than there are slots.
+    pub fn take_back(&mut self, job: &str) {
+        if let Some(run) = self.runs.get_mut(job)
+            && std::mem::take(&mut run.waits)
+        {
+            self.lent -= 1;
+        }
+    }
+
+    /// A worker that was started for a place that was lent, and has not been needed for `patience`: it is not idle any more.
+    pub fn spare(&mut self, patience: Duration) -> Option<Arc<Worker>> {
+        if self.lent > 0 || self.last_start.elapsed() < patience {
+            return None;
+        }
+        let pool = self.pools.get_mut("default")?;
+        let has = pool.workers.len() + pool.starting;
+        let is_spare = has > pool.wanted(true, self.slots, self.slots) && !pool.idle.is_empty();
+        is_spare.then(|| pool.idle.remove(0))
     }
 
     /// A worker may be given calls.
@@ -263,7 +340,17 @@ impl Board {
 
     /// Calls that wait though every slot has been taken for `patience`: claimed ahead in vain, another node may have them.
     pub fn stuck(&mut self, patience: Duration) -> Vec<String> {
-        if self.running < self.slots || self.last_start.elapsed() < patience {
+        let may_start = |least: i32| {
+            let mut waiting = self.pools.values().flat_map(|pool| &pool.waiting);
+            waiting.any(|job| {
+                let run = self.runs.get(job);
+                run.is_some_and(|run| run.stored.call.priority >= least)
+            })
+        };
+        if self.running < self.slots
+            || self.last_start.elapsed() < patience
+            || self.least_admitted().is_some_and(may_start)
+        {
             return Vec::new();
         }
         let waiting: Vec<String> = self
@@ -283,6 +370,10 @@ impl Board {
         self.pools.values().any(|pool| !pool.waiting.is_empty())
     }
 }
+
+/// As many calls as may (this many) wait for calls of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyNested(pub usize);
 
 /// What became of a call that was to be entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -307,9 +398,120 @@ fn ahead(slots: usize, average_us: u64) -> usize {
 mod tests {
     use super::*;
 
+    fn run(priority: i32) -> Run {
+        let call = serde_json::json!({
+            "job": "", "name": "f", "function": {"Name": "m:f"}, "format": "pickle", "args": {"parts": []}, "mountpoint": null,
+            "priority": priority,
+        });
+        let origin = "0000000000000001".parse().unwrap();
+        let stored = StoredCall {
+            call: serde_json::from_value(call).unwrap(),
+            keeper: origin,
+            why: String::new(),
+            costs: Vec::new(),
+            is_learned: false,
+        };
+        Run {
+            stored: Arc::new(stored),
+            origin,
+            retries: 0,
+            since: Instant::now(),
+            waited_before: Duration::ZERO,
+            life: Life::new(None),
+            worker: None,
+            began: None,
+            grown_to_bytes: 0,
+            brought_bytes: 0,
+            bringing: Duration::ZERO,
+            claiming: Duration::ZERO,
+            waits: false,
+            output: Output::default(),
+            flow: Flow::default(),
+        }
+    }
+
+    #[test]
+    fn places_are_lent_to_a_bound_and_come_back_once() {
+        let mut board = Board::new(1, 2, &[]);
+        for job in ["a", "b", "c", "waits"] {
+            board.enter(job, run(0));
+            board.runs.get_mut(job).unwrap().began = (job != "waits").then(Instant::now);
+        }
+        assert_eq!(
+            (board.lend("waits"), board.lend("unknown")),
+            (Ok(()), Ok(()))
+        );
+        assert_eq!(board.room(), 1);
+        assert_eq!((board.lend("a"), board.lend("a")), (Ok(()), Ok(())));
+        assert_eq!(board.room(), 2);
+        assert_eq!(
+            (board.lend("b"), board.lend("c")),
+            (Ok(()), Err(TooManyNested(2)))
+        );
+        assert_eq!(board.room(), 3);
+        board.take_back("a");
+        board.take_back("a");
+        board.take_back("c");
+        assert_eq!(board.room(), 2);
+        assert_eq!(board.lend("c"), Ok(()));
+        board.remove("b");
+        board.remove("c");
+        assert_eq!((board.room(), board.lent), (1, 0));
+    }
+
+    #[test]
+    fn a_place_that_is_lent_is_for_calls_that_go_before_the_one_that_waits() {
+        let mut board = Board::new(1, 2, &[]);
+        board.enter("a", run(3));
+        board.runs.get_mut("a").unwrap().began = Some(Instant::now());
+        assert_eq!(board.least_admitted(), Some(i32::MIN));
+        board.running = 1;
+        assert_eq!(board.least_admitted(), None);
+        board.lend("a").unwrap();
+        assert_eq!(board.least_admitted(), Some(4));
+        board.running = 2;
+        assert_eq!(board.least_admitted(), None);
+        board.take_back("a");
+        board.running = 0;
+        assert_eq!(board.least_admitted(), Some(i32::MIN));
+    }
+
+    #[test]
+    fn calls_of_higher_priority_stand_before_others_that_wait_here() {
+        let mut board = Board::new(1, 2, &[("default".into(), "python3".into())]);
+        for (job, priority) in [
+            ("a", 0),
+            ("b", 0),
+            ("c", 1),
+            ("d", 2),
+            ("e", 1),
+            ("f", 0),
+            ("g", -1),
+        ] {
+            board.enter(job, run(priority));
+            assert!(board.make_ready(job));
+        }
+        let waiting: Vec<_> = board.pools["default"].waiting.iter().cloned().collect();
+        assert_eq!(waiting.concat(), "dceabfg");
+    }
+
+    #[test]
+    fn workers_are_started_for_places_that_are_lent_as_calls_wait() {
+        let mut board = Board::new(1, 2, &[("default".into(), "python3".into())]);
+        let pool = board.pools.get_mut("default").unwrap();
+        assert_eq!(pool.lacking(true, 1, 1), 1);
+        pool.starting = 1;
+        assert_eq!(pool.lacking(true, 1, 3), 0);
+        pool.waiting.push_back("a".into());
+        assert_eq!(
+            (pool.lacking(true, 1, 1), pool.lacking(false, 1, 1)),
+            (0, 0)
+        );
+    }
+
     #[test]
     fn only_short_calls_are_claimed_ahead() {
-        let mut board = Board::new(2, &[]);
+        let mut board = Board::new(2, 8, &[]);
         assert_eq!(board.want().jobs, 2);
         for _ in 0..20 {
             board.took(1, 10, false, true);
@@ -321,6 +523,6 @@ mod tests {
         board.took(1, 500, false, true);
         board.took(1, 500, false, true);
         assert!((4..100).contains(&board.want().jobs), "{:?}", board.want());
-        assert_eq!(Board::new(0, &[]).want().jobs, 0);
+        assert_eq!(Board::new(0, 0, &[]).want().jobs, 0);
     }
 }

@@ -9,13 +9,13 @@ use crate::frames;
 use crate::job::{Action, Ending, Event, Life, State};
 use crate::placement::{lacks, why_here};
 use crate::protocol::{
-    FunctionRef, INLINE_BYTES, KeepAs, KeptValue, NOTE_STREAM, Outcome, Part, Payload, Report,
-    Update,
+    FunctionRef, INLINE_BYTES, KeepAs, KeptValue, NOTE_STREAM, Outcome, Part, Payload, Phases,
+    Report, Update,
 };
 use crate::queue::durations::function_key;
 use crate::queue::record::{self, StoredCall, StoredEnd, StoredFunction, Wrote};
 use crate::queue::{Claimed, Finish};
-use crate::worker::{Answered, Exit, Worker};
+use crate::worker::{Answered, Exit, Measured, Worker};
 use bytes::Bytes;
 use ks_fs::record::NodeId;
 use serde::Serialize;
@@ -38,6 +38,7 @@ enum RunMessage<'a> {
         intermediate_results: bool,
         kept: &'a [KeptValue],
         keep: Option<&'a KeepAs>,
+        priority: i32,
     },
 }
 
@@ -50,7 +51,13 @@ struct Over {
 
 impl Executor {
     /// Enters what was claimed; what is needed for it is brought here first.
-    pub(super) fn enter_claims(self: &Arc<Self>, now_ms: u64, claims: Vec<Claimed>) {
+    /// `asked`: when they were asked for; `now_ms`: Redis's clock then.
+    pub(super) fn enter_claims(
+        self: &Arc<Self>,
+        asked: Instant,
+        now_ms: u64,
+        claims: Vec<Claimed>,
+    ) {
         for claimed in claims {
             let stored = match record::decode::<StoredCall>(&claimed.body) {
                 Ok(stored) => stored,
@@ -60,12 +67,18 @@ impl Executor {
                 }
             };
             let waited = Duration::from_millis(now_ms.saturating_sub(claimed.accepted_ms));
-            self.enter_claim(claimed, stored, waited);
+            self.enter_claim(claimed, stored, asked, waited);
         }
         self.start_calls();
     }
 
-    fn enter_claim(self: &Arc<Self>, claimed: Claimed, mut stored: StoredCall, waited: Duration) {
+    fn enter_claim(
+        self: &Arc<Self>,
+        claimed: Claimed,
+        mut stored: StoredCall,
+        asked: Instant,
+        waited: Duration,
+    ) {
         let mut args = std::mem::take(&mut stored.call.args);
         let is_here = self.find_payload(&mut args) && self.has_function(&stored.call.function);
         stored.call.args = args;
@@ -75,8 +88,11 @@ impl Executor {
             stored: stored.clone(),
             origin: claimed.origin,
             retries: claimed.retries,
-            since: Instant::now(),
+            since: asked,
             waited_before: waited,
+            claiming: asked.elapsed(),
+            bringing: Duration::ZERO,
+            waits: false,
             life: Life::new(stored.call.timeout_ms),
             worker: None,
             began: None,
@@ -102,11 +118,13 @@ impl Executor {
         }
         let this = self.clone();
         tokio::spawn(async move {
+            let begun = Instant::now();
             match this.bring(&stored).await {
                 Ok((ready, brought_bytes)) => {
                     if let Some(run) = this.board.lock().unwrap().runs.get_mut(&job) {
                         run.stored = Arc::new(ready);
                         run.brought_bytes = brought_bytes;
+                        run.bringing = begun.elapsed();
                     }
                     this.follow_entry(&job, entered);
                     this.start_calls();
@@ -258,6 +276,7 @@ impl Executor {
             intermediate_results: call.intermediate_results,
             kept: &call.kept,
             keep: call.keep.as_ref(),
+            priority: call.priority,
         };
         worker.send(frames::frame(&message, segments));
     }
@@ -340,11 +359,11 @@ impl Executor {
     }
 
     /// Takes a call off the board, with the report of what it used.
-    fn take_over(&self, job: &str, measured_us: Option<(u64, u64)>) -> Option<Over> {
+    fn take_over(&self, job: &str, measured: Option<Measured>) -> Option<Over> {
         let run = self.board.lock().unwrap().remove(job)?;
-        let (run_us, cpu_us) = measured_us.unwrap_or_else(|| {
-            let passed = run.began.map_or(Duration::ZERO, |began| began.elapsed());
-            (passed.as_micros() as u64, 0)
+        let measured = measured.unwrap_or_else(|| Measured {
+            run_us: run.began.map_or(0, |began| micros(began.elapsed())),
+            ..Measured::default()
         });
         let here = run
             .began
@@ -356,16 +375,25 @@ impl Executor {
             pid: run.worker.as_ref().map_or(0, |worker| worker.pid),
             why: why_here(&run.stored.why, &run.stored.costs, node),
             costs: run.stored.costs.clone(),
-            queued_us: (run.waited_before + here).as_micros() as u64,
-            run_us,
-            cpu_us,
+            queued_us: micros(run.waited_before + here),
+            run_us: measured.run_us,
+            cpu_us: measured.cpu_us,
+            phases: Phases {
+                claiming_us: micros(run.claiming),
+                bringing_us: micros(run.bringing),
+                unpickling_us: measured.unpickling_us,
+                waiting_us: 0,
+                pickling_us: measured.pickling_us,
+            },
             ..Report::default()
         };
         let kept_bytes: u64 = run.stored.call.kept.iter().map(|value| value.size).sum();
         report.bytes_local += kept_bytes.saturating_sub(run.brought_bytes);
         report.bytes_fetched += run.brought_bytes;
         if let Some(worker) = &run.worker {
-            for file in self.fs.usage().take(worker.pid as i32) {
+            let used = self.fs.usage().take_used(worker.pid as i32);
+            report.phases.waiting_us = micros(used.waited);
+            for file in used.files {
                 report.bytes_local += file.local_bytes;
                 report.bytes_fetched += file.fetched_bytes;
                 report.files.push(file.path.as_bytes().to_vec().into());
@@ -538,8 +566,7 @@ impl Executor {
         let Answered {
             job,
             mut outcome,
-            run_us,
-            cpu_us,
+            measured,
             kept: value,
             segments,
         } = answer;
@@ -550,13 +577,14 @@ impl Executor {
                     let function = function_key(&run.stored.call.function);
                     let actions = run.life.handle(Event::Answered, 0);
                     let is_typical = lacks(&run.stored.costs, &self.options.node_name).is_none();
-                    board.took(function, run_us, worker.was_new_to_it(), is_typical);
+                    let whole_us = measured.whole_us();
+                    board.took(function, whole_us, worker.was_new_to_it(), is_typical);
                     actions
                 }
                 None => Vec::new(),
             }
         };
-        let over = self.take_over(&job, Some((run_us, cpu_us)));
+        let over = self.take_over(&job, Some(measured));
         if worker.state() == crate::worker::state::State::Idle {
             self.board.lock().unwrap().idle(worker);
         }
@@ -613,6 +641,10 @@ impl Executor {
         }
         self.start_calls();
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    duration.as_micros() as u64
 }
 
 /// An outcome of ours.

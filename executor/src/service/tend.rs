@@ -234,11 +234,12 @@ impl Executor {
                 return self.board.lock().unwrap().has_waiting().then_some(STUCK);
             }
             self.more.store(false, Ordering::Relaxed);
+            let asked = Instant::now();
             let took = self.board.lock().unwrap().say_durations();
             match self.queue.claim(&self.queues, want, &took).await {
                 Ok(claims) => {
                     next = claims.next;
-                    self.enter_claims(claims.now_ms, claims.jobs);
+                    self.enter_claims(asked, claims.now_ms, claims.jobs);
                 }
                 Err(error) => {
                     tracing::debug!(%error, "calls cannot be claimed now");
@@ -393,6 +394,7 @@ impl Executor {
             }
             Err(error) => tracing::debug!(%error, "the lease cannot be renewed now"),
         }
+        self.retire_spare();
         self.free_stalled().await;
         let is_patient = before < self.patient_until_ms.load(Ordering::Relaxed);
         match self.queue.reap(is_patient).await {

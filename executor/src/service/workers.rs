@@ -17,10 +17,10 @@ impl Executor {
         let mut starts = Vec::new();
         {
             let mut board = self.board.lock().unwrap();
-            let slots = board.slots;
+            let (slots, room) = (board.slots, board.room());
             for (name, pool) in &mut board.pools {
                 let wait_ms = pool.restarts.wait_ms(now_ms);
-                for _ in 0..pool.lacking(name == "default", slots) {
+                for _ in 0..pool.lacking(name == "default", slots, room) {
                     pool.starting += 1;
                     starts.push((name.clone(), pool.python.clone(), wait_ms));
                 }

@@ -68,6 +68,10 @@ impl Session {
             Ask::Kept { ids } => self.kept(ids).await,
             Ask::KeptGroup { group } => self.kept_group(&group).await,
             Ask::Forget { ids, groups } => self.forget(ids, &groups).await,
+            Ask::Nested { job, waits } => {
+                let heeded = self.executor.nested(&job, waits);
+                heeded.map(|()| Answer::Done)
+            }
             Ask::Shutdown => self.shutdown(),
             Ask::Ping | Ask::Hello { .. } | Ask::Submit { .. } | Ask::Tie { .. } => return,
         };

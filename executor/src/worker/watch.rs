@@ -2,12 +2,13 @@
 use super::process::{Process, signal_group};
 use super::state::{self, Event};
 use super::*;
+use ks_transport::quiet::QuietReader;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Child;
 use tokio::io::unix::AsyncFd;
-use tokio::net::unix::{OwnedReadHalf, pipe};
+use tokio::net::unix::pipe;
 
 /// Bytes of output that are passed on as one piece.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
@@ -24,7 +25,7 @@ pub(super) struct Watcher {
     supervisor: Arc<dyn Supervisor>,
     child: Child,
     ended: AsyncFd<OwnedFd>,
-    socket: OwnedReadHalf,
+    socket: QuietReader,
     decoder: Decoder,
     /// Descriptors 1 and 2, until they are closed.
     output: [Option<pipe::Receiver>; 2],
@@ -46,7 +47,7 @@ impl Watcher {
     pub(super) fn new(
         worker: Arc<Worker>,
         process: Process,
-        socket: OwnedReadHalf,
+        socket: QuietReader,
         supervisor: Arc<dyn Supervisor>,
     ) -> io::Result<Self> {
         let pid = rustix::process::Pid::from_child(&process.child);
@@ -128,6 +129,8 @@ impl Watcher {
                 outcome,
                 run_us,
                 cpu_us,
+                unpickling_us,
+                pickling_us,
                 kept,
             } => {
                 if self.worker.job().as_deref() != Some(&job) {
@@ -140,8 +143,12 @@ impl Watcher {
                 let answer = Answered {
                     job,
                     outcome,
-                    run_us,
-                    cpu_us,
+                    measured: Measured {
+                        run_us,
+                        cpu_us,
+                        unpickling_us,
+                        pickling_us,
+                    },
                     kept,
                     segments,
                 };

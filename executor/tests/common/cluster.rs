@@ -96,6 +96,7 @@ impl TestNode {
             data_threshold: DATA_THRESHOLD,
             result_ttl: ks_executor::queue::RECORD_KEEP,
             worker_memory_limit: None,
+            max_nested: 4,
         };
         catalog.register(info(&options)).await.unwrap();
         let beating = catalog.clone();

@@ -236,6 +236,13 @@ impl Cache {
         })
     }
 
+    /// How many names of a directory are remembered.
+    pub fn names_known(&mut self, ino: Ino) -> usize {
+        self.directories
+            .get(&ino)
+            .map_or(0, |directory| directory.names.len())
+    }
+
     // -- answers
 
     /// Keeps an inode's record.

@@ -20,6 +20,16 @@ pub struct Bounds {
     pub free_bytes: u64,
 }
 
+impl Bounds {
+    /// With so much more of the disk left free: a writer waits for it.
+    pub fn with(self, wanted_bytes: u64) -> Self {
+        Self {
+            free_bytes: self.free_bytes.saturating_add(wanted_bytes),
+            ..self
+        }
+    }
+}
+
 /// How it is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {

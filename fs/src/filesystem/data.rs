@@ -88,7 +88,11 @@ impl FileSystem {
         offset: u64,
         len: usize,
     ) -> Result<Bytes, FsError> {
-        match remote.read(offset, len).await {
+        let read = {
+            let _waiting = open.group.map(|group| self.usage.waiting(group));
+            remote.read(offset, len).await
+        };
+        match read {
             Ok((data, fetched)) => {
                 if let Some(group) = open.group {
                     self.usage.note_fetched(group, open.ino, fetched);
@@ -204,7 +208,8 @@ impl FileSystem {
         self.counts.writes.fetch_add(1, Ordering::Relaxed);
         match &open.served {
             Served::Writing(writing) => {
-                write_local(writing, (!at_end).then_some(offset), &data)?;
+                self.write_here(writing, (!at_end).then_some(offset), &data)
+                    .await?;
                 if manner.clear_privileges {
                     self.clear_privileges(open.ino).await?;
                 }
@@ -271,12 +276,37 @@ impl FileSystem {
     ) -> Result<(), FsError> {
         let open = self.table.handle(handle)?;
         match &open.served {
-            Served::Writing(writing) => allocate_local(writing, offset, len, mode),
+            Served::Writing(writing) => self.allocate_here(writing, offset, len, mode).await,
             Served::Forwarded(forwarded) => forwarded.allocate(offset, len, mode).await,
             Served::Own(_) | Served::Shared => {
                 Err(FsError::Io(std::io::Error::from_raw_os_error(libc::EBADF)))
             }
         }
+    }
+
+    /// Into the plain file, at `offset` or at the end; fetched copies make room.
+    pub(super) async fn write_here(
+        &self,
+        writing: &Writing,
+        offset: Option<u64>,
+        data: &[u8],
+    ) -> Result<(), FsError> {
+        // Of an append that found the disk full in the middle, the rest is still to come.
+        let mut rest = data;
+        let write = || write_local(writing, offset, &mut rest);
+        self.making_room(data.len() as u64, write).await
+    }
+
+    /// In the plain file; fetched copies make room.
+    pub(super) async fn allocate_here(
+        &self,
+        writing: &Writing,
+        offset: u64,
+        len: u64,
+        mode: i32,
+    ) -> Result<(), FsError> {
+        let allocate = || allocate_local(writing, offset, len, mode);
+        self.making_room(len, allocate).await
     }
 
     /// Where the next data or the next hole is (`whence`: SEEK_DATA, SEEK_HOLE); ENXIO behind the end. What is fetched from
@@ -349,12 +379,7 @@ pub(super) fn seek_local(file: &File, offset: u64, whence: i32) -> Result<u64, F
 }
 
 /// As fallocate does, on the plain file.
-pub(super) fn allocate_local(
-    writing: &Writing,
-    offset: u64,
-    len: u64,
-    mode: i32,
-) -> Result<(), FsError> {
+fn allocate_local(writing: &Writing, offset: u64, len: u64, mode: i32) -> Result<(), FsError> {
     let flags = rustix::fs::FallocateFlags::from_bits_retain(mode as u32);
     on_disk(|| rustix::fs::fallocate(&*writing.file, flags, offset, len))
         .map_err(std::io::Error::from)?;
@@ -362,12 +387,8 @@ pub(super) fn allocate_local(
     Ok(())
 }
 
-/// Writes all of `data` into the plain file, at `offset` or at the end.
-pub(super) fn write_local(
-    writing: &Writing,
-    offset: Option<u64>,
-    data: &[u8],
-) -> Result<(), FsError> {
+/// Writes all of `data` into the plain file, at `offset` or at the end; then it is what was not appended, if it failed.
+fn write_local(writing: &Writing, offset: Option<u64>, data: &mut &[u8]) -> Result<(), FsError> {
     let file = &*writing.file;
     on_disk(|| match offset {
         Some(offset) => file.write_all_at(data, offset),
@@ -378,12 +399,12 @@ pub(super) fn write_local(
 }
 
 /// One `pwritev2` with RWF_APPEND, so that appends of several writers never overlap.
-fn append_all(file: &File, mut data: &[u8]) -> std::io::Result<()> {
+fn append_all(file: &File, data: &mut &[u8]) -> std::io::Result<()> {
     while !data.is_empty() {
         let slices = [IoSlice::new(data)];
         match rustix::io::pwritev2(file, &slices, 0, ReadWriteFlags::APPEND) {
             Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
-            Ok(written) => data = &data[written..],
+            Ok(written) => *data = &data[written..],
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

@@ -2,12 +2,18 @@
 //!
 //! `copies::eviction` decides, the catalog agrees for each copy or not. Costs one system call every [`LOOK`]; the data directory is walked only when a bound
 //! may be passed. At most one walk in [`WALK_PAUSE`] where nothing could be given up.
+//!
+//! What is written here goes before what was fetched: a write, create or allocation that finds the disk full asks for room ([`Room`]), waits until copies
+//! have been given up, and is tried again. The kernel does not ask; so where less than [`TIGHT_BYTES`] are free (half of a small disk) and there are
+//! copies to give up, files are opened for writing through the daemon, not passed through.
 use super::FileSystem;
 use super::copies::Reason;
 use crate::copies::eviction::{Bounds, Candidate, Census, Usage, excess, in_order};
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use crate::error::FsError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// Between two looks at the disk.
@@ -20,6 +26,40 @@ const WALK_PAUSE: Duration = Duration::from_secs(10);
 const HEADROOM_PART: u64 = 64;
 /// But no more than this.
 const HEADROOM_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// How long a writer waits for room.
+const ROOM_WAIT: Duration = Duration::from_secs(8);
+/// Who finds the disk full gets so much more than is needed, so that a stream of writes does not ask for each.
+const ROOM_BYTES: u64 = 16 * 1024 * 1024;
+/// After nothing could be given up, writers are told at once that the disk is full.
+const ROOM_PAUSE: Duration = Duration::from_secs(2);
+/// With less free than that (or half of the disk, where that is less), writes come to the daemon.
+const TIGHT_BYTES: u64 = 4 * 1024 * 1024 * 1024;
+
+/// Where writers ask for room.
+pub(super) struct Room {
+    wanted_bytes: AtomicU64,
+    asked: AtomicU64,
+    answered: watch::Sender<u64>,
+    ask: Notify,
+    /// Fetched bytes here, when they were last counted.
+    cached_bytes: AtomicU64,
+    /// Nothing can be given up before that.
+    in_vain_until: Mutex<Option<Instant>>,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            wanted_bytes: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
+            answered: watch::Sender::new(0),
+            ask: Notify::new(),
+            cached_bytes: AtomicU64::new(0),
+            in_vain_until: Mutex::new(None),
+        }
+    }
+}
 
 /// What is known between two looks.
 #[derive(Default)]
@@ -42,10 +82,10 @@ struct Known {
 /// Runs until the file system is gone.
 pub(super) fn spawn(file_system: &Arc<FileSystem>) {
     let weak = Arc::downgrade(file_system);
-    tokio::spawn(run(weak));
+    tokio::spawn(run(weak, file_system.room.clone()));
 }
 
-async fn run(file_system: Weak<FileSystem>) {
+async fn run(file_system: Weak<FileSystem>, room: Arc<Room>) {
     let mut keeper = Keeper::default();
     let mut fetched_before = 0;
     loop {
@@ -53,7 +93,12 @@ async fn run(file_system: Weak<FileSystem>) {
             let Some(file_system) = file_system.upgrade() else {
                 return;
             };
-            file_system.keep_within_bounds(&mut keeper).await;
+            let asked = room.asked.load(Ordering::Acquire);
+            let wanted_bytes = room.wanted_bytes.swap(0, Ordering::AcqRel);
+            file_system
+                .keep_within_bounds(&mut keeper, wanted_bytes)
+                .await;
+            room.answered.send_replace(asked);
             file_system
                 .fetcher
                 .counters()
@@ -62,11 +107,63 @@ async fn run(file_system: Weak<FileSystem>) {
         };
         let is_busy = fetched != fetched_before;
         fetched_before = fetched;
-        tokio::time::sleep(if is_busy { LOOK_BUSY } else { LOOK }).await;
+        tokio::select! {
+            () = tokio::time::sleep(if is_busy { LOOK_BUSY } else { LOOK }) => {}
+            () = room.ask.notified() => {}
+        }
     }
 }
 
 impl FileSystem {
+    /// Does `act`; where the disk is full, once more after fetched copies have made room for `bytes`.
+    pub(super) async fn making_room<T>(
+        &self,
+        bytes: u64,
+        mut act: impl FnMut() -> Result<T, FsError>,
+    ) -> Result<T, FsError> {
+        match act() {
+            Err(error) if is_full(&error) && self.make_room(bytes).await => act(),
+            done => done,
+        }
+    }
+
+    /// Gives up fetched copies until there is room for so much more. `false`: there is not.
+    pub(super) async fn make_room(&self, bytes: u64) -> bool {
+        let room = &self.room;
+        let is_in_vain = |until: &Option<Instant>| until.is_some_and(|at| Instant::now() < at);
+        if is_in_vain(&room.in_vain_until.lock().unwrap()) {
+            return false;
+        }
+        let wanted = bytes.saturating_add(ROOM_BYTES.min(self.total_bytes() / 16));
+        room.wanted_bytes.fetch_max(wanted, Ordering::AcqRel);
+        let ticket = room.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut answered = room.answered.subscribe();
+        room.ask.notify_one();
+        let answer = answered.wait_for(|answered| *answered >= ticket);
+        let is_answered = tokio::time::timeout(ROOM_WAIT, answer).await.is_ok();
+        let free_bytes = self.store.space().map_or(0, |space| space.free);
+        let is_enough = is_answered && free_bytes >= bytes;
+        if !is_enough {
+            *room.in_vain_until.lock().unwrap() = Some(Instant::now() + ROOM_PAUSE);
+        }
+        is_enough
+    }
+
+    /// Whether what is written may need the room of fetched copies soon.
+    pub(super) fn is_tight(&self) -> bool {
+        if self.room.cached_bytes.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let Ok(space) = self.store.space() else {
+            return false;
+        };
+        space.free < TIGHT_BYTES.min(space.total / 2)
+    }
+
+    fn total_bytes(&self) -> u64 {
+        self.store.space().map_or(0, |space| space.total)
+    }
+
     fn bounds(&self, limit_bytes: u64, total_bytes: u64) -> Bounds {
         let headroom = (total_bytes / HEADROOM_PART).min(HEADROOM_BYTES_MAX);
         Bounds {
@@ -75,7 +172,8 @@ impl FileSystem {
         }
     }
 
-    async fn keep_within_bounds(self: &Arc<Self>, keeper: &mut Keeper) {
+    /// `wanted_bytes`: so much a writer lacks, beyond what is kept free.
+    async fn keep_within_bounds(self: &Arc<Self>, keeper: &mut Keeper, wanted_bytes: u64) {
         let Ok(space) = self.store.space() else {
             return;
         };
@@ -90,14 +188,17 @@ impl FileSystem {
             let cached_bytes = known
                 .cached_bytes
                 .saturating_add(fetched - known.fetched_then);
+            self.room
+                .cached_bytes
+                .store(cached_bytes, Ordering::Relaxed);
             let is_within = excess(
-                self.bounds(limit, total),
+                self.bounds(limit, total).with(wanted_bytes),
                 Usage {
                     cached_bytes,
                     free_bytes,
                 },
             ) == 0;
-            if is_within || now < known.not_before {
+            if is_within || wanted_bytes == 0 && now < known.not_before {
                 return;
             }
         }
@@ -109,7 +210,7 @@ impl FileSystem {
         let limit = *keeper
             .limit_bytes
             .get_or_insert_with(|| self.options.keeping.cache_limit.bytes(usage));
-        let bounds = self.bounds(limit, total);
+        let bounds = self.bounds(limit, total).with(wanted_bytes);
         for candidate in in_order(census.into_candidates(), bounds, usage) {
             if excess(bounds, usage) == 0 {
                 break;
@@ -120,6 +221,9 @@ impl FileSystem {
             }
         }
         let is_enough = excess(bounds, usage) == 0;
+        self.room
+            .cached_bytes
+            .store(usage.cached_bytes, Ordering::Relaxed);
         keeper.known = Some(Known {
             cached_bytes: usage.cached_bytes,
             fetched_then: fetched,
@@ -186,4 +290,9 @@ impl FileSystem {
         }
         gone
     }
+}
+
+/// The disk (or the user's part of it) is full.
+pub(super) fn is_full(error: &FsError) -> bool {
+    [libc::ENOSPC, libc::EDQUOT].contains(&error.to_errno())
 }

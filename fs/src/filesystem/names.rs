@@ -1,6 +1,6 @@
 //! Names: looking them up, making, linking, removing and renaming them. Each change is one script in the catalog and then,
 //! in its place among the changes of others, a change in the data directory.
-use super::{Caller, FileSystem, handles::with_stamp, writing::now};
+use super::{Caller, FileSystem, eviction::is_full, handles::with_stamp, writing::now};
 use crate::{
     catalog::{Committed, Listing, Node_},
     error::FsError,
@@ -11,6 +11,8 @@ use std::{collections::BTreeMap, fs::File, sync::Arc};
 
 /// The longest name, bytes.
 pub const NAME_BYTES_MAX: usize = 255;
+/// What a new file takes of the disk at most, with its directory.
+const MAKE_BYTES: u64 = 64 * 1024;
 /// The longest target of a symlink, bytes.
 const TARGET_BYTES_MAX: usize = 4095;
 
@@ -132,16 +134,21 @@ impl FileSystem {
             true => self.store.create_for_writing(path, node.ino, &node.inode),
             false => self.store.create(path, node.ino, &node.inode),
         };
-        let made = self
+        let mut made = self
             .applier
             .at_new_path(committed.event, (parent, name), node.ino, create)
-            .await;
+            .await
+            .map_err(FsError::from);
+        if made.as_ref().is_err_and(is_full) && self.make_room(MAKE_BYTES).await {
+            let again = self.applier.at_path(node.ino, create).await;
+            made = again.map_err(FsError::from);
+        }
         match made {
             Ok(file) => Ok((node, file)),
             Err(error) => {
                 tracing::warn!(name = %String::from_utf8_lossy(name), %error, "the plain file cannot be made");
                 let _ = self.unlink(parent, name).await;
-                Err(error.into())
+                Err(error)
             }
         }
     }

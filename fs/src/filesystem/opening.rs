@@ -121,6 +121,10 @@ impl FileSystem {
 
     fn register(&self, mut new: NewHandle) -> Result<Opened, FsError> {
         new.passthrough_allowed &= self.passthrough.load(Ordering::Acquire);
+        // The kernel would tell its writers that the disk is full where fetched copies can still make room.
+        if matches!(new.served, Served::Writing(_)) && new.passthrough_allowed {
+            new.passthrough_allowed = !self.is_tight();
+        }
         let opened = self.table.register(new)?;
         self.counts.opens.fetch_add(1, Ordering::Relaxed);
         if matches!(opened, Opened::Passthrough { .. }) {

@@ -1,7 +1,7 @@
 //! Files of this home that other nodes have open: what `crate::peer::server` calls.
 use super::{
     FileSystem, Stamp,
-    data::{allocate_local, read_local, seek_local, write_local},
+    data::{read_local, seek_local},
     handles::{Content, Served},
     opening::Want,
     writing::Writing,
@@ -24,10 +24,6 @@ impl Remote {
 
     pub(crate) async fn read(&self, offset: u64, len: usize) -> Result<Bytes, FsError> {
         read_local(&self.file, offset, len)
-    }
-
-    pub(crate) fn allocate(&self, offset: u64, len: u64, mode: i32) -> Result<(), FsError> {
-        allocate_local(self.writing()?, offset, len, mode)
     }
 
     pub(crate) fn seek(&self, offset: u64, whence: i32) -> Result<u64, FsError> {
@@ -80,7 +76,7 @@ impl FileSystem {
         data: Bytes,
         clear_privileges: bool,
     ) -> Result<u64, FsError> {
-        write_local(remote.writing()?, offset, &data)?;
+        self.write_here(remote.writing()?, offset, &data).await?;
         if clear_privileges {
             self.clear_privileges(remote.ino).await?;
         }
@@ -88,6 +84,17 @@ impl FileSystem {
             Some(offset) => Ok(offset),
             None => Ok(remote.stamp()?.size.saturating_sub(data.len() as u64)),
         }
+    }
+
+    pub(crate) async fn allocate_for_peer(
+        &self,
+        remote: &Remote,
+        offset: u64,
+        len: u64,
+        mode: i32,
+    ) -> Result<(), FsError> {
+        self.allocate_here(remote.writing()?, offset, len, mode)
+            .await
     }
 
     pub(crate) async fn truncate_for_peer(

@@ -21,6 +21,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
+use tokio::sync::Notify;
 
 /// The largest request the kernel may send or ask for.
 const TRANSFER_BYTES_MAX: u32 = 1024 * 1024;
@@ -38,6 +39,8 @@ const INODES_SAID: u64 = 1 << 40;
 /// fuser's trait, over the bridge.
 pub(super) struct Face {
     pub(super) bridge: Arc<Bridge>,
+    /// Told when the kernel has given the mount up.
+    pub(super) ended: Arc<Notify>,
 }
 
 impl Face {
@@ -180,6 +183,10 @@ impl Filesystem for Face {
                 .refuse_passthrough("the kernel is older than 6.9"),
         }
         Ok(())
+    }
+
+    fn destroy(&mut self) {
+        self.ended.notify_one();
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

@@ -183,7 +183,9 @@ async fn answer(
             }
         }
         FileRequest::Allocate { offset, len, mode } => {
-            remote.allocate(offset, len, mode)?;
+            file_system
+                .allocate_for_peer(remote, offset, len, mode)
+                .await?;
             FileReply::Done
         }
         FileRequest::Seek { offset, whence } => FileReply::Position(remote.seek(offset, whence)?),

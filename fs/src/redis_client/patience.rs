@@ -13,7 +13,7 @@ use tokio::time::Instant;
 /// Time between two looks.
 const TICK: Duration = Duration::from_millis(100);
 /// The task sleeps for good after so many looks in vain.
-const IDLE_TICKS_MAX: u32 = 20;
+const IDLE_TICKS_MAX: u32 = 2;
 
 /// The deadline is over.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 //! Every connection speaks RESP3.
 use super::{RedisError, RedisTarget, VERSION_NEEDED, translate};
 use ks_transport::pool::Peer;
+use ks_transport::quiet::QuietStream;
 use redis::aio::MultiplexedConnection;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
@@ -9,6 +10,8 @@ use redis::{
     ProtocolVersion, RedisConnectionInfo,
 };
 use std::fmt;
+use std::future::Future;
+use std::path::Path;
 
 /// A Sentinel's port where the URL names none.
 const SENTINEL_PORT: u16 = 26379;
@@ -68,6 +71,14 @@ impl Endpoint {
         config: AsyncConnectionConfig,
     ) -> Result<MultiplexedConnection, RedisError> {
         let made = match self {
+            Endpoint::Direct { client, .. }
+                if let ConnectionAddr::Unix(path) = client.get_connection_info().addr() =>
+            {
+                let stream = quiet(path).await?;
+                let settings = client.get_connection_info().redis_settings();
+                let made = MultiplexedConnection::new_with_config(settings, stream, config).await;
+                made.map(driven)
+            }
             Endpoint::Direct { client, .. } => {
                 client
                     .get_multiplexed_async_connection_with_config(&config)
@@ -82,11 +93,7 @@ impl Endpoint {
                     .await
                     .map_err(|error| RedisError::Unreachable(error.to_string()))?;
                 let made = MultiplexedConnection::new_with_config(settings, stream, config).await;
-                made.map(|(connection, driver)| {
-                    // Ends by itself when the last clone of the connection is dropped.
-                    tokio::spawn(driver);
-                    connection
-                })
+                made.map(driven)
             }
         };
         made.map_err(|error| self.refusal(error))
@@ -109,6 +116,29 @@ impl Endpoint {
             other => other,
         }
     }
+}
+
+/// Starts what carries a connection. It ends by itself when the last clone of the connection is dropped.
+fn driven(
+    (connection, driver): (
+        MultiplexedConnection,
+        impl Future<Output = ()> + Send + 'static,
+    ),
+) -> MultiplexedConnection {
+    tokio::spawn(driver);
+    connection
+}
+
+/// A socket of this machine. Its connecting end never waits for long: the queue of a listening unix socket is there or full at once.
+async fn quiet(path: &Path) -> Result<QuietStream, RedisError> {
+    let unreachable = |error: std::io::Error| {
+        RedisError::Unreachable(format!("redis at {}: {error}", path.display()))
+    };
+    let stream = tokio::net::UnixStream::connect(path)
+        .await
+        .map_err(unreachable)?;
+    let stream = stream.into_std().and_then(QuietStream::new);
+    stream.map_err(unreachable)
 }
 
 fn asks_for_password(refusal: &str) -> bool {

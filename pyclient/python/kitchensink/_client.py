@@ -333,10 +333,17 @@ class Client(BulkMethods, MapMethods, DataMethods):
         return self._connected().cancel([], all=True)
 
     def profile(self, jobs: Iterable[JobOrId]) -> dict[str, Any]:
-        """Where the time of jobs that have ended went, in seconds (`queued`, `run`, `cpu`), their bytes (`bytes_local`,
-        `bytes_fetched`), how many ran on each of the `nodes`, and what `timethis` marked (`marks`): all together, and
-        in `calls` each for itself. `profile`: of the calls with `_profile=True` a `Profile` (pstats, and a flame
-        graph), else None."""
+        """Where the time of jobs that have ended went, in seconds, all together, and in `calls` each for itself:
+
+        - `queued`: until a node with a free worker was there; `claiming`: until that node had the call;
+        - `waiting`: for bytes of other nodes: large arguments and kept values before it ran, files while it ran;
+        - `unpickling` function and arguments, `run` (`cpu`: processor time of it), `pickling` the result;
+        - `returning`: the rest of what its caller waited: sending the call, and its end on the way back.
+
+        Beside them its bytes (`bytes_local`, `bytes_fetched`), how many ran on each of the `nodes`, what `timethis`
+        marked (`marks`), and `profile`: of the calls with `_profile=True` a `Profile` (pstats, and a flame graph), else
+        None. Jobs that go on are left out.
+        """
         return profiling.summary([self.job(one) for one in jobs])
 
     # Forks

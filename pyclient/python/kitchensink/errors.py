@@ -19,6 +19,7 @@ __all__ = [
     "JobUnknown",
     "KeyLost",
     "KitchenSinkError",
+    "NestedTooDeep",
     "NodeLost",
     "NotAuthorized",
     "NotPlaceable",
@@ -68,6 +69,11 @@ class ConnectionLost(KitchenSinkError, ConnectionError):
 class NotSerializable(KitchenSinkError, TypeError):
     """A function, an argument or a result cannot be sent. For functions and arguments it is raised at the call, before
     anything is sent; the message names the culprit and why."""
+
+
+class NestedTooDeep(KitchenSinkError):
+    """A call was to wait for a call that it made itself, and as many calls of its node as may (`--max-nested`) do so
+    already. The inner call goes on."""
 
 
 class NotPlaceable(KitchenSinkError):
@@ -201,6 +207,7 @@ _BY_KIND: dict[str, type[Exception]] = {
         KitchenSinkError,
         NodeLost,
         NotAuthorized,
+        NestedTooDeep,
         NotPlaceable,
         NotRegistered,
         NotSerializable,

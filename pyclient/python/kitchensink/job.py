@@ -11,6 +11,7 @@ from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import outcome as outcomes
+from . import waiting
 from .errors import JobCancelled, KitchenSinkError, Late
 
 if TYPE_CHECKING:
@@ -47,6 +48,17 @@ class Placement(NamedTuple):
     """Microseconds of processor time it took."""
     files: list[bytes]
     """Files of the tree that it opened."""
+    claiming_us: int = 0
+    """Microseconds from the executing node's asking for it to its having it; part of `queued_us`."""
+    bringing_us: int = 0
+    """Microseconds until its function, large arguments and kept values were on that node; part of `queued_us`."""
+    unpickling_us: int = 0
+    """Microseconds that its function and arguments took to be made in the worker."""
+    waiting_us: int = 0
+    """Microseconds in which it, or a process of its, read bytes of files that had to come from other nodes; part of
+    `run_us`."""
+    pickling_us: int = 0
+    """Microseconds that its result took to be pickled."""
 
 
 def _placement(report: dict[str, Any]) -> Placement:
@@ -61,6 +73,7 @@ def _placement(report: dict[str, Any]) -> Placement:
         report["run_us"],
         report["cpu_us"],
         report["files"],
+        *report.get("phases", ()),
     )
 
 
@@ -98,6 +111,8 @@ class Job(Future):  # type: ignore[type-arg]
         """Handles of the kept values among its arguments: they stay until it has ended."""
         self._keeps = False
         """Its result is a handle whose value goes with it."""
+        self._clock = 0.0
+        """`time.monotonic` when it was sent; once it has ended, how many seconds that took. 0: unknown."""
         self.finished = False
 
     def __getattr__(self, name: str) -> Any:
@@ -132,6 +147,8 @@ class Job(Future):  # type: ignore[type-arg]
         if report is not None:
             self._report = report
             self._where = (report["node"], report["pid"])
+        if self._clock:
+            self._clock = time.monotonic() - self._clock
         self._decoders = None
         self._uses = ()
         with _making_conditions:
@@ -178,7 +195,7 @@ class Job(Future):  # type: ignore[type-arg]
         """Waits for the end and decodes. Errors: TimeoutError."""
         if not self.finished:
             deadline = None if timeout is None else time.monotonic() + timeout
-            if self._session is None or not self._session.wait(self, deadline):
+            if self._session is None or not waiting.wait(self._session, self, deadline):
                 raise Late(f"{self.name} ({self.id}) has not ended within {timeout} s")
         self._decode()
         decoding = self.__dict__.get("_decoding")
@@ -232,6 +249,16 @@ class Job(Future):  # type: ignore[type-arg]
         return None if self._report is None else _placement(self._report)
 
     @property
+    def returning(self) -> float:
+        """Seconds that sending it and getting its end took: what is left of the time from sending it to having its end
+        (not yet unpickled) here. 0.0 where it has not ended, or another client sent it."""
+        placed = self.placement
+        if placed is None or not self._clock:
+            return 0.0
+        told_us = placed.queued_us + placed.unpickling_us + placed.run_us + placed.pickling_us
+        return max(0.0, self._clock - told_us / 1e6)
+
+    @property
     def marks(self) -> dict[str, float]:
         """Seconds that `timethis` measured in it, by name."""
         if self._marks is None:
@@ -262,7 +289,8 @@ class Job(Future):  # type: ignore[type-arg]
         if self._session is not None:
             self._session.watch()
         try:
-            await ended.wait()
+            with waiting.place_given(self._session if not self.finished else None):
+                await ended.wait()
         except asyncio.CancelledError:
             loop.run_in_executor(None, self.cancel)
             raise

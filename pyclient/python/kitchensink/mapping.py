@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, as_completed
 from typing import TYPE_CHECKING, Any
 
-from . import submission
+from . import submission, waiting
 from .bulk import cancel_rest, cancelled_by_interrupt, in_order
 from .errors import Late
 from .job import Job
@@ -126,8 +126,15 @@ def results(jobs: list[Job], ordered: bool, progress: bool | None, timeout: floa
 
 
 def _as_completed(jobs: list[Job], timeout: float | None) -> Iterator[Future[Any]]:
+    session = jobs[0]._session if jobs else None
     try:
-        yield from as_completed(jobs, timeout)
+        ended = as_completed(jobs, timeout)
+        while True:
+            with waiting.place_given(session):
+                job = next(ended, None)
+            if job is None:
+                return
+            yield job
     except concurrent.futures.TimeoutError as error:
         raise Late(str(error)) from None
 

@@ -17,6 +17,8 @@ from .profiled import LOGGER, Profile
 __all__ = ["LOGGER", "Profile", "show", "summary", "take_mark"]
 
 
+PHASES = ("queued", "claiming", "unpickling", "waiting", "run", "pickling", "returning")
+"""What the time of a call goes to. What it waits for bytes of files while it runs is in `waiting` and in `run`."""
 SHOWN_FUNCTIONS = 20
 """Of a profile, so many are printed."""
 
@@ -41,7 +43,7 @@ def summary(jobs: Iterable[Job]) -> dict[str, Any]:
     calls = [_of_one(job) for job in jobs]
     known = [call for call in calls if call is not None]
     total: dict[str, Any] = {"calls": known, "count": len(known), "nodes": {}, "marks": {}}
-    for key in ("queued", "run", "cpu", "bytes_local", "bytes_fetched"):
+    for key in (*PHASES, "cpu", "bytes_local", "bytes_fetched"):
         total[key] = sum(call[key] for call in known)
     for call in known:
         total["nodes"][call["node"]] = total["nodes"].get(call["node"], 0) + 1
@@ -59,8 +61,13 @@ def _of_one(job: Job) -> dict[str, Any] | None:
         "job": job.id,
         "name": job.name,
         "node": placement.node,
-        "queued": placement.queued_us / 1e6,
+        "queued": (placement.queued_us - placement.claiming_us - placement.bringing_us) / 1e6,
+        "claiming": placement.claiming_us / 1e6,
+        "unpickling": placement.unpickling_us / 1e6,
+        "waiting": (placement.bringing_us + placement.waiting_us) / 1e6,
         "run": placement.run_us / 1e6,
+        "pickling": placement.pickling_us / 1e6,
+        "returning": job.returning,
         "cpu": placement.cpu_us / 1e6,
         "bytes_local": placement.bytes_local,
         "bytes_fetched": placement.bytes_fetched,
@@ -72,7 +79,10 @@ def show(name: str, seconds: float, jobs: Iterable[Job]) -> None:
     """Prints the summary of jobs that took `seconds` together."""
     total = summary(jobs)
     print(f"{name} took {seconds:.3f} s: {total['count']} calls on {len(total['nodes'])} nodes")
-    print(f"  waiting {total['queued']:.3f} s, running {total['run']:.3f} s, processor {total['cpu']:.3f} s")
+    print(f"  queued {total['queued']:.3f} s, claiming {total['claiming']:.3f} s")
+    print(f"  waiting for bytes {total['waiting']:.3f} s")
+    print(f"  unpickling {total['unpickling']:.3f} s, running {total['run']:.3f} s, processor {total['cpu']:.3f} s")
+    print(f"  pickling {total['pickling']:.3f} s, sending and returning {total['returning']:.3f} s")
     print(f"  bytes read where they were {total['bytes_local']:,}, fetched {total['bytes_fetched']:,}")
     for mark, spent in sorted(total["marks"].items(), key=lambda item: -item[1]):
         print(f"  {mark} : {spent:.3f} s")

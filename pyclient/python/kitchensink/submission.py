@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import collections
 import os
+import time
 import uuid
 from collections.abc import Iterable
 from typing import Any, Callable, Union
 
-from . import decorated, functions, kept, paths, profiled, serialize, texts
+from . import decorated, functions, kept, paths, profiled, serialize, texts, waiting
 from .blobs import BLOB_BYTES
 from .errors import NotSerializable
 from .functions import Serialized
@@ -109,6 +110,9 @@ class Maker:
             if found_texts:
                 call["texts"] = found_texts
         call.update(options.fields)
+        least = waiting.priority()
+        if least is not None:
+            call["priority"] = max(least, call.get("priority", least))
         if handles:
             job._uses = tuple(handles)
             call["kept"] = [{"id": id} for id in dict.fromkeys(handle.id for handle in handles)]
@@ -185,6 +189,9 @@ def _send(session: Session, frame: _Frame) -> Reply:
     try:
         with session.submitting:
             body, segments, fresh = frame.body(session.sent_functions)
+            now = time.monotonic()
+            for job in jobs:
+                job._clock = now
             session.send_packed(body, reply, segments)
             session.sent_functions |= fresh
     except BaseException:

@@ -27,7 +27,7 @@ import traceback
 from types import FrameType, TracebackType
 from typing import Any, Callable, NamedTuple
 
-from . import __about__, _native, blobs, kept, own_modules, paths, rpc, serialization, serialize
+from . import __about__, _native, blobs, kept, own_modules, paths, rpc, serialization, serialize, waiting
 from .errors import KitchenSinkError, NotRegistered, NotSerializable, PayloadError
 from .outcome import CAUSES_MAX
 from .protocol import Buffer, pack, place_payload, unpack, variant
@@ -57,6 +57,7 @@ class Run(NamedTuple):
     intermediate_results: bool
     kept: Any = ()
     keep: dict[str, Any] | None = None
+    priority: int = 0
 
 
 class Functions:
@@ -114,6 +115,37 @@ class LogHandler(logging.Handler):
             self.handleError(record)
 
 
+class Times:
+    """When a call began, ran, and had run: nanoseconds."""
+
+    __slots__ = ("began", "cpu", "ended", "started")
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter_ns()
+        self.started = self.ended = self.cpu = 0
+
+    def starts(self) -> None:
+        """The function starts."""
+        self.cpu = time.process_time_ns()
+        self.started = time.perf_counter_ns()
+
+    def ends(self) -> None:
+        """It has ended, somehow."""
+        self.ended = time.perf_counter_ns()
+        self.cpu = time.process_time_ns() - self.cpu
+
+    def message(self, pickled_ns: int) -> dict[str, int]:
+        """What is told of it, once its outcome has been made."""
+        if not self.ended:
+            return {"run_us": 0, "cpu_us": 0, "unpickling_us": (pickled_ns - self.began) // 1000, "pickling_us": 0}
+        return {
+            "run_us": (self.ended - self.started) // 1000,
+            "cpu_us": self.cpu // 1000,
+            "unpickling_us": (self.started - self.began) // 1000,
+            "pickling_us": (pickled_ns - self.ended) // 1000,
+        }
+
+
 class Worker:
     """The loop, and what it knows."""
 
@@ -125,6 +157,7 @@ class Worker:
         self._blobs = blobs.below(state)
         self._keeper = kept.keeper(os.environ.get("KS_MEMORY"), state)
         self._kept: dict[str, Any] | None = None
+        self._times = Times()
         self._interruptible = False
         self._interrupted = False
         signal.signal(signal.SIGINT, self._on_interrupt)
@@ -156,13 +189,14 @@ class Worker:
 
     def _run(self, run: Run, frame: list[bytearray]) -> None:
         self.current, self._interrupted, self._kept = run, False, None
-        began_ns, began_cpu_ns = time.perf_counter_ns(), time.process_time_ns()
+        self._times = times = Times()
+        waiting.runs(run.job, run.priority)
         outcome, segments = self._outcome(run, frame)
-        run_us = (time.perf_counter_ns() - began_ns) // 1000
-        cpu_us = (time.process_time_ns() - began_cpu_ns) // 1000
+        pickled_ns = time.perf_counter_ns()
         self._flush()
+        waiting.runs_nothing()
         self.current = None
-        ended = {"job": run.job, "outcome": outcome, "run_us": run_us, "cpu_us": cpu_us, "kept": self._kept}
+        ended = {"job": run.job, "outcome": outcome, **times.message(pickled_ns), "kept": self._kept}
         self._tell({"Ended": ended}, segments)
 
     def _outcome(self, run: Run, frame: list[bytearray]) -> tuple[Any, list[Buffer]]:
@@ -178,9 +212,11 @@ class Worker:
                 except Exception as error:
                     return _raised(error)
                 try:
+                    self._times.starts()
                     value = function(*args, **kwargs)
                 finally:
                     self._interruptible = False
+                    self._times.ends()
             except KeyboardInterrupt as error:
                 return _failed("JobCancelled", f"{run.name} was cancelled") if self._interrupted else _raised(error)
             except SystemExit as error:
