@@ -11,7 +11,7 @@ use super::group_map::GroupMap;
 use super::plan::BlockMap;
 use super::ranges::{Ranges, clip, intersect, total};
 use super::scratch::Scratch;
-use crate::store::partial::Partial;
+use crate::store::partial::{Partial, nodes::Node};
 use bytes::Bytes;
 use ks_transport::blocks::GROUP_BYTES;
 use std::fs::File;
@@ -25,17 +25,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 pub const SMALL_BYTES: u64 = 64 * 1024;
 /// Bytes of a file that are kept in memory when the disk is full.
 pub const OVERFLOW_BYTES: u64 = 32 * 1024 * 1024;
-/// Tree nodes that are gathered before they are written.
-const NODES_MAX: usize = 1024;
-
-/// A tree node and its offset in the outboard.
-type Node = (u64, [u8; 64]);
 
 /// A content that is gathered in memory.
 struct Small {
     /// Empty until the first bytes come.
     data: Vec<u8>,
     map: GroupMap,
+    nodes: Vec<Node>,
     _room: Option<SmallTaken>,
 }
 
@@ -94,7 +90,6 @@ pub struct Backing {
     disk_full: AtomicBool,
     /// The partial file was empty when it was opened: what it has was written just now and is in the page cache.
     fresh: bool,
-    nodes: Mutex<Vec<Node>>,
 }
 
 impl Backing {
@@ -109,6 +104,7 @@ impl Backing {
         let small = Small {
             data: Vec::new(),
             map: GroupMap::new(size),
+            nodes: Vec::new(),
             _room: room,
         };
         Self::new(size, Base::Small(Mutex::new(small)), true)
@@ -126,7 +122,6 @@ impl Backing {
             overflow: OnceLock::new(),
             disk_full: AtomicBool::new(false),
             fresh,
-            nodes: Mutex::new(Vec::new()),
         }
     }
 
@@ -177,8 +172,11 @@ impl Backing {
                 Ok(Some(WholeCopy::Partial(partial.clone())))
             }
             Base::Small(small) => {
-                let data = lock(small).data.clone();
-                Ok(Some(WholeCopy::Bytes(data, lock(&self.nodes).clone())))
+                let small = lock(small);
+                Ok(Some(WholeCopy::Bytes(
+                    small.data.clone(),
+                    small.nodes.clone(),
+                )))
             }
             Base::Scratch(_) => Ok(None),
         }
@@ -220,35 +218,31 @@ impl Backing {
 
     /// A verified tree node; written together with others.
     pub fn node(&self, offset: u64, pair: &[u8; 64]) -> io::Result<()> {
-        if matches!(self.base, Base::Scratch(_)) || self.is_disk_full() {
-            return Ok(());
+        match &self.base {
+            Base::Partial(partial) if !self.is_disk_full() => {
+                self.unless_full(partial.add_node(offset, pair))
+            }
+            Base::Small(small) => {
+                lock(small).nodes.push((offset, *pair));
+                Ok(())
+            }
+            Base::Partial(_) | Base::Scratch(_) => Ok(()),
         }
-        let mut nodes = lock(&self.nodes);
-        nodes.push((offset, *pair));
-        let many = nodes.len() >= NODES_MAX;
-        drop(nodes);
-        if many && self.as_partial().is_some() {
-            self.flush_nodes()?;
-        }
-        Ok(())
     }
 
     /// Writes the gathered tree nodes; before the map is saved, and before the content becomes a file.
     pub fn flush_nodes(&self) -> io::Result<()> {
-        let Some(partial) = self.as_partial() else {
-            return Ok(());
-        };
-        let mut nodes = std::mem::take(&mut *lock(&self.nodes));
-        nodes.sort_unstable_by_key(|node| node.0);
-        nodes.dedup_by_key(|node| node.0);
-        let result = write_nodes(partial.tree_file(), &nodes);
-        if result.is_err() {
-            lock(&self.nodes).append(&mut nodes);
+        match self.as_partial() {
+            Some(partial) => self.unless_full(partial.flush_nodes()),
+            None => Ok(()),
         }
-        match result {
-            // Without its tree the file cannot become whole here; its readers do not mind.
+    }
+
+    /// Without its tree the file cannot become whole here; its readers do not mind.
+    fn unless_full(&self, written: io::Result<()>) -> io::Result<()> {
+        match written {
             Err(error) if is_full(&error) => self.overflowing().map(|_| ()),
-            result => result,
+            other => other,
         }
     }
 
@@ -404,15 +398,6 @@ fn read_cached(file: &File, range: &Range<u64>) -> io::Result<Found> {
         // In part or not at all in the page cache, or not supported by the file system.
         _ => Ok(Found::OnDisk),
     }
-}
-
-/// Writes nodes, sorted by offset, neighbours together.
-fn write_nodes(file: &File, nodes: &[Node]) -> io::Result<()> {
-    for run in nodes.chunk_by(|one, next| one.0 + 64 == next.0) {
-        let bytes: Vec<u8> = run.iter().flat_map(|node| node.1).collect();
-        file.write_all_at(&bytes, run[0].0)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! Not for which groups to fetch: that is `fetch`'s. Whoever writes data calls [`Partial::mark`] after it, and then
 //! [`Partial::save_if_due`] now and then (not on the reactor's thread).
 mod group_map;
+pub(crate) mod nodes;
 mod promote;
 
 use super::{Store, StoreError, io_at, lock, state};
@@ -53,6 +54,7 @@ pub struct Partial {
     key: ContentKey,
     data: Arc<File>,
     tree: Arc<File>,
+    nodes: nodes::Nodes,
     path: PathBuf,
     map: Mutex<GroupMap>,
     save: Mutex<Saved>,
@@ -86,9 +88,19 @@ impl Partial {
         &self.data
     }
 
-    /// The outboard so far, open for writing 64-byte nodes at their offsets.
+    /// The outboard so far, but for nodes that have not been flushed.
     pub fn tree_file(&self) -> &Arc<File> {
         &self.tree
+    }
+
+    /// A verified node of its hash tree, written together with others: those above a group's bytes come before the group is marked.
+    pub fn add_node(&self, offset: u64, pair: &[u8; 64]) -> std::io::Result<()> {
+        self.nodes.add((offset, *pair), &self.tree)
+    }
+
+    /// Writes the nodes that have come: before the map is saved, before it becomes a file, and before anybody else reads the tree.
+    pub fn flush_nodes(&self) -> std::io::Result<()> {
+        self.nodes.flush(&self.tree)
     }
 
     /// Which of `range`'s bytes are missing, as group-aligned ranges (the last one ends at the size).
@@ -286,6 +298,7 @@ impl Store {
             key: key.clone(),
             data,
             tree,
+            nodes: Default::default(),
             path: path.to_owned(),
             save: Mutex::new(Saved {
                 at: Instant::now(),

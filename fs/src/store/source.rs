@@ -218,6 +218,8 @@ impl Store {
 
     fn partial_content(&self, ino: Ino, request: &BlockRequest) -> Option<Content> {
         let partial = self.partial_with(ino, &request.hash, &request.ranges)?;
+        // What has come may have nodes that are not in the tree's file yet; who is sent others thinks that we lie.
+        partial.flush_nodes().ok()?;
         let outboard = match ks_transport::blocks::outboard_len(request.size) {
             0 => Outboard::Memory(bytes::Bytes::new()),
             _ => Outboard::File(Arc::clone(partial.tree_file())),

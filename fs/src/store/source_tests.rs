@@ -234,6 +234,44 @@ async fn parts_that_are_here_are_served() {
     assert!(served.source.open(&part).await.is_ok());
 }
 
+/// Nodes of the tree are written many at a time; whoever is sent a part gets those above it all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_whose_nodes_have_just_come_are_served_with_them() {
+    let served = Served::start().await;
+    let content = data(4);
+    let (hash, tree) = hash_bytes(&content);
+    let key = ContentKey {
+        ino: 77,
+        version: 1,
+        size: content.len() as u64,
+        hash,
+    };
+    let partial = served.source.store.open_partial(&key).unwrap();
+    partial.data_file().write_all_at(&content, 0).unwrap();
+    for (at, pair) in tree.chunks_exact(64).enumerate() {
+        let pair = pair.try_into().unwrap();
+        partial.add_node(64 * at as u64, pair).unwrap();
+    }
+    partial.mark(0..key.size);
+    let request = BlockRequest {
+        locator: Locator::File {
+            ino: 77,
+            path: b"f".to_vec(),
+        }
+        .encode(),
+        hash,
+        size: key.size,
+        ranges: vec![GROUP_BYTES..2 * GROUP_BYTES],
+    };
+    let sent = served.source.open(&request).await.unwrap();
+    let Outboard::File(file) = sent.outboard else {
+        panic!("a tree of four groups is a file");
+    };
+    let mut found = vec![0; tree.len()];
+    file.read_exact_at(&mut found, 0).unwrap();
+    assert_eq!(found, tree);
+}
+
 #[test]
 fn the_cache_is_bounded() {
     let directory = tempfile::tempdir().unwrap();

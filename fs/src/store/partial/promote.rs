@@ -36,6 +36,7 @@ impl Partial {
             key: key.clone(),
             data: Arc::new(file),
             tree: store.nothing.clone(),
+            nodes: Default::default(),
             path,
             save: Mutex::new(Saved {
                 at: Instant::now(),
