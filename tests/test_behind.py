@@ -203,6 +203,19 @@ def test_the_same_file_on_two_nodes(trio):
     assert set(trio[3].holders("both/same")) >= {trio[1].name, trio[2].name}
 
 
+def test_what_is_removed_while_it_is_read_does_not_come_back(trio):
+    """Another node has a copy of it, and the home would bring a file back that it has lost."""
+    path = trio[1].datadir / "read-on"
+    for attempt in range(5):
+        trio[1].exec(["tee", "/ks/read-on"], input=noise(100_000, seed=attempt))
+        assert len(trio[2].exec(["cat", "/ks/read-on"]).stdout) == 100_000
+        wait_for(lambda: set(trio[1].holders("read-on")) == {"host1", "host2"}, 10)
+        path.unlink()
+        wait_for(lambda: trio[1].exec(["cat", "/ks/read-on"], check=False).status != 0, 5, every_s=0.01)
+        wait_for(lambda: trio[2].exec(["ls", "/ks/read-on"], check=False).status != 0, SEEN_WITHIN_S + SLACK_S)
+        assert not path.exists()
+
+
 def test_a_copy_is_removed(trio):
     """A copy that is removed where it is only a copy is given up; the file stays, and is fetched again."""
     data = noise(300_000, seed=9)

@@ -37,6 +37,9 @@ const MEND_OFTEN: Duration = Duration::from_secs(30);
 const MEND_PART: u32 = 50;
 /// After events were lost.
 const MEND_SOON: Duration = Duration::from_secs(1);
+/// An event is heard of so long after what it tells of, and some looks at whether it has been.
+const HEARD_WITHIN: Duration = Duration::from_millis(100);
+const HEARD_LOOKS: u32 = 5;
 /// Paths that a mending walk may be ahead.
 const WALK_AHEAD: usize = 1_000;
 
@@ -162,6 +165,20 @@ impl FileSystem {
     pub fn is_watched(&self) -> bool {
         let watches = self.watches.as_ref();
         watches.is_some_and(|watches| !watches.is_exhausted())
+    }
+
+    /// Whether a path was removed behind the daemon's back, which the tree does not know yet; an event that is on its way is waited for.
+    pub(super) async fn was_removed_here(&self, path: &TreePath) -> bool {
+        let Some(watches) = &self.watches else {
+            return false;
+        };
+        for _ in 0..HEARD_LOOKS {
+            if watches.due().was_removed(path) {
+                return true;
+            }
+            tokio::time::sleep(HEARD_WITHIN / HEARD_LOOKS).await;
+        }
+        watches.due().was_removed(path)
     }
 
     /// Looks at all that is due now.

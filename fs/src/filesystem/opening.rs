@@ -217,7 +217,13 @@ impl FileSystem {
             return Ok(found);
         }
         self.applier.catch_up().await?;
-        self.find_once(ino, want).await
+        let found = self.find_once(ino, want).await?;
+        let is_home = found.node().inode.home == self.me();
+        match is_home && self.seems_behind(&found) && self.was_removed_here(&found.path).await {
+            // It would come back from another node's copy, and the removal would be forgotten.
+            true => Err(FsError::NotFound),
+            false => Ok(found),
+        }
     }
 
     /// The catalog says that this node has it whole, and it is not there.

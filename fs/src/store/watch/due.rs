@@ -208,6 +208,13 @@ impl Due {
         self.looked(path, Look::Agrees, now_ms);
     }
 
+    /// Whether what stood at a path was removed, as far as is heard, and that is not dealt with yet.
+    pub fn was_removed(&self, path: &TreePath) -> bool {
+        self.paths
+            .get(path)
+            .is_some_and(|waiting| waiting.was_removed)
+    }
+
     /// Whether something below a path waits.
     pub fn has_below(&self, path: &TreePath) -> bool {
         let mut below = path.as_bytes().to_vec();
