@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from harness import wait_for
+from harness import Cluster, wait_for
 from harness.data import MIB, noise
+from harness.node import need_running
 
 SEEN_WITHIN_S = 2
 # What a busy machine adds.
@@ -30,6 +31,14 @@ SURVEY = """
                 found[kept] = hashlib.sha256(open(path, "rb").read()).hexdigest()
     reply(found)
 """
+
+
+@pytest.fixture(scope="module")
+def trio():
+    """Three nodes that follow what is done in their data directories."""
+    need_running()
+    with Cluster(3) as cluster:
+        yield cluster.start("--watch", workers=1)
 
 
 @pytest.fixture(scope="module")

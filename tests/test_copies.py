@@ -221,8 +221,8 @@ def test_status_names_conflicts_on_every_node_until_they_are_settled(make_cluste
     expected = {f"/ks/{name}.conflict-host2" for name in ("d/a", "d/b", "c")}
     for node in cluster.nodes:
         wait_for(lambda node=node: node.status()["conflicts"]["count"] == 3, 20)
-        first = node.status()["conflicts"]["first"]
-        assert {one["path"] for one in first} == expected and {one["node"] for one in first} == {"host2"}
+        wait_for(lambda node=node: {one["node"] for one in node.status()["conflicts"]["first"]} == {"host2"}, 20)
+        assert {one["path"] for one in node.status()["conflicts"]["first"]} == expected
         told = node.ks("status").text
         assert all(path in told for path in expected) and "conflict 3" in told, told
         assert "conflicts" in node.ks("doctor", check=False).text

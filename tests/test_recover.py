@@ -1,6 +1,7 @@
 """Redis loses the tree, in all the ways it can: the nodes rebuild it whole."""
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -339,3 +340,45 @@ def test_the_first_node_starts_on_another_past_while_the_others_run(make_cluster
     for node in cluster.nodes:
         for number in range(1, 21):
             assert (node.datadir / f"of{node.number}" / str(number)).read_text() == f"{node.number} {number}\n"
+
+
+def test_files_of_several_names_are_one_file_whoever_found_them(make_cluster):
+    """Names that were there before the first mount, and such as come while the node is away."""
+    cluster = make_cluster(2)
+    first, second = cluster.nodes
+
+    def link(number):
+        at = second.datadir / "p"
+        for below in ("x", "y"):
+            (at / below).mkdir(parents=True, exist_ok=True)
+        (at / "x" / str(number)).write_text(f"keep {number}")
+        for name in (f"x/L{number}", f"y/{number}"):
+            os.link(at / "x" / str(number), at / name)
+
+    def contents(node, root):
+        code = f"""
+            paths = [os.path.join(above, name) for above, _, names in os.walk({str(root)!r}) for name in names]
+            reply(sorted([os.path.relpath(path, {str(root)!r}), open(path).read()] for path in paths))
+        """
+        return node.ask(code)
+
+    for number in range(20):
+        link(number)
+    cluster.start()
+    for number in (20, 21):
+        second.stop()
+        link(number)
+        second.restart()
+        expected = sorted(
+            [name, f"keep {kept}"] for kept in range(number + 1) for name in (f"x/{kept}", f"x/L{kept}", f"y/{kept}")
+        )
+        assert contents(second, second.datadir / "p") == expected
+        for node in cluster.nodes:
+            assert contents(node, "/ks/p") == expected
+    assert first.exec(["stat", "-c", "%h", "/ks/p/x/7"]).text == "3\n"
+    first.ks("recover", timeout=60)
+    for node in cluster.nodes:
+        assert contents(node, "/ks/p") == expected
+    second.shell("rm /ks/p/x/L*")
+    left = [[name, text] for name, text in expected if "/L" not in name]
+    assert contents(second, second.datadir / "p") == left

@@ -2,9 +2,21 @@
 
 import re
 
+import pytest
+
+from harness import Cluster
 from harness.hosts import REPOSITORY
+from harness.node import need_running
 
 COMMAND = re.compile(r"    host([1-3])\$ (.*)")
+
+
+@pytest.fixture(scope="module")
+def trio():
+    """As the document says: its nodes follow what is done in their data directories."""
+    need_running()
+    with Cluster(3) as cluster:
+        yield cluster.start("--watch", workers=2)
 
 
 def examples():

@@ -139,6 +139,7 @@ impl Node {
             memory_limit_bytes: options.memory_limit.of(u64::MAX) as usize,
             read_only: options.read_only,
             passthrough: !options.no_passthrough,
+            watch: options.watch,
             keeping: Keeping {
                 cache_limit: match options.cache_limit {
                     Size::Bytes(bytes) => CacheLimit::Bytes(bytes),
@@ -383,7 +384,7 @@ fn cluster_key(options: &MountArgs) -> anyhow::Result<ClusterKey> {
     let file = options.key_file()?;
     if let (Some(host), false) = (&options.join, file.exists()) {
         bail!(
-            "{}: there is no cluster key on this machine; copy it from the node to join: scp {}:.config/ks/cluster.key {}",
+            "{}: there is no cluster key on this machine; copy it from the node to join: mkdir -p ~/.config/ks && scp {}:.config/ks/cluster.key {}",
             file.display(),
             host.split(':').next().unwrap_or(host),
             file.display()

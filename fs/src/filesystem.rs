@@ -162,6 +162,8 @@ pub struct FileSystemOptions {
     pub passthrough: bool,
     /// How much is kept.
     pub keeping: Keeping,
+    /// Whether what others do in the data directory is followed while the node runs.
+    pub watch: bool,
 }
 
 /// The whole file system of a node.
@@ -265,7 +267,10 @@ impl FileSystem {
         if is_behind {
             recovered::tell(&store, &catalog, &hasher).await?;
         }
-        let (watches, listener) = behind::listen(&store);
+        let (watches, listener) = match options.watch {
+            true => behind::listen(&store),
+            false => (None, None),
+        };
         let name = &options.node_name;
         let scanned =
             crate::store::scan::scan(&store, &catalog, &hasher, name, watches.as_ref()).await;

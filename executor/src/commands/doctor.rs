@@ -308,6 +308,7 @@ fn socket_mode(socket: &Path) -> Option<Finding> {
 
 /// Whether the node hears of what happens in its data directory.
 fn watching(status: &serde_json::Value) -> Option<Finding> {
+    // Null: it was not asked for.
     let is_watched = status.get("watched")?.as_bool()?;
     Some(if is_watched {
         Finding::ok(

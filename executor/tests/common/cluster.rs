@@ -114,6 +114,7 @@ impl TestNode {
             read_only: false,
             passthrough: false,
             keeping: Default::default(),
+            watch: false,
         };
         let fs = FileSystem::start(fs_options, store.clone(), catalog.clone(), pool.clone())
             .await

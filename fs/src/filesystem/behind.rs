@@ -161,10 +161,11 @@ impl Live for FileSystem {
 }
 
 impl FileSystem {
-    /// Whether changes behind the daemon's back are heard of everywhere in the data directory.
-    pub fn is_watched(&self) -> bool {
+    /// Whether changes behind the daemon's back are heard of everywhere in the data directory; `None`: they are not to be.
+    pub fn is_watched(&self) -> Option<bool> {
         let watches = self.watches.as_ref();
-        watches.is_some_and(|watches| !watches.is_exhausted())
+        let is_heard = || watches.is_some_and(|watches| !watches.is_exhausted());
+        self.options.watch.then(is_heard)
     }
 
     /// Whether a path was removed behind the daemon's back, which the tree does not know yet; an event that is on its way is waited for.

@@ -151,9 +151,6 @@ impl FileSystem {
 
     /// Whether what is written may need the room of fetched copies soon.
     pub(super) fn is_tight(&self) -> bool {
-        if self.room.cached_bytes.load(Ordering::Relaxed) == 0 {
-            return false;
-        }
         let Ok(space) = self.store.space() else {
             return false;
         };

@@ -199,7 +199,35 @@ impl Scan<'_> {
                 others.push(entry);
             }
         }
+        let is_linked = |entry: &Entry| entry.inode.kind == Kind::File && entry.links > 1;
+        let (linked, others): (Vec<Entry>, Vec<Entry>) = others.into_iter().partition(is_linked);
         self.adopt(others).await?;
+        for entry in linked {
+            self.take_linked(entry).await?;
+        }
+        Ok(())
+    }
+
+    /// A file of several names is entered by the first of them, and then carries a meta: so each is looked at once more when its turn
+    /// comes. Two records for one file would each think that its bytes are its own.
+    async fn take_linked(&mut self, entry: Entry) -> Result<(), StoreError> {
+        let again = match self.read(&entry.path) {
+            Some(Ok(again)) => again,
+            Some(Err((path, error))) => {
+                self.unreadable(&path, error.to_string());
+                return Ok(());
+            }
+            None => return Ok(()),
+        };
+        if again.meta.is_none() {
+            self.adopt(vec![again]).await?;
+            return Ok(());
+        }
+        for (entry, known) in self.ask(vec![again]).await? {
+            if let Some(entry) = self.take_marked(entry, known).await? {
+                self.adopt(vec![entry]).await?;
+            }
+        }
         Ok(())
     }
 

@@ -34,6 +34,10 @@ pub(super) fn make_private_directory(path: &Path) -> Result<(), StoreError> {
     }
 }
 
+/// How often the lock is tried, and the time between: two seconds in all.
+const LOCK_TRIES: u32 = 40;
+const LOCK_WAIT: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// Takes the data directory for this process, until the returned file is closed.
 pub(super) fn take_lock(datadir: &Path, state_dir: &Path) -> Result<File, StoreError> {
     let path = state_dir.join("lock");
@@ -44,11 +48,15 @@ pub(super) fn take_lock(datadir: &Path, state_dir: &Path) -> Result<File, StoreE
         .mode(0o600)
         .open(&path)
         .map_err(io_at(&path))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(StoreError::Locked(datadir.to_owned())),
-        Err(error) => Err(io_at(&path)(error.into())),
+    // One that was killed a moment ago may still be on its way out.
+    for _ in 0..LOCK_TRIES {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_WAIT),
+            Err(error) => return Err(io_at(&path)(error.into())),
+        }
     }
+    Err(StoreError::Locked(datadir.to_owned()))
 }
 
 /// Tries to set an attribute.

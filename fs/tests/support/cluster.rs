@@ -213,6 +213,7 @@ async fn start(
         read_only: false,
         passthrough: options.passthrough,
         keeping: Default::default(),
+        watch: true,
     };
     let fs = FileSystem::start(fs_options, store, catalog, pool)
         .await

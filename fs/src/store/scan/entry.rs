@@ -22,6 +22,8 @@ pub(super) struct Entry {
     pub(super) is_doubtful: bool,
     /// Device and number of the file on its disk.
     pub(super) disk: (u64, u64),
+    /// Names that it has there.
+    pub(super) links: u64,
 }
 
 impl Entry {
@@ -103,6 +105,7 @@ impl Entry {
             is_untouched: true,
             is_doubtful: false,
             disk: (stat.st_dev, stat.st_ino),
+            links: stat.st_nlink,
         }
     }
 

@@ -68,7 +68,11 @@ pub async fn take_paths(
 }
 
 impl Scan<'_> {
-    fn read(&self, path: &TreePath) -> Option<Result<Entry, (TreePath, std::io::Error)>> {
+    /// What stands at a path now.
+    pub(super) fn read(
+        &self,
+        path: &TreePath,
+    ) -> Option<Result<Entry, (TreePath, std::io::Error)>> {
         let stat = match self.store.root.stat(path) {
             Ok(stat) => Box::new(stat),
             Err(error) if crate::store::files::is_not_that_file(&error) => return None,
