@@ -379,7 +379,10 @@ impl Executor {
             return;
         }
         let before = self.now_ms();
-        match self.queue.renew().await {
+        let renewed = self.queue.renew().await;
+        // Redis may be back a moment later: whoever could not say that he lives has not let the others say it.
+        let may_reap = renewed.is_ok();
+        match renewed {
             Ok(kept) => {
                 let silence_ms =
                     before.saturating_sub(self.renewed_ms.swap(before, Ordering::Relaxed));
@@ -396,6 +399,9 @@ impl Executor {
         }
         self.retire_spare();
         self.free_stalled().await;
+        if !may_reap {
+            return;
+        }
         let is_patient = before < self.patient_until_ms.load(Ordering::Relaxed);
         match self.queue.reap(is_patient).await {
             Ok(reaped) if !reaped.is_empty() => self.take_from_the_dead(reaped).await,
