@@ -177,16 +177,7 @@ impl FileSystem {
         if listed.is_empty() {
             return Ok(());
         }
-        let places = self.places(&watch.away).await?;
-        let now = Instant::now();
-        watch.away.retain(|node, _| {
-            places
-                .iter()
-                .any(|place| place.node == *node && !place.alive)
-        });
-        for place in places.iter().filter(|place| !place.alive) {
-            watch.away.entry(place.node).or_insert(now);
-        }
+        let places = self.places_now(watch).await?;
         let event = self.catalog.last_event().await?;
         let seen = (
             event,
@@ -213,7 +204,7 @@ impl FileSystem {
         if self.owed.count <= 1 {
             return Ok(());
         }
-        let places = self.places(&watch.away).await?;
+        let places = self.places_now(watch).await?;
         let heard_of = places
             .iter()
             .map(|place| (place.node, place.alive || place.counts));
@@ -355,6 +346,21 @@ impl FileSystem {
                 Ok(())
             }
         }
+    }
+
+    /// The nodes; since when those that are not heard of have not been is noted.
+    async fn places_now(&self, watch: &mut Watch) -> Result<Vec<Place>, CopyError> {
+        let places = self.places(&watch.away).await?;
+        let now = Instant::now();
+        watch.away.retain(|node, _| {
+            places
+                .iter()
+                .any(|place| place.node == *node && !place.alive)
+        });
+        for place in places.iter().filter(|place| !place.alive) {
+            watch.away.entry(place.node).or_insert(now);
+        }
+        Ok(places)
     }
 
     /// The nodes; those `away` for long enough do not count.
