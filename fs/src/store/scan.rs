@@ -93,6 +93,7 @@ pub async fn scan(
         watches,
         live: None,
     };
+    let hold = hasher.hold();
     let mut starts = vec![TreePath::root()];
     while let Some(start) = starts.pop() {
         scan.walk(start).await?;
@@ -100,6 +101,8 @@ pub async fn scan(
         starts.append(&mut scan.aside);
     }
     scan.all_told().await?;
+    // Others may wait for hashes of ours as we do for theirs.
+    drop(hold);
     let pending = std::mem::take(&mut scan.pending);
     let undecided = scan.settle(pending, compare::SETTLE_WAIT).await?;
     scan.report.undecided += undecided.len() as u64;
