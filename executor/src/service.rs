@@ -180,6 +180,8 @@ pub struct Executor {
     /// Claimed in our name without our knowing of it, when we last looked: given back if it is so at the next look, too.
     strays: Mutex<HashSet<String>>,
     stopping: AtomicBool,
+    /// Calls that were stopped here of late.
+    stopped: Mutex<nested::Stopped>,
     /// There may be calls to claim.
     more: AtomicBool,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
@@ -234,6 +236,7 @@ impl Executor {
             unsure: AtomicBool::new(false),
             strays: Mutex::default(),
             stopping: AtomicBool::new(false),
+            stopped: Mutex::default(),
             more: AtomicBool::new(true),
             tasks: Mutex::default(),
             options,

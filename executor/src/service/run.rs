@@ -237,6 +237,7 @@ impl Executor {
             let Some((job, worker, stored, origin, actions)) = started else {
                 break;
             };
+            self.stopped.lock().unwrap().begins(&job);
             self.send_run(&job, &worker, &stored);
             self.follow(&job, actions);
             let started = Update::Started {
@@ -584,6 +585,9 @@ impl Executor {
                 None => Vec::new(),
             }
         };
+        if let Some(Action::End(ending)) = actions.first() {
+            self.stop_inner(&job, *ending);
+        }
         let over = self.take_over(&job, Some(measured));
         if worker.state() == crate::worker::state::State::Idle {
             self.board.lock().unwrap().idle(worker);
@@ -634,6 +638,7 @@ impl Executor {
             },
             None => return,
         };
+        self.stop_inner(job, ending);
         if let Some(over) = self.take_over(job, None)
             && let Some(outcome) = self.outcome_of(&over, ending, None, Some(&exit))
         {
