@@ -166,6 +166,8 @@ pub struct Executor {
     functions: functions::Functions,
     learned: learned::Learned,
     used: kept::Used,
+    /// Held while values move into memory.
+    preferring: tokio::sync::Mutex<()>,
     nodes: placement::resolve::Nodes,
     links: links::Links,
     closing: Arc<tend::Closings>,
@@ -225,6 +227,7 @@ impl Executor {
             functions: functions::Functions::default(),
             learned: learned::Learned::default(),
             used: kept::Used::default(),
+            preferring: tokio::sync::Mutex::default(),
             nodes: placement::resolve::Nodes::default(),
             links: links::Links::default(),
             closing: Arc::default(),

@@ -266,7 +266,11 @@ impl Executor {
             );
             return Err(("NotPlaceable", reason));
         }
-        if let Some(outer) = call.outer.as_ref().filter(|outer| !queue::job_is_valid(outer)) {
+        if let Some(outer) = call
+            .outer
+            .as_ref()
+            .filter(|outer| !queue::job_is_valid(outer))
+        {
             let reason = format!("'{outer}' is no job's name: 32 hex digits are");
             return Err(("ProtocolError", reason));
         }

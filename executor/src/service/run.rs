@@ -304,13 +304,28 @@ impl Executor {
                     tokio::spawn(async move {
                         tokio::time::sleep(wait).await;
                         if let Some(this) = Weak::upgrade(&this) {
-                            this.happen(&job, Event::Tick);
+                            this.tick(&job);
                         }
                     });
                 }
                 Action::End(ending) => self.end_waiting(job, ending),
             }
         }
+    }
+
+    fn tick(self: &Arc<Self>, job: &str) {
+        let worker = match self.board.lock().unwrap().runs.get(job) {
+            Some(run) => run.worker.clone(),
+            None => return,
+        };
+        let has_heard = worker.is_some_and(|worker| worker.has_heard());
+        self.happen(
+            job,
+            match has_heard {
+                true => Event::TickHeard,
+                false => Event::Tick,
+            },
+        );
     }
 
     pub(super) fn happen(self: &Arc<Self>, job: &str, event: Event) {
@@ -458,6 +473,15 @@ impl Executor {
             return failed(
                 "NodeLost",
                 format!("{name}: node {node} was stopped while it ran"),
+            );
+        }
+        if exit.was_cut_off {
+            return failed(
+                "WorkerCrashed",
+                format!(
+                    "{name}: the code of the call closed the socket between its worker (process {} on node {node}) and the node, so                      nothing of it can be told any more, and the worker was ended: close only descriptors that you opened (os.closerange?)",
+                    over.report.pid
+                ),
             );
         }
         let how = match (exit.signal, exit.exit_code) {
