@@ -235,11 +235,11 @@ def test_a_name_for_a_client_key_that_is_a_path(cluster):
 
 
 def test_a_data_directory_in_another_nodes_tree(cluster):
-    inside = cluster[1].mountpoint / "inside"
+    inside = "/ks/inside"
     other = cluster[1].home / "other"
     other.mkdir()
     done = cluster[1].ks("mount", other, "--datadir", inside, check=False)
-    assert done.status == 2 and str(inside) in done.error and str(cluster[1].mountpoint) in done.error, done
+    assert done.status == 2 and f"{inside} lies in the tree" in done.error, done
     assert not cluster[1].shell(f"ls -d {inside}", check=False).text.strip()
 
 

@@ -140,5 +140,5 @@ def test_what_a_call_made_ends_with_it_unless_it_ended_by_itself(cluster):
     ends = {"cancel": "JobCancelled", "stay": "JobTimeout", "die": "WorkerCrashed", "raise": "LookupError"}
     assert outcomes == {**ends, "return": "returned"}
     assert not any(any(done[how]) for how in ("cancel", "stay", "die")), done
-    written = [cluster[1].mountpoint / f"inner-{how}-{index}" for how in ("raise", "return") for index in range(2)]
-    wait_for(lambda: cluster[1].shell(f"cat {' '.join(map(str, written))}", check=False).status == 0, 20, "the others")
+    written = " ".join(f"/ks/inner-{how}-{index}" for how in ("raise", "return") for index in range(2))
+    wait_for(lambda: cluster[1].shell(f"cat {written}", check=False).status == 0, 20, "the others")

@@ -211,7 +211,7 @@ impl Life {
                 ..
             } if now_ms >= *next => {
                 *heard = true;
-                *next += STOP_STEP_MS - DEAF_MS;
+                *next = now_ms + STOP_STEP_MS - DEAF_MS;
                 vec![Action::WakeAt(*next)]
             }
             _ => self.insist(now_ms),
