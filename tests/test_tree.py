@@ -1,11 +1,8 @@
 """One tree over three nodes: what one node does, every node sees, as if they were one machine."""
 
-import random
-
 import pytest
 
-from harness import Cluster, agent
-from harness.agents import Agent, random_operation
+from harness import Cluster
 from harness.data import MIB, noise
 from harness.node import need_running
 
@@ -171,30 +168,6 @@ def test_an_unlinked_file_stays_readable_while_it_is_open(cluster):
 def test_the_files_are_plain_files_of_the_node(cluster):
     cluster[3].shell("mkdir -p /ks/plain/dir; echo mine > /ks/plain/dir/file")
     assert (cluster[3].datadir / "plain/dir/file").read_text() == "mine\n"
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_random_operations_do_what_they_do_on_one_machine(cluster, tmp_path, seed):
-    base = f"/ks/model{seed}"
-    cluster[1].exec(["mkdir", base])
-    agents = [Agent(node, base) for node in cluster.nodes]
-    dice = random.Random(seed)
-    history = []
-    try:
-        for step in range(300):
-            operation = random_operation(dice)
-            chosen = dice.choice(agents)
-            expected = agent.apply(tmp_path, operation[0], operation[1:])
-            got = chosen(*operation)
-            history.append(f"{step}: {chosen.node.name} {str(operation)[:100]} -> {str(got)[:60]}")
-            assert got == expected, "\n".join(history[-25:])
-            if step % 50 == 49:
-                expected = agent.tree(tmp_path)
-                for one in agents:
-                    assert one("tree") == expected, one.node.name + "\n" + "\n".join(history[-50:])
-    finally:
-        for one in agents:
-            one.close()
 
 
 def test_the_tree_is_the_same_after_all_nodes_were_away(make_cluster):
