@@ -1,5 +1,7 @@
 """One tree over three nodes: what one node does, every node sees, as if they were one machine."""
 
+import random
+
 import pytest
 
 from harness import Cluster
