@@ -177,6 +177,8 @@ pub struct Store {
     memory: OnceLock<memory::MemoryTier>,
     /// Held while a payload becomes a kept value.
     keeping: Mutex<()>,
+    /// A kept value stands elsewhere than before.
+    kept_moved: std::sync::atomic::AtomicBool,
     /// An empty file that takes nothing: the tree of contents that have none.
     nothing: Arc<File>,
     /// Held (flock) for as long as the store is open.
@@ -236,6 +238,7 @@ impl Store {
             durability,
             memory: OnceLock::new(),
             keeping: Mutex::default(),
+            kept_moved: std::sync::atomic::AtomicBool::new(false),
             nothing: Arc::new(nothing.map_err(io_at(null))?),
             _lock: lock,
             datadir: datadir.clone(),
