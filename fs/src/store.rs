@@ -323,6 +323,12 @@ impl Store {
         Ok(tag.filter(|tag| tag.cluster == self.cluster.load(Ordering::Acquire)))
     }
 
+    /// The attribute that was read of the file with this status, if it is its own and of the catalog in use.
+    fn own_tag(&self, bytes: &[u8], stat: &rustix::fs::Stat) -> Option<Tag> {
+        let cluster = self.cluster.load(Ordering::Acquire);
+        meta::decode(bytes).filter(|tag| tag.disk_ino == stat.st_ino && tag.cluster == cluster)
+    }
+
     fn read_meta(&self, file: impl AsFd) -> std::io::Result<Option<LocalMeta>> {
         Ok(self.read_tag(file)?.and_then(|tag| tag.meta))
     }

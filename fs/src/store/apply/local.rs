@@ -26,7 +26,7 @@ impl Local<'_> {
     pub(super) async fn apply(&self, id: EventId, event: &Event) -> Result<(), StoreError> {
         match event {
             // A file appears here when it is made or fetched here.
-            Event::Linked { .. } => Ok(()),
+            Event::Linked { .. } | Event::Entered { .. } => Ok(()),
             Event::Unlinked {
                 ino, path, gone, ..
             } => match TreePath::new(path) {

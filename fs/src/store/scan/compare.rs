@@ -50,6 +50,7 @@ impl Scan<'_> {
         let mut undecided = pending;
         loop {
             undecided = self.settle_once(undecided, deadline).await?;
+            self.tell_copies().await?;
             self.all_told().await?;
             if undecided.is_empty() || Instant::now() >= deadline {
                 return Ok(undecided);
@@ -171,6 +172,7 @@ async fn settle_tick(
         report: ScanReport::default(),
         pending: Vec::new(),
         aside: Vec::new(),
+        copies: Vec::new(),
         telling: JoinSet::new(),
         watches: None,
         live: None,

@@ -109,13 +109,11 @@ impl Store {
         } else {
             let mut buffer = [MaybeUninit::<u8>::uninit(); meta::ATTRIBUTE_BYTES_MAX];
             tag = match rustix::fs::lgetxattr(&at, meta::ATTRIBUTE, &mut buffer) {
-                Ok((bytes, _)) => meta::decode(bytes),
+                Ok((bytes, _)) => self.own_tag(bytes, &stat),
                 Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Glance::Nothing),
                 Err(_) => None,
             };
         }
-        let cluster = self.cluster.load(std::sync::atomic::Ordering::Acquire);
-        let tag = tag.filter(|tag| tag.disk_ino == stat.st_ino && tag.cluster == cluster);
         Ok(Glance::There {
             kind,
             stat: Box::new(stat),

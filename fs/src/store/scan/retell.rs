@@ -43,6 +43,7 @@ pub async fn retell(
             report: ScanReport::default(),
             pending: Vec::new(),
             aside: Vec::new(),
+            copies: Vec::new(),
             telling: JoinSet::new(),
             watches: None,
             live: None,
