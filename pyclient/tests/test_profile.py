@@ -49,8 +49,9 @@ def test_profiles_of_several_calls_are_merged(client):
 def test_the_seeds_way_to_ask(client):
     jobs = [client.call(busy, 0.01) for _ in range(2)]
     with setup_client(client.url) as other:
-        assert [other.result(str(job)) for job in jobs] == [0.01] * 2
-        told = retrieve_profile(map(str, jobs))
+        jobs = [other.job(str(job)) for job in jobs]
+        assert [job.result() for job in jobs] == [0.01] * 2
+        told = retrieve_profile(jobs)
     assert told["count"] == 2 and told["run"] >= 0.02
 
 
