@@ -16,7 +16,20 @@ LIMIT_MIB = 160
 def duo():
     need_running()
     with Cluster(2) as cluster:
-        yield cluster.start("--worker-memory-limit", f"{LIMIT_MIB}M", workers=2)
+        other = cluster[1].home / "other-python"
+        other.write_text(f'#!/bin/sh\nOTHER=yes exec {PYTHON} "$@"\n')
+        other.chmod(0o755)
+        yield cluster.start("--worker-memory-limit", f"{LIMIT_MIB}M", "--python", f"other={other}", workers=2)
+
+
+def test_a_call_asks_for_an_interpreter(duo):
+    code = """
+        def which():
+            return os.environ.get("OTHER")
+        asked = [c.call(which, _python="other", _node=node) for node in ("host1", "host2")]
+        reply([*map(c.result, asked), c.call(which, _async=False)])
+    """
+    assert duo[1].ask(code) == ["yes", "yes", None]
 
 
 BEHAVIOUR = """
@@ -71,6 +84,9 @@ BEHAVIOUR = """
         def holds_the_interpreter():
             now()
             sum(range(10**12))
+        def reads():
+            now()
+            return sys.stdin.read()
         def forks():
             if os.fork() == 0:
                 print("from a child that comes back")
@@ -113,6 +129,7 @@ ENDS = {
     "eats": ("WorkerMemoryExceeded", f"limit is {LIMIT_MIB} MiB"),
     "sleeps": ("JobTimeout", "1 s"),
     "holds_the_interpreter": ("JobCancelled", "cancelled"),
+    "reads": ("returned", "''"),
     "forks": ("returned", "'its own'"),
     "forks_and_leaves_one_behind": ("returned", ""),
 }

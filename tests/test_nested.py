@@ -105,24 +105,23 @@ def test_what_a_call_made_ends_with_it_unless_it_ended_by_itself(cluster):
             # Two calls of its own: the one may run, the other is queued; neither is waited for.
             from kitchensink import client
             for job in inner:
-                client().call(stand, job)
-            time.sleep(0.5)
+                client().call(stand, job, 0.1 if how in ("raise", "return") else 1.5)
+            time.sleep(0.2)
             if how == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "raise":
                 raise LookupError("mine")
-            time.sleep(0.5 if how == "return" else 60)
-        def stand(path):
-            open(path + ".begun", "w").close()
-            time.sleep(2)
+            time.sleep(0.1 if how == "return" else 60)
+        def stand(path, seconds):
+            time.sleep(seconds)
             open(path, "w").close()
         import time
         outcomes, made = {}, {}
-        for how, keywords in (("cancel", {}), ("stay", {"_timeout": 1}), ("die", {}), ("raise", {}), ("return", {})):
+        for how, keywords in (("cancel", {}), ("stay", {"_timeout": 0.5}), ("die", {}), ("raise", {}), ("return", {})):
             made[how] = [f"/ks/inner-{how}-{index}" for index in range(2)]
             job = c.call(leave, made[how], how, **keywords)
-            time.sleep(0.7)
             if how == "cancel":
+                time.sleep(0.5)
                 c.cancel(job)
             try:
                 c.result(job, 10)

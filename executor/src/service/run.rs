@@ -479,7 +479,7 @@ impl Executor {
             return failed(
                 "WorkerCrashed",
                 format!(
-                    "{name}: the code of the call closed the socket between its worker (process {} on node {node}) and the node, so                      nothing of it can be told any more, and the worker was ended: close only descriptors that you opened (os.closerange?)",
+                    "{name}: the code of the call closed the socket between its worker (process {} on node {node}) and the node, so nothing of it can be told any more, and the worker was ended: close only descriptors that you opened (os.closerange?)",
                     over.report.pid
                 ),
             );
