@@ -337,6 +337,90 @@ def test_what_is_local_and_known_is_read_while_redis_is_away(make_cluster, how):
     wait_for(lambda: cluster[1].exec(["cat", "/ks/d/mine"], check=False, timeout=40).text == "mine\nmore\n", 40)
 
 
+# Appends through a handle that was opened before, and says how the close ended.
+LATE_CLOSE = """
+import sys
+file = open(sys.argv[1], "a")
+print("open", flush=True)
+sys.stdin.readline()
+file.write("during outage\\n")
+try:
+    file.close()
+    print("closed")
+except OSError as error:
+    print(error.errno)
+"""
+
+
+def start_writer(node, path):
+    writer = node.spawn(["python3", "-c", LATE_CLOSE, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert writer.stdout.readline() == "open\n"
+    return writer
+
+
+def end_writer(writer):
+    """It is told that what it wrote is not published."""
+    output, _ = writer.communicate("go\n", timeout=30)
+    assert output == f"{errno.EIO}\n"
+
+
+@pytest.mark.parametrize("how", ["paused", "mounted again"])
+def test_what_was_written_while_redis_was_away_is_published_when_it_is_back(make_cluster, how):
+    cluster = make_cluster(3).start()
+    cluster[3].shell("echo first > /ks/log && echo first > /ks/removed")
+    assert cluster[1].exec(["cat", "/ks/log"]).text == "first\n"
+    writers = [start_writer(cluster[3], path) for path in ("/ks/log", "/ks/removed")]
+    (redis,) = [pid for pid, line in cluster.hosts.processes(1).items() if "redis-server" in line]
+    if how == "paused":
+        os.kill(redis, signal.SIGSTOP)
+    else:
+        cluster[1].stop()
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(end_writer, writers))
+        status = cluster[3].status()["unpublished"]
+        assert status["count"] == 2
+        assert {"path": "/ks/log", "node": "host3"} in status["first"]
+        assert "/ks/log on host3" in cluster[3].ks("status").text
+    finally:
+        if how == "paused":
+            os.kill(redis, signal.SIGCONT)
+        else:
+            cluster[1].restart()
+    both = "first\nduring outage\n"
+    for node in cluster.nodes:
+        wait_for(lambda node=node: node.exec(["cat", "/ks/log"], check=False, timeout=40).text == both, 20, node.name)
+        wait_for(lambda node=node: node.shell("stat -c %s /ks/log").text.strip() == str(len(both)), 5, node.name)
+    wait_for(lambda: cluster[3].status()["unpublished"]["count"] == 0, 10)
+    assert "waiting" not in cluster[3].ks("status").text
+
+
+def test_a_home_with_unpublished_bytes_is_not_given_away(make_cluster):
+    cluster = make_cluster(3).start()
+    cluster[3].shell("echo first > /ks/log")
+    cluster[2].ks("fetch", "/ks/log")
+    writer = start_writer(cluster[3], "/ks/log")
+    (redis,) = [pid for pid, line in cluster.hosts.processes(1).items() if "redis-server" in line]
+    os.kill(redis, signal.SIGSTOP)
+    try:
+        end_writer(writer)
+    finally:
+        os.kill(redis, signal.SIGCONT)
+    both = "first\nduring outage\n"
+    # At once: whoever is first, this or the task that publishes, the others' copies are old.
+    refused = cluster[3].ks("drop", "/ks/log", check=False)
+    assert refused.status != 0, refused
+    assert (cluster[3].datadir / "log").read_text() == both
+    wait_for(lambda: cluster[1].exec(["cat", "/ks/log"], check=False, timeout=40).text == both, 20)
+    holders = cluster[1].holders("log")
+    assert holders["host3"]["home"], holders
+    assert not list(cluster[3].datadir.glob("*conflict*"))
+    # With a copy of what is published now elsewhere, it goes.
+    cluster[2].ks("fetch", "/ks/log")
+    cluster[3].ks("drop", "/ks/log")
+    assert cluster[1].exec(["cat", "/ks/log"]).text == both
+
+
 def test_a_write_to_a_file_whose_home_is_gone_says_so(make_cluster):
     cluster = make_cluster(2).start()
     cluster[2].shell("echo kept > /ks/theirs")

@@ -2,7 +2,7 @@
 //!
 //! Who takes part: the catalog (names, attributes, versions), the store and its applier (plain files), the fetcher (contents
 //! from peers), other nodes' file systems (`crate::peer`). The parts: `open_plan` decides how an open is served, `handles` keeps
-//! what is open, `opening` opens (`ahead`: small remote files), `data` reads and writes, `writing` publishes, `names` and `attributes` change the tree,
+//! what is open, `opening` opens (`ahead`: small remote files), `data` reads and writes, `writing` publishes (`unpublished`: what could not be), `names` and `attributes` change the tree,
 //! `behind` takes in what happens in the data directory behind the daemon's back, `remote` serves other nodes' handles, `locking` locks, `location` answers who holds what, `changes` hears of what others changed, `scrub` re-reads what is here.
 //!
 //! What always holds: a file is written at its home and nowhere else; what `flush` acknowledged is in the catalog; every
@@ -60,6 +60,7 @@ mod recovered;
 mod remote;
 mod replicas;
 mod scrub;
+mod unpublished;
 mod writing;
 mod xattrs;
 
@@ -179,6 +180,8 @@ pub struct FileSystem {
     blocks: Arc<BlockServer>,
     table: handles::Table,
     mapped: mapped::Mapped,
+    /// What was written here and is not published.
+    unpublished: unpublished::Unpublished,
     clock: writing::Clock,
     locks: Arc<Locks>,
     others_space: Mutex<Space>,
@@ -317,6 +320,7 @@ impl FileSystem {
             blocks: Arc::new(BlockServer::new(Arc::new(source))),
             table: handles::Table::default(),
             mapped: mapped::Mapped::default(),
+            unpublished: Default::default(),
             clock,
             watcher: RwLock::new(None),
             counts: Counts::default(),
@@ -334,6 +338,7 @@ impl FileSystem {
         eviction::spawn(&file_system);
         replicas::spawn(&file_system);
         recovered::spawn(&file_system);
+        unpublished::spawn(&file_system);
         let every = file_system.options.keeping.scrub_every;
         *file_system.scrub.lock().unwrap() = scrub::spawn(&file_system, every);
         Ok(file_system)

@@ -356,6 +356,12 @@ fn troubles(status: &serde_json::Value) -> Vec<Finding> {
         let cure = "two nodes had a name with other content: compare, then remove or rename one";
         findings.push(Finding::warning("conflicts", found, cure));
     }
+    let (count, unpublished) = listed("unpublished");
+    if count > 0 {
+        let found = format!("{count}: {}", unpublished.join(", "));
+        let cure = "nothing is to be done where redis is away: they are published when it answers again; where it answers, look at the node's log";
+        findings.push(Finding::warning("not published", found, cure));
+    }
     for what in listed("thrown_away").1 {
         let cure = "nothing is to be done: it was thrown away and made anew; look at that node's disk if it goes on";
         findings.push(Finding::warning("damaged state", what, cure));

@@ -114,6 +114,11 @@ fn print(status: &Value) {
     print_calls(part("calls"));
     print_scrub(part("scrub"));
     print_listed(
+        "waiting",
+        part("unpublished"),
+        "written here and not seen by others yet: published when redis answers again",
+    );
+    print_listed(
         "conflict",
         part("conflicts"),
         "compare, then remove or rename one of the two",

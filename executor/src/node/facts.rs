@@ -37,6 +37,8 @@ impl Node {
         let space = self.fs.store().space().ok();
         let troubles = self.fs.troubles().await;
         let mountpoint = &self.options.mountpoint;
+        let unpublished = self.fs.unpublished();
+        let unpublished = std::iter::once((self.name.as_str(), &unpublished));
         json!({
             "state": "running",
             "node": self.name,
@@ -57,6 +59,7 @@ impl Node {
             "conflicts": listed(&troubles, mountpoint, |troubles| &troubles.conflicts),
             "damaged": listed(&troubles, mountpoint, |troubles| &troubles.damaged),
             "thrown_away": listed(&troubles, Path::new(""), |troubles| &troubles.thrown_away),
+            "unpublished": told(unpublished, mountpoint),
             "scrub": self.fs.scrub_progress().map(|progress| json!({
                 "files": progress.files, "read_bytes": progress.read_bytes,
                 "last_files": progress.last_files, "last_read_bytes": progress.last_read_bytes,
@@ -73,9 +76,21 @@ fn listed(
     mountpoint: &Path,
     kind: impl Fn(&Troubles) -> &Listed,
 ) -> Value {
-    let count: u64 = troubles.iter().map(|(_, told)| kind(told).count).sum();
-    let first = troubles.iter().flat_map(|(node, told)| {
-        let paths = kind(told).first.iter();
+    let of_nodes = troubles.iter();
+    told(
+        of_nodes.map(|(node, troubles)| (node.as_str(), kind(troubles))),
+        mountpoint,
+    )
+}
+
+/// How many on these nodes, and the first paths.
+fn told<'a>(
+    of_nodes: impl Iterator<Item = (&'a str, &'a Listed)> + Clone,
+    mountpoint: &Path,
+) -> Value {
+    let count: u64 = of_nodes.clone().map(|(_, listed)| listed.count).sum();
+    let first = of_nodes.flat_map(|(node, listed)| {
+        let paths = listed.first.iter();
         paths.map(move |path| json!({"path": mountpoint.join(path), "node": node}))
     });
     json!({"count": count, "first": first.collect::<Vec<Value>>()})

@@ -116,7 +116,7 @@ impl Catalog {
     }
 
     /// Whether Redis answers for the tree, as far as is known.
-    pub(super) fn is_answering(&self) -> bool {
+    pub(crate) fn is_answering(&self) -> bool {
         self.redis().is_connected() && self.shared.fence.is_whole()
     }
 

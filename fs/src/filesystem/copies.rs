@@ -50,12 +50,21 @@ impl FileSystem {
 
     /// See `drop_copy`.
     pub(crate) async fn give_up(&self, ino: Ino, reason: Reason) -> Result<(), CopyError> {
-        let located = self.catalog.located(ino).await?.ok_or(FsError::Stale)?;
+        let mut located = self.catalog.located(ino).await?.ok_or(FsError::Stale)?;
         let path = self.catalog.path_of(ino).await?.ok_or(FsError::Stale)?;
-        let inode = &located.node.inode;
-        if self.table.is_written(ino) {
+        if self.table.is_written(ino) || self.mapped.has(ino) {
             return Err(CopyError::BeingWritten(path));
         }
+        let is_home = located.node.inode.home == self.me();
+        if is_home && self.has_changed(ino, &located.node.inode).await? {
+            // The new home would have other bytes than those that were written last.
+            self.publish_left(ino).await?;
+            located = self.catalog.located(ino).await?.ok_or(FsError::Stale)?;
+            if self.has_changed(ino, &located.node.inode).await? {
+                return Err(CopyError::Changed(path));
+            }
+        }
+        let inode = &located.node.inode;
         let least = match reason {
             Reason::Asked => 1,
             Reason::Evicted if inode.home == self.me() => {

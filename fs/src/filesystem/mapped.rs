@@ -88,8 +88,9 @@ impl FileSystem {
                 // Removed meanwhile, as temporary files are: there is nothing to publish.
                 Ok(()) | Err(FsError::NotFound | FsError::Stale) => {}
                 Err(error) => {
+                    self.note_unpublished(ino).await;
                     let path = self.path_of(ino).await;
-                    tracing::warn!(%path, %error, "a file that was mapped is not published; the next open or start here does it");
+                    tracing::warn!(%path, %error, "a file that was mapped is not published yet; that is done when the catalog answers again");
                 }
             }
             self.mapped.files.lock().unwrap().remove(&ino);

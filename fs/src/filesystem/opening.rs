@@ -545,8 +545,8 @@ impl FileSystem {
         if self.table.is_last_writer(ino)
             && let Err(error) = self.publish(writing).await
         {
-            let path = self.path_of(ino).await;
-            tracing::warn!(%path, %error, "what was written is not published; the next open or start here does it");
+            let path = self.known_path(ino).await;
+            tracing::warn!(%path, %error, "what was written is not published yet; that is done when the catalog answers again");
         }
         self.table.writer_gone(ino);
     }

@@ -177,6 +177,10 @@ impl FileSystem {
         if outcome.is_err() && written {
             writing.touch();
         }
+        match &outcome {
+            Ok(()) | Err(FsError::Stale) => self.unpublished.settle(writing.ino),
+            Err(_) => self.note_unpublished(writing.ino).await,
+        }
         outcome
     }
 
