@@ -240,6 +240,87 @@ def test_a_copy_is_removed(trio):
     wait_for(lambda: not trio[3].shell("ls /ks/copied", check=False).text, 10, "removed at its home")
 
 
+def content_of(node, name):
+    return node.exec(["cat", f"/ks/{name}"], check=False).stdout
+
+
+def test_moved_from_one_data_directory_to_anothers(trio):
+    """All on one disk: the mark goes along, and must not make it a copy that goes with the file that is gone."""
+    for attempt in range(4):
+        name, data = f"crossing-{attempt}", noise(70_000 + attempt, seed=attempt)
+        source, target = trio[2].datadir / name, trio[1].datadir / name
+        source.write_bytes(data)
+        wait_for(lambda: content_of(trio[3], name) == data, 10, "it is in the tree")
+        if attempt % 2:
+            # The other node has a copy already, which is replaced.
+            assert content_of(trio[1], name) == data
+            wait_for(target.exists, 10, "a copy")
+        run("mv", source, target)
+        time.sleep(SEEN_WITHIN_S)
+        wait_for(lambda: trio[3].holders(name).keys() >= {"host1"}, 10, "held where it is")
+        assert target.read_bytes() == data
+        wait_for(lambda: content_of(trio[2], name) == data, 10, "it stays in the tree")
+        assert trio[1].exec(["python3", "-c", f"import os; print(os.getxattr('/ks/{name}', 'user.ks.home'))"]).text
+    other = noise(10_000, seed=50)
+    (trio[2].datadir / "crossing-here").write_bytes(other)
+    wait_for(lambda: content_of(trio[3], "crossing-here") == other, 10, "it is in the tree")
+    run("mv", trio[2].datadir / "crossing-here", trio[1].datadir / "crossing-there")
+    wait_for(lambda: content_of(trio[3], "crossing-there") == other, 10, "under its new name")
+    wait_for(lambda: trio[3].exec(["ls", "/ks/crossing-here"], check=False).status != 0, 10, "and not under the old one")
+    time.sleep(SEEN_WITHIN_S)
+    assert (trio[1].datadir / "crossing-there").read_bytes() == other
+
+
+def test_a_tree_is_moved_to_another_nodes_data_directory(trio):
+    """By copying and removing, as between machines, and by one rename, as on one disk."""
+    source, target = trio[2].datadir / "moving", trio[1].datadir / "moving"
+    expected = {}
+    for number in range(30):
+        expected[f"d{number % 3}/f{number}"] = noise(3000 + number, seed=number)
+
+    def make():
+        for name, data in expected.items():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes(data)
+        wait_for(lambda: count_files(trio[3], "/ks/moving") == 30, 10, "they are in the tree")
+
+    def is_whole():
+        assert all((target / name).read_bytes() == data for name, data in expected.items())
+        return all(content_of(trio[3], f"moving/{name}") == data for name, data in expected.items())
+
+    make()
+    run("cp", "-a", source, target)
+    run("rm", "-r", source)
+    time.sleep(SEEN_WITHIN_S)
+    wait_for(is_whole, 20, "copied and removed", every_s=0.5)
+    run("rm", "-r", target)
+    wait_for(lambda: trio[3].exec(["ls", "/ks/moving"], check=False).status != 0, 20, "removed")
+    make()
+    run("mv", source, target)
+    time.sleep(SEEN_WITHIN_S)
+    wait_for(is_whole, 20, "moved at once", every_s=0.5)
+    run("rm", "-r", target)
+    wait_for(lambda: trio[3].exec(["ls", "/ks/moving"], check=False).status != 0, 20, "removed again")
+
+
+def test_somebodys_own_copy_outlives_a_removal_elsewhere(trio):
+    """The same bytes were put on two nodes: what is removed behind the back of one is not removed of the other. `rm` in the tree removes both."""
+    data = noise(40_000, seed=3)
+    for number, names in ((1, ("twice", "thrice")), (2, ("twice", "thrice"))):
+        for name in names:
+            (trio[number].datadir / name).write_bytes(data)
+            wait_for(lambda name=name: content_of(trio[3], name) == data, 10, "in the tree")
+    for name in ("twice", "thrice"):
+        wait_for(lambda name=name: trio[3].holders(name).keys() >= {"host1", "host2"}, 15, "two copies")
+    (trio[1].datadir / "twice").unlink()
+    wait_for(lambda: "host1" not in trio[3].holders("twice"), 10, "given up")
+    assert (trio[2].datadir / "twice").read_bytes() == data and content_of(trio[1], "twice") == data
+    trio[3].shell("rm /ks/twice /ks/thrice")
+    for number, name in ((1, "thrice"), (2, "twice"), (2, "thrice")):
+        path = trio[number].datadir / name
+        wait_for(lambda path=path: not path.exists(), 10, "removed by name")
+
+
 def test_own_changes_are_no_news(trio):
     """A busy tree changes nothing behind its own back: every version is one that a program wrote."""
     trio[1].shell("""

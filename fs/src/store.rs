@@ -317,7 +317,13 @@ impl Store {
     /// The attribute of an open file, if it is of the catalog in use.
     fn read_tag(&self, file: impl AsFd) -> std::io::Result<Option<Tag>> {
         let tag = meta::read(file)?;
-        Ok(tag.filter(|tag| tag.cluster == self.cluster.load(Ordering::Acquire)))
+        Ok(tag.filter(|tag| self.is_own_tag(tag)))
+    }
+
+    /// Whether it was written by this node, and for the catalog in use.
+    fn is_own_tag(&self, tag: &Tag) -> bool {
+        let is_signed_here = tag.node == self.node || tag.node == NodeId::NONE;
+        is_signed_here && tag.cluster == self.cluster.load(Ordering::Acquire)
     }
 
     fn read_meta(&self, file: impl AsFd) -> std::io::Result<Option<LocalMeta>> {
@@ -330,8 +336,11 @@ impl Store {
         Tag {
             cluster: self.cluster.load(Ordering::Acquire),
             disk_ino: 0,
+            node: self.node,
             seen: (ms, sequence),
             stored: None,
+            is_put: false,
+            directory: 0,
             meta,
         }
     }

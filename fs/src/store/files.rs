@@ -239,7 +239,9 @@ impl Store {
         let mut tag = self.new_tag(Some(meta.clone()));
         if let Some(old) = self.read_tag(file)? {
             tag.seen = tag.seen.max(old.seen);
-            let is_same = old.meta.is_some_and(|old| old.version == meta.version);
+            let old_meta = old.meta.as_ref();
+            let is_same = old_meta.is_some_and(|old| old.version == meta.version);
+            tag.is_put = old.is_put && old_meta.is_some_and(|old| old.ino == meta.ino);
             tag.stored = old.stored.filter(|_| is_same);
         }
         meta::write(file, &tag)

@@ -15,7 +15,7 @@ mod tree;
 
 use super::walk::{Found, Walker};
 use super::{Store, lock};
-use crate::path::{STATE_DIR, TreePath};
+use crate::path::{TreePath, is_own_name};
 use crate::record::Kind;
 use due::{Due, Hint};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -312,8 +312,7 @@ impl Ear {
             return None;
         }
         let above = self.watches.path_of(heard.watch)?;
-        let is_ours = above.is_root() && heard.name == STATE_DIR.as_bytes();
-        (!is_ours).then(|| above.join(&heard.name))
+        (!is_own_name(&above, &heard.name)).then(|| above.join(&heard.name))
     }
 
     /// A directory that was moved and did not appear elsewhere is out of sight.

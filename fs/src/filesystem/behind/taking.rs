@@ -1,5 +1,6 @@
 //! Bringing the tree in line with what was done in the data directory. See `behind` for what always holds.
 use super::super::{Change, FileSystem};
+use crate::catalog::copies::{GaveUp, is_whole};
 use crate::catalog::{AttributeChange, CatalogError, Node_};
 use crate::error::FsError;
 use crate::path::TreePath;
@@ -201,7 +202,16 @@ impl FileSystem {
             return Ok(Prepared::ToTake);
         };
         let held = self.applier.hold().await?;
-        let removed = match self.catalog.remove_seen(parent.ino, name, node).await {
+        let (holders, heirs) = self.other_keepers(node).await?;
+        if !heirs.is_empty() {
+            // Somebody's own copy of it on another node keeps the name.
+            return Ok(Prepared::ToTake);
+        }
+        let removed = self
+            .catalog
+            .remove_seen(parent.ino, name, node, &holders)
+            .await;
+        let removed = match removed {
             Ok(committed) => committed,
             // What was in the directory is still to go.
             Err(CatalogError::Posix(libc::ENOTEMPTY)) if watches.due().has_below(path) => {
@@ -283,7 +293,15 @@ impl FileSystem {
             self.catalog.set_holding(node.ino, None).await?;
             return Ok(true);
         }
-        match self.catalog.remove_seen(parent.ino, name, node).await {
+        let (holders, heirs) = self.other_keepers(node).await?;
+        if !heirs.is_empty() {
+            return self.pass_on(node, &heirs).await;
+        }
+        let removed = self
+            .catalog
+            .remove_seen(parent.ino, name, node, &holders)
+            .await;
+        match removed {
             Ok(committed) => {
                 tracing::debug!(%path, "removed behind the daemon's back");
                 self.own(&committed).await;
@@ -295,6 +313,37 @@ impl FileSystem {
             Err(CatalogError::Posix(_)) => Ok(true),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Who holds a file, as `remove_seen` wants it; and who of them has whole copies that somebody put there. Those stay when it is removed
+    /// here: who moves a file from one data directory to another's does not want it gone.
+    async fn other_keepers(
+        &self,
+        node: &Node_,
+    ) -> Result<(Vec<(NodeId, Holding)>, Vec<NodeId>), FsError> {
+        if node.inode.kind != Kind::File {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let located = self.catalog.located(node.ino).await?;
+        let holders = located.map_or(Vec::new(), |located| located.holders);
+        let is_keeper = |(holder, holding): &&(NodeId, Holding)| {
+            *holder != self.me() && holding.is_put && is_whole(&node.inode, holding)
+        };
+        let heirs = holders.iter().filter(is_keeper).map(|(holder, _)| *holder);
+        let heirs = match node.inode.nlink {
+            // Another of its names goes, and no copy with it.
+            2.. => Vec::new(),
+            _ => heirs.collect(),
+        };
+        Ok((holders, heirs))
+    }
+
+    /// A file that is gone here has its home at another node from now on. `false`: to be tried again.
+    async fn pass_on(&self, node: &Node_, heirs: &[NodeId]) -> Result<bool, FsError> {
+        let version = node.inode.version;
+        let given = self.catalog.give_up(node.ino, version, heirs, 1).await?;
+        tracing::debug!(ino = node.ino, ?given, "removed behind the daemon's back; another node's own copy stays");
+        Ok(!matches!(given, GaveUp::TooFew(_) | GaveUp::Changed))
     }
 }
 

@@ -104,10 +104,38 @@ async fn park_if_misplaced(local: &Local<'_>, path: &TreePath) -> Result<(), Sto
         .map_err(local.store.io(path))?;
     match rustix::fs::renameat_with(&from, name, CWD, &parked, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
-        // A second copy of it is misplaced.
-        Err(Errno::EXIST) if !standing.is_dirty() => local.store.remove(path, meta.ino),
-        Err(Errno::EXIST) => local.store.set_aside(path).map(|_| ()),
+        Err(Errno::EXIST) => second_misplaced(local, path, &standing, &parked),
         Err(error) => Err(local.store.io(path)(error.into())),
+    }
+}
+
+/// Of a file that is parked already something else is misplaced: another name of the very same file goes (its bytes are parked), a copy that
+/// is worth no more than the parked one too. What was changed here is kept under another name.
+fn second_misplaced(
+    local: &Local<'_>,
+    path: &TreePath,
+    standing: &Standing,
+    parked: &Path,
+) -> Result<(), StoreError> {
+    let (Standing::File { stat, .. }, Some(meta)) = (standing, standing.meta()) else {
+        return Ok(());
+    };
+    let first = File::open(parked).map_err(io_at(parked))?;
+    let first_stat = rustix::fs::fstat(&first).map_err(|error| io_at(parked)(error.into()))?;
+    if (first_stat.st_dev, first_stat.st_ino) == (stat.st_dev, stat.st_ino) {
+        return match local.store.is_still(path, standing) {
+            true => local.store.root.unlink(path, false).map_err(local.store.io(path)),
+            false => Ok(()),
+        };
+    }
+    let first_meta = local.store.read_meta(&first).map_err(io_at(parked))?;
+    let is_worth_less = first_meta.is_some_and(|first| {
+        let is_whole = meta::is_untouched(&first, &first_stat);
+        is_whole && first.ino == meta.ino && first.version >= meta.version
+    });
+    match is_worth_less && !standing.is_dirty() {
+        true => local.store.remove(path, meta.ino),
+        false => local.store.set_aside(path).map(|_| ()),
     }
 }
 

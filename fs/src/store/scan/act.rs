@@ -103,7 +103,7 @@ impl Scan<'_> {
         };
         match decide::known(local, meta, &node.inode, me) {
             Verdict::Current => {
-                self.tell_of_copy(meta, &node).await?;
+                self.tell_of_copy(&entry, meta, &node).await?;
                 if meta.blake3.is_none() || node.inode.blake3.is_none() {
                     self.hasher.queue(entry.path, meta.ino, meta.version);
                 }
@@ -214,7 +214,7 @@ impl Scan<'_> {
             store.root.rename(from, there, RenameFlags::NOREPLACE)
         });
         match moved {
-            Ok(()) => self.tell_of_copy(meta, &node).await.map(|()| None),
+            Ok(()) => self.tell_of_copy(&entry, meta, &node).await.map(|()| None),
             // Something stands there: this is a file of its own then.
             Err(_) => Ok(Some(entry)),
         }
@@ -307,7 +307,12 @@ impl Scan<'_> {
     }
 
     /// A whole copy of another node's file: the holding is told again.
-    async fn tell_of_copy(&mut self, meta: &LocalMeta, node: &Node_) -> Result<(), StoreError> {
+    async fn tell_of_copy(
+        &mut self,
+        entry: &Entry,
+        meta: &LocalMeta,
+        node: &Node_,
+    ) -> Result<(), StoreError> {
         if node.inode.home == self.store.node_id() || node.inode.version != meta.version {
             return Ok(());
         }
@@ -315,6 +320,7 @@ impl Scan<'_> {
         let holding = Holding {
             version: meta.version,
             bytes: meta.size,
+            is_put: entry.is_put,
         };
         self.tell(async move { catalog.set_holding(ino, Some(holding)).await })
             .await

@@ -18,6 +18,8 @@ pub(super) struct Entry {
     pub(super) inode: Inode,
     pub(super) meta: Option<LocalMeta>,
     pub(super) is_untouched: bool,
+    /// A copy of another node's file that somebody put here.
+    pub(super) is_put: bool,
     /// Fetched shortly before a crash of the machine: to be checked against its hash.
     pub(super) is_doubtful: bool,
     /// Device and number of the file on its disk.
@@ -56,9 +58,11 @@ impl Entry {
         if let Some(Tag {
             meta: Some(meta),
             stored,
+            is_put,
             ..
         }) = tag
         {
+            entry.is_put = is_put;
             entry.is_untouched = meta::is_untouched(&meta, &stat);
             entry.is_doubtful = store.durability.is_doubtful(stored);
             entry.meta = Some(meta);
@@ -103,6 +107,7 @@ impl Entry {
             inode,
             meta: None,
             is_untouched: true,
+            is_put: false,
             is_doubtful: false,
             disk: (stat.st_dev, stat.st_ino),
             links: stat.st_nlink,
@@ -145,6 +150,20 @@ impl Store {
             Some(file) => self.set_meta(&file, meta).map(|()| true),
             None => Ok(false),
         }
+    }
+
+    /// As `mark_entry`, on a copy of another node's file that somebody put here.
+    pub(super) fn mark_put(&self, entry: &Entry, meta: &LocalMeta) -> Result<bool, StoreError> {
+        let Some(file) = self.open_entry(entry)? else {
+            return Ok(false);
+        };
+        let _guard = self.meta_lock(meta.ino);
+        let tag = Tag {
+            is_put: true,
+            ..self.new_tag(Some(meta.clone()))
+        };
+        meta::write(&file, &tag).map_err(self.io(&entry.path))?;
+        Ok(true)
     }
 
     /// Opens what was found, if it still stands there.

@@ -114,8 +114,7 @@ impl Store {
                 Err(_) => None,
             };
         }
-        let cluster = self.cluster.load(std::sync::atomic::Ordering::Acquire);
-        let tag = tag.filter(|tag| tag.disk_ino == stat.st_ino && tag.cluster == cluster);
+        let tag = tag.filter(|tag| tag.disk_ino == stat.st_ino && self.is_own_tag(tag));
         Ok(Glance::There {
             kind,
             stat: Box::new(stat),

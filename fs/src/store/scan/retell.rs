@@ -80,7 +80,7 @@ impl Retelling<'_> {
                 Known::Here(node) | Known::Elsewhere(node, _) => {
                     let verdict = retold(&meta, &node.inode, self.scan.store.node_id());
                     match verdict {
-                        Retold::Copy => held.push((node.ino, node.inode)),
+                        Retold::Copy => held.push((node.ino, node.inode, entry.is_put)),
                         Retold::Newer => self.newer(entry, &meta, node).await?,
                         Retold::Conflict => self.keep_beside(entry).await?,
                         Retold::Nothing => {}
