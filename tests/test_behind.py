@@ -38,7 +38,7 @@ def trio():
     """Three nodes that follow what is done in their data directories."""
     need_running()
     with Cluster(3) as cluster:
-        yield cluster.start("--watch", workers=1)
+        yield cluster.start(workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -319,6 +319,111 @@ def test_somebodys_own_copy_outlives_a_removal_elsewhere(trio):
     for number, name in ((1, "thrice"), (2, "twice"), (2, "thrice")):
         path = trio[number].datadir / name
         wait_for(lambda path=path: not path.exists(), 10, "removed by name")
+
+
+def test_a_directory_is_moved_and_made_again_at_once(trio, place):
+    root = trio[1].datadir / "again"
+    root.mkdir()
+    run("cp", "-a", place, root / "one")
+    same_soon(trio, "again", "made")
+    numbers = {name: inode_number(trio[2], f"again/one/{name}") for name in ("", "d1", "d1/f1")}
+    run("bash", "-c", f"cd {root} && mv one two && mkdir one && echo new >one/file && mv two three && mkdir -m 700 two")
+    same_soon(trio, "again", "moved twice, and made again")
+    assert {name: inode_number(trio[2], f"again/three/{name}") for name in numbers} == numbers
+    run("bash", "-c", f"cd {root}/three && echo last >d1/last && mv d1 ../d1 && mv ../d1 d2/inner && mkdir d1")
+    same_soon(trio, "again", "moved with what was just made in it")
+    assert inode_number(trio[2], "again/three/d2/inner") == numbers["d1"]
+    run("bash", "-c", f"cd {root} && rm -r three && cp -a {place} three && mv three four")
+    same_soon(trio, "again", "made anew, and moved while it was taken in")
+
+
+def inode_number(node, name):
+    return int(node.exec(["stat", "-c", "%i", f"/ks/{name}"]).text)
+
+
+def test_directories_change_places(trio):
+    root = trio[1].datadir / "places"
+    for name in ("a", "b", "c"):
+        (root / name / "deep").mkdir(parents=True)
+        (root / name / "deep" / "file").write_bytes(name.encode() * 5000)
+        (root / name / name).write_bytes(b"its own")
+    same_soon(trio, "places", "made")
+    numbers = {name: inode_number(trio[2], f"places/{name}") for name in ("a", "b", "c")}
+    run("bash", "-c", f"cd {root} && mv a t && mv b a && mv t b")
+    same_soon(trio, "places", "two changed places")
+    assert inode_number(trio[2], "places/a") == numbers["b"] and inode_number(trio[2], "places/b") == numbers["a"]
+    run("bash", "-c", f"cd {root} && mv a t && mv b a && mv c b && mv t c")
+    same_soon(trio, "places", "three changed places")
+    run("bash", "-c", f"cd {root} && rm -r a && mv b a")
+    same_soon(trio, "places", "one in the place of one that was removed")
+    run("rm", "-r", root)
+    wait_for(lambda: trio[3].exec(["ls", "/ks/places"], check=False).status != 0, 10, "removed")
+
+
+def test_a_directory_is_moved_out(trio, place):
+    """What stood there is gone, as if it had been removed; what others have in it stays."""
+    root, outside = trio[1].datadir / "leaving", trio[1].home / "outside"
+    run("cp", "-a", place, root)
+    same_soon(trio, "leaving", "made")
+    trio[2].shell("echo of node 2 >/ks/leaving/d2/theirs; mkdir /ks/leaving/theirs; cat /ks/leaving/d1/f1 >/dev/null")
+    run("mv", root, outside)
+    theirs = "leaving\nleaving/d2\nleaving/d2/theirs\n"
+    wait_for(lambda: trio[3].shell("cd /ks; find leaving | sort").text == theirs, 15, "what was here is gone", every_s=0.2)
+    assert (outside / "d1" / "f1").exists()
+    run("mv", outside, root)
+    wait_for(lambda: count_files(trio[3], "/ks/leaving") == 42, 15, "and back", every_s=0.2)
+    assert trio[2].exec(["cat", "/ks/leaving/d1/f1"]).stdout == (place / "d1" / "f1").read_bytes()
+
+
+def test_modes_are_followed(trio):
+    root = trio[1].datadir / "modes"
+    (root / "by-hand").mkdir(parents=True)
+    (root / "by-hand" / "file").write_bytes(b"x")
+    trio[2].shell("mkdir -m 2711 /ks/modes/by-ks; echo y >/ks/modes/by-ks/file")
+    assert trio[1].exec(["cat", "/ks/modes/by-ks/file"]).text == "y\n"
+    wait_for((root / "by-ks").exists, 10, "a copy in its directory")
+    time.sleep(SEEN_WITHIN_S)
+
+    def mode(name):
+        return trio[3].exec(["stat", "-c", "%a", f"/ks/modes/{name}"]).text.strip()
+
+    assert mode("by-ks") == "2711", "the daemon's own making changes nothing"
+    for name in ("by-hand", "by-ks"):
+        (root / name).chmod(0o750)
+        wait_for(lambda name=name: mode(name) == "750", 5, "followed")
+        trio[2].shell(f"chmod 701 /ks/modes/{name}")
+        wait_for(lambda name=name: (root / name).stat().st_mode & 0o7777 == 0o701, 5, "the tree's, on disk")
+        time.sleep(1)
+        assert mode(name) == "701"
+    (root / "by-hand" / "file").chmod(0o640)
+    wait_for(lambda: mode("by-hand/file") == "640", 5, "a file's")
+
+
+def test_names_of_the_program_are_not_seen(trio):
+    (trio[1].datadir / ".ksfoo").write_bytes(b"x")
+    (trio[1].datadir / ".ks-directory").mkdir()
+    (trio[1].datadir / ".ks-directory" / "file").write_bytes(b"x")
+    (trio[1].datadir / "seen").write_bytes(b"x")
+    wait_for(lambda: content_of(trio[3], "seen") == b"x", 10, "in the tree")
+    time.sleep(SEEN_WITHIN_S)
+    assert not [name for name in trio[1].exec(["ls", "-A", "/ks"]).text.split() if name.startswith(".ks")]
+    assert (trio[1].datadir / ".ksfoo").read_bytes() == b"x"
+
+
+def test_recovering_keeps_what_was_just_moved(trio):
+    """The tree is rebuilt from what the nodes know; what was moved by hand a moment before is no mistake of theirs."""
+    root = trio[1].datadir / "recovered"
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        (root / name / "file").write_bytes(name.encode() * 3000)
+    (root / "single").write_bytes(b"single")
+    same_soon(trio, "recovered", "made")
+    run("bash", "-c", f"cd {root} && mv a c && mkdir a && mv b t && mv c b && mv single other")
+    time.sleep(0.05)
+    trio[1].ks("recover", timeout=60)
+    wait_for(lambda: trio[1].exec(["ls", "/ks/recovered/b/file"], check=False).status == 0, 20, "rebuilt")
+    same_soon(trio, "recovered", "as it was moved")
+    assert sorted(path.name for path in root.iterdir()) == ["a", "b", "other", "t"]
 
 
 def test_own_changes_are_no_news(trio):

@@ -350,12 +350,13 @@ impl Store {
     }
 }
 
-/// Everything in the data directory, each directory watched before it is listed.
+/// Everything below a directory of the data directory, each directory watched before it is listed.
 pub(crate) fn walk_found(
     store: &Arc<Store>,
+    start: crate::path::TreePath,
     watches: &Arc<watch::Watches>,
 ) -> impl Iterator<Item = crate::path::TreePath> {
-    let walker = walk::Walker::watched(Arc::clone(store), crate::path::TreePath::root(), watches);
+    let walker = walk::Walker::watched(Arc::clone(store), start, watches);
     walker.filter_map(|found| match found {
         walk::Found::Entry { path, .. } => Some(path),
         walk::Found::Unreadable { .. } => None,

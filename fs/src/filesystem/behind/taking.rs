@@ -8,7 +8,11 @@ use crate::record::*;
 use crate::store::scan::look::{self, Glance, Seen};
 use crate::store::scan::take_paths;
 use crate::store::watch::Watches;
-use crate::store::watch::due::{Look, Task};
+use crate::store::watch::due::{Hint, Look, Task};
+use std::sync::Arc;
+
+/// What a directory says that is none of the tree's yet.
+const UNKNOWN_DIRECTORY: Ino = Ino::MAX;
 
 /// One thing to be brought in line.
 struct Item {
@@ -21,6 +25,8 @@ struct Item {
 enum Prepared {
     /// Nothing.
     Done,
+    /// Nothing: a directory was moved with all below.
+    Moved,
     /// It is to be taken in.
     ToTake,
     /// It is to be tried again.
@@ -29,7 +35,7 @@ enum Prepared {
 
 impl FileSystem {
     /// What differed at two looks is looked at once more, with all events applied, and then acted upon.
-    pub(super) async fn take_in(&self, watches: &Watches, tasks: Vec<Task>) {
+    pub(super) async fn take_in(&self, watches: &Arc<Watches>, tasks: Vec<Task>) {
         let mut items = Vec::new();
         for task in tasks {
             let seen = look::look(&self.store, &self.catalog, self, &task).await;
@@ -97,13 +103,18 @@ impl FileSystem {
     }
 
     /// Moved directories first, then what is there, in the order of the events; then what is gone, from the leaves up.
-    async fn act(&self, watches: &Watches, items: Vec<Item>) {
+    async fn act(&self, watches: &Arc<Watches>, items: Vec<Item>) {
         let (mut gone, there): (Vec<Item>, Vec<Item>) =
             items.into_iter().partition(|item| item.glance.is_nothing());
         let mut taken = Vec::new();
         for item in there {
             match self.prepare(watches, &item).await {
                 Ok(Prepared::Done) => self.settled(watches, &item).await,
+                Ok(Prepared::Moved) => {
+                    self.settled(watches, &item).await;
+                    // What was made in it shortly before was heard of under its old name, and not found there.
+                    self.mend(watches, item.task.path.clone()).await;
+                }
                 Ok(Prepared::ToTake) => taken.push(item),
                 Ok(Prepared::Later) => again(watches, &item.task.path),
                 Err(error) => self.failed(watches, &item, &error),
@@ -144,11 +155,9 @@ impl FileSystem {
     /// What stands where something else stood by the tree's word.
     async fn prepare(&self, watches: &Watches, item: &Item) -> Result<Prepared, FsError> {
         if item.glance.kind() == Some(Kind::Directory)
-            && let Some(from) = &item.task.moved_from
-            && item.node.is_none()
-            && self.move_directory(from, &item.task.path).await?
+            && let Some(prepared) = self.follow_directory(watches, item).await?
         {
-            return Ok(Prepared::Done);
+            return Ok(prepared);
         }
         if let Some(node) = &item.node
             && is_displaced(item, node, self.me(), self.table.inode(node.ino).is_some())
@@ -158,12 +167,60 @@ impl FileSystem {
         Ok(Prepared::ToTake)
     }
 
+    /// A directory that says which it is, or was heard to come from elsewhere: its name in the tree follows, with all below. `None`: it is to be
+    /// taken in as any other.
+    async fn follow_directory(
+        &self,
+        watches: &Watches,
+        item: &Item,
+    ) -> Result<Option<Prepared>, FsError> {
+        let (to, says) = (&item.task.path, item.glance.directory());
+        let from = match says {
+            0 => item.task.moved_from.clone(),
+            ino => self.catalog.path_of(ino).await?,
+        };
+        let Some(from) = from.filter(|from| from != to) else {
+            // A new one in the place of one that was moved: the other comes first.
+            let stood_there = says == 0 && item.node.is_some();
+            let is_awaited = stood_there && watches.due().is_awaited_elsewhere(to);
+            return Ok(is_awaited.then_some(Prepared::Later));
+        };
+        let standing = self.store.glance(&from)?;
+        if says != 0 && standing.directory() == says || says == 0 && !standing.is_nothing() {
+            return Ok(None);
+        }
+        let flags = match &item.node {
+            None => libc::RENAME_NOREPLACE,
+            // The one that the tree has here was moved too: where it is now, it is put right in its turn.
+            Some(node) if is_directory(node) && watches.due().is_awaited_elsewhere(to) => {
+                libc::RENAME_EXCHANGE
+            }
+            Some(node) if is_directory(node) && watches.due().has_below(to) => {
+                return Ok(Some(Prepared::Later));
+            }
+            Some(node) if is_directory(node) => 0,
+            Some(_) => return Ok(None),
+        };
+        let moved = self.move_directory(&from, to, says, flags).await?;
+        Ok(moved.then_some(Prepared::Moved))
+    }
+
     /// A directory was moved, with all below it. `false`: the tree cannot follow in one step.
-    async fn move_directory(&self, from: &TreePath, to: &TreePath) -> Result<bool, FsError> {
-        let is_gone = self.store.glance(from)?.is_nothing();
+    async fn move_directory(
+        &self,
+        from: &TreePath,
+        to: &TreePath,
+        says: Ino,
+        flags: u32,
+    ) -> Result<bool, FsError> {
         let node = self.catalog.resolve(from).await?;
-        if !is_gone || node.is_none_or(|node| node.inode.kind != Kind::Directory) {
+        if node.is_none_or(|node| !is_directory(&node) || says != 0 && node.ino != says) {
             return Ok(false);
+        }
+        let standing = self.store.glance(from)?;
+        if standing.kind() == Some(Kind::Directory) && standing.directory() == 0 {
+            // Another one by now, which is not to be moved when the event comes by.
+            self.store.mark_directory(from, None, UNKNOWN_DIRECTORY)?;
         }
         let (old, new) = (self.parent_of(from).await?, self.parent_of(to).await?);
         let (Some(old), Some(new), Some((_, old_name)), Some((_, new_name))) =
@@ -173,7 +230,7 @@ impl FileSystem {
         };
         let renamed =
             self.catalog
-                .rename(old.ino, old_name, new.ino, new_name, libc::RENAME_NOREPLACE);
+                .rename(old.ino, old_name, new.ino, new_name, flags);
         match renamed.await {
             Ok(committed) => {
                 self.own(&committed).await;
@@ -242,7 +299,7 @@ impl FileSystem {
                     .map(|_| ()),
             };
             let taken = match taken {
-                Ok(()) => self.take_attributes(&item.task.path).await,
+                Ok(()) => self.take_attributes(&item).await,
                 Err(error) => Err(error.into()),
             };
             match taken {
@@ -253,14 +310,20 @@ impl FileSystem {
     }
 
     /// Mode and owner, where they were changed.
-    async fn take_attributes(&self, path: &TreePath) -> Result<(), FsError> {
-        let glance = self.store.glance(path)?;
+    async fn take_attributes(&self, item: &Item) -> Result<(), FsError> {
+        let path = &item.task.path;
+        // Taking a directory in has marked it: whether the daemon had made it was seen before.
+        let glance = match item.glance.kind() {
+            Some(Kind::Directory) => &item.glance,
+            _ => &self.store.glance(path)?,
+        };
         let Some(node) = self.catalog.resolve(path).await? else {
             return Ok(());
         };
         let is_superuser = self.store.sets_owners();
-        let Some((mode, uid, gid)) = look::attributes(&glance, &node, self.me(), is_superuser)
-        else {
+        let is_heard = item.task.has_attributes;
+        let changed = look::attributes(glance, &node, self.me(), is_superuser, is_heard);
+        let Some((mode, uid, gid)) = changed else {
             return Ok(());
         };
         let change = AttributeChange {
@@ -308,11 +371,55 @@ impl FileSystem {
                 Ok(true)
             }
             // What other nodes have in it stays, and so does it.
-            Err(CatalogError::Posix(libc::ENOTEMPTY)) => Ok(!watches.due().has_below(path)),
+            Err(CatalogError::Posix(libc::ENOTEMPTY)) if watches.due().has_below(path) => Ok(false),
+            Err(CatalogError::Posix(libc::ENOTEMPTY)) if item.task.is_with_all => Ok(true),
+            Err(CatalogError::Posix(libc::ENOTEMPTY)) => {
+                self.all_below_is_gone(watches, path, node.ino).await?;
+                Ok(false)
+            }
             Err(CatalogError::Posix(libc::ESTALE)) => Ok(false),
             Err(CatalogError::Posix(_)) => Ok(true),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// A directory was moved out of sight: of what the tree has below it, all that stood here went along.
+    async fn all_below_is_gone(
+        &self,
+        watches: &Watches,
+        path: &TreePath,
+        ino: Ino,
+    ) -> Result<(), FsError> {
+        let mut directories = vec![(path.clone(), ino)];
+        while let Some((above, ino)) = directories.pop() {
+            let listing = match self.catalog.list(ino).await {
+                Err(CatalogError::Posix(_)) => continue,
+                listing => listing?,
+            };
+            for (name, node) in listing.entries.iter() {
+                let below = above.join(name);
+                match node.inode.kind {
+                    Kind::Directory => directories.push((below.clone(), node.ino)),
+                    Kind::File if !self.stood_here(node).await? => continue,
+                    _ => {}
+                }
+                let now_ms = watches.now_ms();
+                watches.due().event(below, Hint::GoneWithAll, now_ms);
+            }
+        }
+        let now_ms = watches.now_ms();
+        watches.due().event(path.clone(), Hint::GoneWithAll, now_ms);
+        Ok(())
+    }
+
+    /// Whether this node had a file, by the tree's word.
+    async fn stood_here(&self, node: &Node_) -> Result<bool, FsError> {
+        if node.inode.home == self.me() {
+            return Ok(true);
+        }
+        let located = self.catalog.located(node.ino).await?;
+        let is_me = |(holder, _): &(NodeId, Holding)| *holder == self.me();
+        Ok(located.is_some_and(|located| located.holders.iter().any(is_me)))
     }
 
     /// Who holds a file, as `remove_seen` wants it; and who of them has whole copies that somebody put there. Those stay when it is removed
@@ -345,6 +452,10 @@ impl FileSystem {
         tracing::debug!(ino = node.ino, ?given, "removed behind the daemon's back; another node's own copy stays");
         Ok(!matches!(given, GaveUp::TooFew(_) | GaveUp::Changed))
     }
+}
+
+fn is_directory(node: &Node_) -> bool {
+    node.inode.kind == Kind::Directory
 }
 
 fn again(watches: &Watches, path: &TreePath) {

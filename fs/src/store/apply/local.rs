@@ -1,7 +1,7 @@
 //! What one event means for the plain files here.
 //!
-//! Files are recognised by the inode in their `user.ks`, so a file is moved or removed only when it is the event's. Directories
-//! have none; they are recognised by path, which is exact at the event's place in the stream, and by the mark that says up to
+//! Files and directories are recognised by the inode in their `user.ks`, so one is moved or removed only when it is the event's. Directories
+//! that do not say which they are are recognised by path, which is exact at the event's place in the stream, and by the mark that says up to
 //! which event they (and those above them) stand right: one that stands right for this event or a later one was moved or made
 //! after it, and is left alone. Symlinks carry nothing; they are made again as the catalog has them now.
 use super::super::files::{Standing, is, is_not_that_file};
@@ -88,6 +88,7 @@ impl Local<'_> {
                     self.put_right(id, path, ino).await?;
                 }
             }
+            Standing::Directory { .. } if !standing.may_be_directory(ino) => {}
             Standing::Directory { .. } if self.seen_at(path)? < id => self.remove_empty(path)?,
             Standing::Symlink => self.redo_symlink(path).await?,
             _ => {}
@@ -154,7 +155,7 @@ impl Local<'_> {
         let standing = self.look(path)?;
         let is_of_event = match standing {
             Standing::File { .. } => standing.meta_of(ino).is_some(),
-            Standing::Directory { .. } => true,
+            Standing::Directory { .. } => standing.may_be_directory(ino),
             _ => false,
         };
         Ok(is_of_event && self.seen_at(path)? < id)
@@ -181,6 +182,7 @@ impl Local<'_> {
                 self.put_right(id, path, replaced).await
             }
             // Only an empty directory can be replaced.
+            Standing::Directory { .. } if !standing.may_be_directory(replaced) => Ok(()),
             Standing::Directory { .. } if self.seen_at(path)? < id => self.remove_empty(path),
             _ => Ok(()),
         }

@@ -10,6 +10,7 @@
 use super::super::files::{Standing, is, is_not_that_file};
 use super::super::walk::{Found, Walker};
 use super::super::{StoreError, confine, io_at, meta, state};
+use super::IsNews;
 use super::local::Local;
 use crate::catalog::EventId;
 use crate::path::TreePath;
@@ -24,11 +25,16 @@ use std::sync::Arc;
 const DIRECTORIES_MAX: usize = 100_000;
 
 /// Brings the data directory to where the catalog is at (or after) the event `last`.
-pub(super) async fn reconcile(local: &Local<'_>, last: EventId) -> Result<(), StoreError> {
+pub(super) async fn reconcile(
+    local: &Local<'_>,
+    last: EventId,
+    news: IsNews<'_>,
+) -> Result<(), StoreError> {
     state::make_private_directory(&parked_directory(local))?;
     let mut unknown = Vec::new();
     for found in Walker::new(Arc::clone(local.store), TreePath::root()) {
         match found {
+            Found::Entry { path, .. } if news(&path) => {}
             Found::Entry {
                 path,
                 kind: Kind::File,

@@ -48,10 +48,28 @@ impl Scan<'_> {
 
     fn take_new(&mut self, entry: Entry, node: &Node_) -> Result<(), StoreError> {
         self.report.new += 1;
-        if entry.inode.kind == Kind::File {
-            self.mark(&entry, &entry.meta_as(node.ino, &node.inode))?;
+        match entry.inode.kind {
+            Kind::File => self.mark(&entry, &entry.meta_as(node.ino, &node.inode))?,
+            Kind::Directory => self.mark_directory(&entry, node),
+            _ => {}
         }
         Ok(())
+    }
+
+    /// So that it is known again where it is moved. Failing costs no more than that.
+    fn mark_directory(&self, entry: &Entry, node: &Node_) {
+        if entry.directory == node.ino {
+            return;
+        }
+        let store = self.store;
+        let mut marked = store.mark_directory(&entry.path, Some(entry.disk), node.ino);
+        if entry.is_own_make {
+            let attributes = store.root.open_directory(&entry.path);
+            marked = marked.and(attributes.and_then(|it| store.attributes_of(&it, &node.inode)));
+        }
+        if let Err(error) = marked {
+            tracing::debug!(path = %entry.path, %error, "a directory cannot be marked as part of the tree");
+        }
     }
 
     /// `Some`: it was set aside (from that path) and is to be entered under its new one.
@@ -68,7 +86,12 @@ impl Scan<'_> {
             return Ok(None);
         }
         match verdict {
-            Verdict::Same => Ok(None),
+            Verdict::Same => {
+                if entry.inode.kind == Kind::Directory {
+                    self.mark_directory(&entry, &node);
+                }
+                Ok(None)
+            }
             // Somebody has just put it there: what it holds is not taken for granted.
             Verdict::Mark if self.live.is_some() => self.publish(entry, &node).await,
             Verdict::Mark => {
