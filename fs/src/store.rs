@@ -43,6 +43,7 @@ use crate::error::FsError;
 use crate::record::*;
 use confine::Root;
 use meta::Tag;
+pub(crate) use meta::UNKNOWN_DIRECTORY;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};

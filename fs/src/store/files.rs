@@ -45,14 +45,11 @@ impl Standing {
         self.meta().filter(|meta| meta.ino == ino)
     }
 
-    /// Whether it is a directory that may be inode `ino`: it says so, or does not say which it is.
-    pub(super) fn may_be_directory(&self, ino: Ino) -> bool {
+    /// Which inode a directory says it is; 0: it does not say, or is none.
+    pub(super) fn directory(&self) -> Ino {
         match self {
-            Standing::Directory { tag, .. } => {
-                let is = tag.as_ref().map_or(0, |tag| tag.directory);
-                is == 0 || is == ino
-            }
-            _ => false,
+            Standing::Directory { tag: Some(tag), .. } => tag.directory,
+            _ => 0,
         }
     }
 

@@ -24,6 +24,8 @@ pub const ATTRIBUTE: &str = "user.ks";
 const FORMAT: u8 = 2;
 /// The format before: it does not say which node wrote it, nor which directory it is on.
 const FORMAT_UNSIGNED: u8 = 1;
+/// What a directory says that is none of the tree's yet.
+pub(crate) const UNKNOWN_DIRECTORY: Ino = Ino::MAX;
 /// No attribute of ours is longer.
 pub(crate) const ATTRIBUTE_BYTES_MAX: usize = 512;
 

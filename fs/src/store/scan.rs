@@ -81,17 +81,8 @@ pub async fn scan(
     watches: Option<&Arc<Watches>>,
 ) -> Result<ScanReport, StoreError> {
     store.set_node_name(node_name);
-    let mut scan = Scan {
-        store,
-        catalog,
-        hasher,
-        report: ScanReport::default(),
-        pending: Vec::new(),
-        aside: Vec::new(),
-        telling: JoinSet::new(),
-        watches,
-        live: None,
-    };
+    let mut scan = Scan::new(store, catalog, hasher);
+    scan.watches = watches;
     let mut starts = vec![TreePath::root()];
     while let Some(start) = starts.pop() {
         scan.walk(start).await?;
@@ -147,6 +138,23 @@ enum Known {
     /// At another path; with what the catalog has where it was found.
     Elsewhere(Node_, Way),
     Unknown,
+}
+
+impl<'s> Scan<'s> {
+    /// One that has found nothing yet: of a node that starts, and that tells nobody which directories it lists.
+    fn new(store: &'s Arc<Store>, catalog: &'s Catalog, hasher: &'s Hasher) -> Self {
+        Self {
+            store,
+            catalog,
+            hasher,
+            report: ScanReport::default(),
+            pending: Vec::new(),
+            aside: Vec::new(),
+            telling: JoinSet::new(),
+            watches: None,
+            live: None,
+        }
+    }
 }
 
 impl Scan<'_> {

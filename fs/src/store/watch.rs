@@ -276,10 +276,12 @@ impl Ear {
             self.left(moved.take());
         }
         if what.contains(ReadFlags::MOVED_FROM) {
+            let mut hint = Hint::Gone;
             if is_directory {
                 *moved = Some((heard.cookie, path.clone()));
+                hint = Hint::MovedAway;
             }
-            self.watches.due().event(path, Hint::Gone, now_ms);
+            self.watches.due().event(path, hint, now_ms);
         } else if what.contains(ReadFlags::MOVED_TO) {
             let from = moved.take().map(|(_, from)| from);
             let hint = from.map_or(Hint::Put, Hint::MovedFrom);

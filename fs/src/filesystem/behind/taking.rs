@@ -5,14 +5,12 @@ use crate::catalog::{AttributeChange, CatalogError, Node_};
 use crate::error::FsError;
 use crate::path::TreePath;
 use crate::record::*;
+use crate::store::UNKNOWN_DIRECTORY;
 use crate::store::scan::look::{self, Glance, Seen};
 use crate::store::scan::take_paths;
 use crate::store::watch::Watches;
-use crate::store::watch::due::{Hint, Look, Task};
+use crate::store::watch::due::{Due, Hint, Look, Task};
 use std::sync::Arc;
-
-/// What a directory says that is none of the tree's yet.
-const UNKNOWN_DIRECTORY: Ino = Ino::MAX;
 
 /// One thing to be brought in line.
 struct Item {
@@ -29,6 +27,8 @@ enum Prepared {
     Moved,
     /// It is to be taken in.
     ToTake,
+    /// A directory is to be taken in, and what came along in it looked at one by one.
+    ToMerge,
     /// It is to be tried again.
     Later,
 }
@@ -106,7 +106,7 @@ impl FileSystem {
     async fn act(&self, watches: &Arc<Watches>, items: Vec<Item>) {
         let (mut gone, there): (Vec<Item>, Vec<Item>) =
             items.into_iter().partition(|item| item.glance.is_nothing());
-        let mut taken = Vec::new();
+        let (mut taken, mut merged) = (Vec::new(), Vec::new());
         for item in there {
             match self.prepare(watches, &item).await {
                 Ok(Prepared::Done) => self.settled(watches, &item).await,
@@ -116,16 +116,23 @@ impl FileSystem {
                     self.mend(watches, item.task.path.clone()).await;
                 }
                 Ok(Prepared::ToTake) => taken.push(item),
-                Ok(Prepared::Later) => again(watches, &item.task.path),
+                Ok(Prepared::ToMerge) => {
+                    merged.push(item.task.path.clone());
+                    taken.push(item);
+                }
+                Ok(Prepared::Later) => not_yet(watches, &item.task.path),
                 Err(error) => self.failed(watches, &item, &error),
             }
         }
         self.take_there(watches, taken).await;
+        for path in merged {
+            self.mend(watches, path).await;
+        }
         gone.sort_by_key(|item| std::cmp::Reverse(item.task.path.names().count()));
         for item in gone {
             match self.take_away(watches, &item).await {
                 Ok(true) => self.settled(watches, &item).await,
-                Ok(false) => again(watches, &item.task.path),
+                Ok(false) => not_yet(watches, &item.task.path),
                 Err(error) => self.failed(watches, &item, &error),
             }
         }
@@ -202,7 +209,7 @@ impl FileSystem {
             Some(_) => return Ok(None),
         };
         let moved = self.move_directory(&from, to, says, flags).await?;
-        Ok(moved.then_some(Prepared::Moved))
+        Ok(Some(if moved { Prepared::Moved } else { Prepared::ToMerge }))
     }
 
     /// A directory was moved, with all below it. `false`: the tree cannot follow in one step.
@@ -370,10 +377,15 @@ impl FileSystem {
                 self.own(&committed).await;
                 Ok(true)
             }
-            // What other nodes have in it stays, and so does it.
-            Err(CatalogError::Posix(libc::ENOTEMPTY)) if watches.due().has_below(path) => Ok(false),
-            Err(CatalogError::Posix(libc::ENOTEMPTY)) if item.task.is_with_all => Ok(true),
             Err(CatalogError::Posix(libc::ENOTEMPTY)) => {
+                let waits = |due: &Due| due.has_below(path) || due.is_awaited_elsewhere(path);
+                if waits(&watches.due()) {
+                    return Ok(false);
+                }
+                // What other nodes have in it stays, and so does it.
+                if item.task.is_with_all || !item.task.was_moved_away {
+                    return Ok(true);
+                }
                 self.all_below_is_gone(watches, path, node.ino).await?;
                 Ok(false)
             }
@@ -456,6 +468,11 @@ impl FileSystem {
 
 fn is_directory(node: &Node_) -> bool {
     node.inode.kind == Kind::Directory
+}
+
+fn not_yet(watches: &Watches, path: &TreePath) {
+    let now_ms = watches.now_ms();
+    watches.due().looked(path, Look::NotYet, now_ms);
 }
 
 fn again(watches: &Watches, path: &TreePath) {

@@ -9,7 +9,7 @@
 //! does not grow with the number of files.
 use super::super::files::{Standing, is, is_not_that_file};
 use super::super::walk::{Found, Walker};
-use super::super::{StoreError, confine, io_at, meta, state};
+use super::super::{StoreError, UNKNOWN_DIRECTORY, confine, io_at, meta, state};
 use super::IsNews;
 use super::local::Local;
 use crate::catalog::EventId;
@@ -46,7 +46,8 @@ pub(super) async fn reconcile(
                 ..
             } if unknown.len() < DIRECTORIES_MAX => {
                 let there = local.names.at(&path).await?;
-                if there.is_none_or(|(_, inode)| inode.kind != Kind::Directory) {
+                let is_known = there.is_some_and(|(_, inode)| inode.kind == Kind::Directory);
+                if !is_known && was_of_the_tree(local, &path).await? {
                     unknown.push(path);
                 }
             }
@@ -81,6 +82,19 @@ pub(super) async fn place_parked(local: &Local<'_>, last: EventId) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Whether a directory is one that the daemon made, or that the tree has elsewhere now or had: not somebody's that is yet to be taken in.
+async fn was_of_the_tree(local: &Local<'_>, path: &TreePath) -> Result<bool, StoreError> {
+    let Standing::Directory { tag: Some(tag), .. } = local.look(path)? else {
+        return Ok(false);
+    };
+    match tag.directory {
+        0 => Ok(true),
+        UNKNOWN_DIRECTORY => Ok(false),
+        ino if local.names.inode(ino).await?.is_some() => Ok(true),
+        ino => local.names.was_removed(ino).await,
+    }
 }
 
 async fn park_if_misplaced(local: &Local<'_>, path: &TreePath) -> Result<(), StoreError> {

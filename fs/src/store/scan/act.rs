@@ -80,6 +80,10 @@ impl Scan<'_> {
     ) -> Result<Option<(TreePath, Entry)>, StoreError> {
         let verdict = decide::occupied(&entry.inode, &node.inode, self.store.node_id());
         if verdict != Verdict::Same && !self.is_at(&entry.path, &node).await? {
+            if self.catalog.node(node.ino).await?.is_none() {
+                // It was removed in the very moment: the name may be free.
+                return Ok(Some((entry.path.clone(), entry)));
+            }
             // It is what stands in the way above: another node put a file where here is a directory, just now.
             let text = "the tree has a file where this one's directory belongs; the next start tries again";
             self.unreadable(&entry.path, text.into());

@@ -5,12 +5,11 @@
 use super::super::hasher::Hasher;
 use super::super::{Store, StoreError};
 use super::entry::Entry;
-use super::{Scan, ScanReport};
+use super::Scan;
 use crate::catalog::{Catalog, Node_};
 use crate::record::*;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-use tokio::task::JoinSet;
 
 /// How long a scan waits for hashes of other nodes, in all.
 pub const SETTLE_WAIT: Duration = Duration::from_secs(10);
@@ -177,17 +176,7 @@ async fn settle_tick(
     pending: Vec<Pending>,
     is_last: bool,
 ) -> Result<Vec<Pending>, StoreError> {
-    let mut scan = Scan {
-        store,
-        catalog,
-        hasher,
-        report: ScanReport::default(),
-        pending: Vec::new(),
-        aside: Vec::new(),
-        telling: JoinSet::new(),
-        watches: None,
-        live: None,
-    };
+    let mut scan = Scan::new(store, catalog, hasher);
     let undecided = scan.settle(pending, LOOK_SELDOM).await?;
     if !is_last {
         return Ok(undecided);

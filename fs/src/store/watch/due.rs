@@ -31,6 +31,9 @@ pub const RETRY_MS: u64 = 500;
 /// The same, after many.
 pub const RETRY_LONGEST_MS: u64 = 30_000;
 
+/// So often a path is looked at soon again that waits for another one.
+const QUICK_TRIES: u32 = 20;
+
 /// What an event says of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hint {
@@ -46,6 +49,8 @@ pub enum Hint {
     MovedFrom(TreePath),
     /// It was removed, or moved away.
     Gone,
+    /// A directory was moved away, with all below it.
+    MovedAway,
     /// The directory that it was in was moved away with all that was below.
     GoneWithAll,
 }
@@ -63,6 +68,8 @@ pub struct Task {
     pub moved_from: Option<TreePath>,
     /// Attributes of what stands there were changed.
     pub has_attributes: bool,
+    /// A directory that stood there was moved away, not emptied and removed.
+    pub was_moved_away: bool,
     /// All that was below it waits by itself, or was dealt with.
     pub is_with_all: bool,
 }
@@ -76,6 +83,7 @@ impl Task {
             was_put: false,
             moved_from: None,
             has_attributes: false,
+            was_moved_away: false,
             is_with_all: false,
         }
     }
@@ -90,6 +98,8 @@ pub enum Look {
     Differs(u64),
     /// It cannot be told now.
     Failed,
+    /// Something else comes first.
+    NotYet,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -104,6 +114,7 @@ struct Waiting {
     was_put: bool,
     moved_from: Option<TreePath>,
     has_attributes: bool,
+    was_moved_away: bool,
     is_with_all: bool,
     /// What the last look showed, and when.
     seen: Option<(u64, u64)>,
@@ -153,6 +164,7 @@ impl Due {
             }
             let hints = [
                 (waiting.was_removed, Hint::Gone),
+                (waiting.was_moved_away, Hint::MovedAway),
                 (waiting.was_put, Hint::Put),
                 (waiting.has_attributes, Hint::Attributes),
                 (waiting.is_open, Hint::Made),
@@ -191,6 +203,7 @@ impl Due {
                 waiting.moved_from = Some(from);
             }
             Hint::Gone => waiting.was_removed = true,
+            Hint::MovedAway => (waiting.was_removed, waiting.was_moved_away) = (true, true),
             Hint::GoneWithAll => (waiting.was_removed, waiting.is_with_all) = (true, true),
         }
         (waiting.seen, waiting.tries) = (None, 0);
@@ -223,6 +236,7 @@ impl Due {
                 was_put: waiting.was_put,
                 moved_from: waiting.moved_from.clone(),
                 has_attributes: waiting.has_attributes,
+                was_moved_away: waiting.was_moved_away,
                 is_with_all: waiting.is_with_all,
                 path,
             };
@@ -249,6 +263,11 @@ impl Due {
                 Look::Failed => {
                     waiting.tries += 1;
                     longer(RETRY_MS, waiting.tries, RETRY_LONGEST_MS)
+                }
+                Look::NotYet => {
+                    waiting.tries += 1;
+                    let tries = waiting.tries.saturating_sub(QUICK_TRIES);
+                    longer(RETRY_MS / 2, tries, RETRY_LONGEST_MS)
                 }
                 Look::Differs(what) => match waiting.seen {
                     Some((before, since_ms)) if before == what => {
