@@ -50,6 +50,30 @@ CASES = {
         "NotSerializable",
         ["generator", "<lambda>"],
     ),
+    "a result that is an open file": (
+        "c.call(open, '/etc/passwd', _async=False)",
+        "NotSerializable",
+        ["open file", "/etc/passwd", "path", "content"],
+    ),
+    "an argument that is an open file": (
+        "c.call(len, [open('/etc/passwd', 'rb')])",
+        "NotSerializable",
+        ["argument 1", "/etc/passwd", "path"],
+    ),
+    "a job for an argument": (
+        "c.call(abs, c.call(abs, 1))",
+        "NotSerializable",
+        ["argument 1", "c.result(job)", "_keep"],
+    ),
+    "a client for an argument": ("c.call(len, [c])", "NotSerializable", ["argument 1", "kitchensink.client()"]),
+    "a client of a number": ("Client(42)", "TypeError", ["42", "ks://HOST:PORT", "socket"]),
+    "a profile of a job that is none": ("c.profile([c.call(abs, 1), 'x'])", "JobUnknown", ["'x'"]),
+    "a profile of a job that never was": ("c.profile(['1' * 32])", "JobUnknown", ["1" * 32]),
+    "a call that closes what it did not open": (
+        "c.call(os.closerange, 0, 100, _async=False)",
+        "WorkerCrashed",
+        ["closerange", "socket", "host"],
+    ),
     "a path that is not there": (
         "c.call(open, '/ks/no/such', _async=False)",
         "FileNotFoundError",

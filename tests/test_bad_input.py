@@ -227,6 +227,22 @@ def test_a_client_key_where_the_clusters_is_needed(cluster):
     assert done.status == 1 and "client key" in done.error, done
 
 
+def test_a_name_for_a_client_key_that_is_a_path(cluster):
+    for name in ("a/b", "a\nb", ""):
+        done = cluster[3].ks("key", "client", name, check=False)
+        assert done.status == 2 and "client's name" in done.error and "-o FILE" in done.error, done
+    assert not os.path.exists("a")
+
+
+def test_a_data_directory_in_another_nodes_tree(cluster):
+    inside = "/ks/inside"
+    other = cluster[1].home / "other"
+    other.mkdir()
+    done = cluster[1].ks("mount", other, "--datadir", inside, check=False)
+    assert done.status == 2 and f"{inside} lies in the tree" in done.error, done
+    assert not cluster[1].shell(f"ls -d {inside}", check=False).text.strip()
+
+
 def test_something_else_for_a_key_file(cluster):
     for wrong in ("/etc", "/etc/passwd"):
         line = refused(cluster[3], mount(cluster[3], "--join", "host1", "--cluster-key", wrong), wrong)

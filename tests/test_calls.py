@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import signal
 import subprocess
 import textwrap
 import time
@@ -150,26 +149,6 @@ def test_an_exception_comes_back_as_itself(cluster):
     assert "in inner" in trace and "host3" in trace
 
 
-def test_a_segfault_is_told_and_the_next_call_works(cluster):
-    code = """
-        import ctypes, time
-        def crash(path):
-            import os, signal, time
-            open("/ks/crash-began", "w").write(str(time.time()))
-            os.kill(os.getpid(), signal.SIGSEGV)
-            time.sleep(60)
-        try:
-            c.call(crash, "/ks/where/host2", _async=False)
-        except errors.WorkerCrashed as error:
-            ended = time.time()
-            waited = ended - float(open("/ks/crash-began").read())
-            reply([error.signal, waited, c.call(lambda p: 5, "/ks/where/host2", _async=False), str(error)])
-    """
-    number, waited, answer, text = cluster[1].ask(code)
-    assert number == signal.SIGSEGV and waited < 1 and answer == 5
-    assert "on node host" in text
-
-
 def test_a_call_cannot_spoil_the_workplace_of_the_next(cluster):
     code = """
     import os, sys
@@ -198,22 +177,6 @@ def test_a_call_cannot_spoil_the_workplace_of_the_next(cluster):
     assert lines.count("heard") == lines.count("heard, too") == 12, done
     (answers,) = [json.loads(line.removeprefix(REPLY)) for line in lines if line.startswith(REPLY)]
     assert answers == ["/"] * 12
-
-
-def test_an_exit_is_told(cluster):
-    code = """
-        import os
-        for end in (os._exit, lambda status: __import__("sys").exit(status)):
-            try:
-                c.call(end, 3, _async=False, _node="host2")
-            except errors.WorkerCrashed as error:
-                assert error.exit_code == 3, error
-                assert error.signal is None
-            except errors.RemoteError as error:
-                assert "SystemExit: 3" in str(error)
-        reply(c.call(lambda: 1, _async=False, _node="host2"))
-    """
-    assert cluster[1].ask(code) == 1
 
 
 def test_every_call_runs_once(cluster):
@@ -265,18 +228,6 @@ def test_cancel_frees_the_worker(cluster):
     """
     answer, seconds = cluster[1].ask(code)
     assert answer == "slept" and seconds < 15
-
-
-def test_a_timeout_ends_the_call(cluster):
-    code = """
-        began = time.monotonic()
-        try:
-            c.call(time.sleep, 60, _timeout=1, _node="host3", _async=False)
-        except errors.JobTimeout:
-            reply([time.monotonic() - began, c.call(abs, -1, _node="host3", _async=False)])
-    """
-    seconds, answer = cluster[1].ask(code)
-    assert seconds < 10 and answer == 1
 
 
 def test_waiting_for_a_result_has_a_deadline_of_its_own(cluster):

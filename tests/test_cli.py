@@ -51,6 +51,8 @@ def test_where(cluster):
     (row,) = cluster[1].ks_json("where", "/ks/data/two.bin")
     assert row["size"] == MIB and [copy["node"] for copy in row["copies"]] == ["host2"]
     assert "host2" in cluster[1].ks("where", "/ks/data/two.bin").text
+    head, row = cluster[1].ks("where", "/ks").text.splitlines()
+    assert row.index("directory") == head.lower().index("state"), f"{head}\n{row}"
     rows = cluster[1].ks_json("where", "/ks/data/two.bin", "/ks/data")
     assert len(rows) == 2
 

@@ -11,11 +11,13 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from harness import wait_for
+from harness.given_redis import GivenRedis
 from harness.hosts import REPOSITORY
 from harness.probe import content
 
@@ -126,13 +128,17 @@ def files_of(node, directory):
 class Trial:
     """A cluster of three with readers and writers on it, and what is measured."""
 
-    def __init__(self, cluster, name, seconds):
+    def __init__(self, cluster, name, seconds, redis=None):
         self.name = name
         self.seconds = seconds
         self.cluster = cluster
+        self.redis = redis
         for node in self.cluster.nodes:
             files_of(node, f"of{node.number}")
-        self.cluster.start()
+        if redis:
+            redis.start(cluster.nodes)
+        else:
+            cluster.start()
         self.probes = []
         self.hanging = Hanging(self.cluster)
 
@@ -197,15 +203,16 @@ def kill9(pid):
 
 @pytest.fixture
 def make_trial(make_cluster):
-    made = []
+    with ExitStack() as stack:
 
-    def make(name, seconds):
-        made.append(Trial(make_cluster(3), name, seconds))
-        return made[-1]
+        def make(name, seconds, given_redis=False):
+            cluster = make_cluster(3)
+            redis = stack.enter_context(GivenRedis(cluster)) if given_redis else None
+            trial = Trial(cluster, name, seconds, redis)
+            stack.callback(trial.close)
+            return trial
 
-    yield make
-    for trial in made:
-        trial.close()
+        yield make
 
 
 def test_a_holder_is_killed(make_trial):
@@ -260,6 +267,20 @@ def test_redis_is_killed(make_trial):
     trial.fault(lambda: kill9(int((cluster[1].datadir / ".ks/redis/pid").read_text())))
     accounts = dict(zip(trial.probes, trial.finish()))
     assert accounts[local]["errors"] == {}
+    assert all(account["done"] > 0 for account in accounts.values())
+
+
+def test_redis_is_emptied(make_trial):
+    """What was acknowledged comes back from the nodes; what is known and here is readable all the time."""
+    trial = make_trial("Redis emptied", 14, given_redis=True)
+    for number in (1, 2, 3):
+        trial.written_by(number)
+    trial.probe(2, "read", "of3")
+    local = trial.probe(2, "read", "of2")
+    time.sleep(1)
+    trial.fault(lambda: trial.redis.ask("flushall"))
+    accounts = dict(zip(trial.probes, trial.finish()))
+    assert accounts[local]["done"] > 0
     assert all(account["done"] > 0 for account in accounts.values())
 
 

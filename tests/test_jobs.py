@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from harness import Cluster, wait_for
-from harness.node import PYTHON, need_running
+from harness.node import PYTHON, REPLY, need_running
 
 LIMIT_MIB = 160
 
@@ -16,24 +16,137 @@ LIMIT_MIB = 160
 def duo():
     need_running()
     with Cluster(2) as cluster:
-        yield cluster.start("--worker-memory-limit", f"{LIMIT_MIB}M", workers=2)
+        other = cluster[1].home / "other-python"
+        other.write_text(f'#!/bin/sh\nOTHER=yes exec {PYTHON} "$@"\n')
+        other.chmod(0o755)
+        yield cluster.start("--worker-memory-limit", f"{LIMIT_MIB}M", "--python", f"other={other}", workers=2)
 
 
-def test_a_worker_that_eats_memory_is_ended_and_the_next_call_works(duo):
+def test_a_call_asks_for_an_interpreter(duo):
     code = """
-        def eat():
+        def which():
+            return os.environ.get("OTHER")
+        asked = [c.call(which, _python="other", _node=node) for node in ("host1", "host2")]
+        reply([*map(c.result, asked), c.call(which, _async=False)])
+    """
+    assert duo[1].ask(code) == ["yes", "yes", None]
+
+
+BEHAVIOUR = """
+        import ctypes, signal, subprocess
+        class Trouble(ValueError):
+            def __init__(self, number):
+                super().__init__(f"about {{number}}")
+                self.number = number
+            def __reduce__(self):
+                return Trouble, (self.number,)
+        class Closed(Exception):
+            def __init__(self, one, two):
+                super().__init__("not to be made again")
+        def now():
+            # Hosts share the machine's clock; a path outside of the tree, which is nobody's data.
+            with open({mark!r}, "w") as file:
+                file.write(repr(time.time()))
+        def prints():
+            print("printed")
+            now()
+        def logs_in_c():
+            ctypes.CDLL(None).puts(b"from C")
+            now()
+        def starts_a_process():
+            subprocess.run(["echo", "from a process"])
+            now()
+        def raises():
+            now()
+            raise Trouble(42)
+        def raises_what_cannot_be_made_again():
+            now()
+            raise Closed(1, 2)
+        def ends_the_process():
+            now()
+            os._exit(3)
+        def leaves():
+            now()
+            sys.exit(4)
+        def breaks():
+            now()
+            ctypes.string_at(0)
+        def eats():
             data = []
             while True:
+                now()
                 data.append(bytes(8 << 20).replace(b"\\0", b"x"))
                 time.sleep(0.01)
-        try:
-            c.call(eat, _async=False)
-        except errors.WorkerMemoryExceeded as error:
-            reply([str(error), isinstance(error, errors.WorkerCrashed), c.call(abs, -3, _async=False)])
-    """
-    text, is_crash, answer = duo[1].ask(code)
-    assert f"limit is {LIMIT_MIB} MiB" in text and "eat" in text and "on node host" in text
-    assert is_crash and answer == 3
+        def sleeps():
+            with open({mark!r}, "w") as file:
+                file.write(repr(time.time() + 1))  # its limit
+            time.sleep(60)
+        def holds_the_interpreter():
+            now()
+            sum(range(10**12))
+        def reads():
+            now()
+            return sys.stdin.read()
+        def forks():
+            if os.fork() == 0:
+                print("from a child that comes back")
+                return "a child's"
+            now()
+            return "its own"
+        def forks_and_leaves_one_behind():
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+            now()
+            return child
+        ends = {{}}
+        for f in map(globals().get, {names!r}):
+            job = c.call(f, _timeout=1 if f is sleeps else None)
+            if f is holds_the_interpreter:
+                time.sleep(0.7)
+                now()
+                job.cancel()
+            try:
+                end = ["returned", repr(job.result(20))]
+            except Exception as error:
+                numbers = [getattr(error, name, None) for name in ("signal", "exit_code")]
+                end = [type(error).__name__, str(error), *numbers]
+            late = time.time() - float(open({mark!r}).read())
+            ends[f.__name__] = [late, c.call(abs, -3, _async=False), *end]
+        os.kill(int(ends["forks_and_leaves_one_behind"][3]), signal.SIGKILL)
+        reply(ends)
+"""
+# What became of each: the end's name, and what is found in its text; then signal and exit code.
+ENDS = {
+    "prints": ("returned", "None"),
+    "logs_in_c": ("returned", "None"),
+    "starts_a_process": ("returned", "None"),
+    "raises": ("Trouble", "about 42"),
+    "raises_what_cannot_be_made_again": ("RemoteError", "not to be made again"),
+    "ends_the_process": ("WorkerCrashed", "status 3", None, 3),
+    "leaves": ("WorkerCrashed", "sys.exit(4)", None, 4),
+    "breaks": ("WorkerCrashed", "SIGSEGV", 11, None),
+    "eats": ("WorkerMemoryExceeded", f"limit is {LIMIT_MIB} MiB"),
+    "sleeps": ("JobTimeout", "1 s"),
+    "holds_the_interpreter": ("JobCancelled", "cancelled"),
+    "reads": ("returned", "''"),
+    "forks": ("returned", "'its own'"),
+    "forks_and_leaves_one_behind": ("returned", ""),
+}
+
+
+def test_whatever_a_call_does_its_caller_sees_it_within_a_second_and_the_next_one_works(duo):
+    done = duo[1].client(BEHAVIOUR.format(mark=str(duo[1].home / "mark"), names=list(ENDS)), timeout=90)
+    lines = done.text.splitlines()
+    (ends,) = [json.loads(line.removeprefix(REPLY)) for line in lines if line.startswith(REPLY)]
+    assert set(ends) == set(ENDS)
+    for name, (kind, text, *numbers) in ENDS.items():
+        late, next_one, *end = ends[name]
+        assert end[0] == kind and text in end[1], (name, end)
+        assert end[2:4] == numbers or not numbers, (name, end)
+        assert late < 1 and next_one == 3, (name, late, next_one)
+    for heard in ("printed", "from C", "from a process", "from a child that comes back"):
+        assert lines.count(heard) == 1, heard
 
 
 def test_a_worker_that_keeps_memory_is_replaced_between_calls(duo):

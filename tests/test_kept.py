@@ -120,18 +120,33 @@ def test_a_client_without_the_nodes_files_keeps_values_too(cluster):
     assert run(cluster[1], code) == [float(MEBIBYTE), "host2", 1.0]
 
 
-def test_a_full_tier_spills_and_an_end_in_order_leaves_nothing(make_cluster):
+def test_of_a_full_tier_the_least_used_leave_and_an_end_in_order_leaves_nothing(make_cluster):
     cluster = make_cluster(1)
-    cluster.start("--memory-tier", "10M", workers=1)
+    cluster.start("--memory-tier", "20M", workers=1)
     code = """
-    handles = [c.scatter(numpy.full(1 << 20, number)) for number in range(3)]
+    def path(handle):
+        return os.fsdecode(c._connected().ask({"Kept": {"ids": [handle.id]}}, "Kept")[0]["path"])
+    def in_memory(handle):
+        until = time.monotonic() + 5
+        while not path(handle).startswith("/dev/shm") and time.monotonic() < until:
+            time.sleep(0.02)
+        return path(handle).startswith("/dev/shm")
+    handles = [c.scatter(numpy.full(1 << 20, number)) for number in range(2)]
+    mapped = handles[1].get()
+    sums = [c.call(total, handles[number], _async=False) for number in (1, 0)]
+    handles.append(c.scatter(numpy.full(1 << 20, 2)))
+    stand = [in_memory(handles[2]), *(path(one).startswith("/dev/shm") for one in handles[:2])]
     kept = c._connected().ask("Status", "Status")["calls"]["kept"]
-    reply([[c.call(total, one, _async=False) for one in handles], kept])
+    sums += [c.call(total, one, _async=False) for one in handles] + [float(mapped.sum())]
+    made = c.call(numpy.full, 1 << 20, 3, _keep=True, _async=False)
+    reply([sums, stand, kept, in_memory(made), c.call(total, made, _async=False)])
     """
-    sums, usage = run(cluster[1], code)
-    assert sums == [0, MEBIBYTE, 2 * MEBIBYTE]
-    assert usage["values"] == 3 and usage["memory_bytes"] <= usage["memory_limit_bytes"] == 10 * MEBIBYTE
-    assert usage["disk_bytes"] >= 16 * MEBIBYTE
+    sums, stand, usage, in_memory, made = run(cluster[1], code)
+    assert sums == [number * MEBIBYTE for number in (1, 0, 0, 1, 2, 1)]
+    assert stand == [True, True, False], "the one in the middle was used longest ago"
+    assert usage["values"] == 3 and usage["memory_bytes"] <= usage["memory_limit_bytes"] == 20 * MEBIBYTE
+    assert 16 * MEBIBYTE < usage["memory_bytes"] and 8 * MEBIBYTE < usage["disk_bytes"] < 9 * MEBIBYTE
+    assert in_memory and made == 3 * MEBIBYTE, "so it is with what a worker keeps"
     assert not list((cluster[1].datadir / ".ks/kept").glob("*/*"))
     assert mode(cluster[1]) == "700"
     cluster[1].stop()

@@ -8,11 +8,8 @@ do that failed for such a reason is decided by `unclear`. A seed that fails is t
 """
 
 import errno
-import json
 import random
-import selectors
 import shutil
-import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,76 +17,19 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from harness import agent, wait_for
-from harness.node import PYTHON
+from harness.agents import Agent, random_operation
 
-ANSWER_TIMEOUT_S = 40
 STEPS = 60
 # Of the steps: so many are a node that is killed, or a link that is cut.
 FAULTS = 2
 # Clusters at the same time.
 AT_ONCE = 4
-NAMES = ["a", "b", "c", "d", "e", "d/a", "d/b", "d/e", "d/e/a", "e/a", "e/b"]
 # What an operation ends with that a fault has stopped.
 STOPPED = {"EIO", "ENOTCONN", "ECONNABORTED", "ESTALE", "ETIMEDOUT", "EINTR", "no answer"}
 BACK_WITHIN_S = 60
 # Until what one node changed is seen by another (SEMANTICS.md says "within moments").
 MOMENTS_S = 0.5
 MEANS_NOTHING_NEW = {"read", "attributes", "list"}
-
-
-def random_operation(dice):
-    """Operations that succeed and such that fail; names collide on purpose."""
-    path, other = dice.choice(NAMES), dice.choice(NAMES)
-    text = dice.choice("xyz") * dice.randrange(1, 3000)
-    return dice.choice(
-        [
-            ("write", path, dice.randrange(5000), text),
-            ("write", path, dice.randrange(200_000), text),
-            ("replace", path, text),
-            ("append", path, text),
-            ("read", path),
-            ("attributes", path),
-            ("truncate", path, dice.randrange(10_000)),
-            ("mkdir", path),
-            ("mkdir", path),
-            ("rmdir", path),
-            ("unlink", path),
-            ("rename", path, other),
-            ("rename", path, other),
-            ("link", path, other),
-            ("symlink", "a", path),
-            ("chmod", path, dice.choice([0o644, 0o600, 0o755])),
-            ("list", path),
-        ]
-    )
-
-
-class Agent:
-    """An `agent.py` in a host, started again where its tree has died under it."""
-
-    def __init__(self, node, base):
-        self.node = node
-        self.base = base
-        self.start()
-
-    def start(self):
-        argv = [PYTHON, agent.__file__, self.base]
-        self.process = self.node.spawn(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-        self.answers = selectors.DefaultSelector()
-        self.answers.register(self.process.stdout, selectors.EVENT_READ)
-
-    def __call__(self, operation, *arguments):
-        self.process.stdin.write(json.dumps([operation, *arguments]) + "\n")
-        self.process.stdin.flush()
-        assert self.answers.select(ANSWER_TIMEOUT_S), f"{self.node.name}: no answer to {operation} {arguments}"
-        return json.loads(self.process.stdout.readline() or '"no answer"')
-
-    def close(self):
-        self.answers.close()
-        self.process.kill()
-        self.process.wait(timeout=10)
-        self.process.stdin.close()
-        self.process.stdout.close()
 
 
 class Model:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness import Cluster
+from harness import Cluster, wait_for
 
 PRELUDE = """
         def leaf(number):
@@ -96,3 +96,48 @@ def test_a_call_that_waits_can_be_cancelled_and_times_out_and_its_place_comes_ba
     assert cluster[1].ask(PRELUDE + code, timeout=60) == ["JobCancelled", "JobTimeout", 2]
     calls = cluster[1].status()["calls"] if "calls" in cluster[1].status() else cluster[1].status()
     assert "nested" in str(calls)
+
+
+def test_what_a_call_made_ends_with_it_unless_it_ended_by_itself(cluster):
+    code = """
+        import signal, uuid
+        def leave(inner, how):
+            # Two calls of its own: the one may run, the other is queued; neither is waited for.
+            from kitchensink import client
+            for job in inner:
+                client().call(stand, job, 0.1 if how in ("raise", "return") else 1.5)
+            time.sleep(0.2)
+            if how == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "raise":
+                raise LookupError("mine")
+            time.sleep(0.1 if how == "return" else 60)
+        def stand(path, seconds):
+            time.sleep(seconds)
+            open(path, "w").close()
+        import time
+        outcomes, made = {}, {}
+        for how, keywords in (("cancel", {}), ("stay", {"_timeout": 0.5}), ("die", {}), ("raise", {}), ("return", {})):
+            made[how] = [f"/ks/inner-{how}-{index}" for index in range(2)]
+            job = c.call(leave, made[how], how, **keywords)
+            if how == "cancel":
+                time.sleep(0.5)
+                c.cancel(job)
+            try:
+                c.result(job, 10)
+                outcomes[how] = "returned"
+            except Exception as error:
+                outcomes[how] = type(error).__name__
+            until = time.monotonic() + 1
+            while how in ("cancel", "stay", "die") and c._connected().ask({"Jobs": {"limit": 9}}, "Jobs")["total"]:
+                going = c._connected().ask({"Jobs": {"limit": 9}}, "Jobs")
+                assert time.monotonic() < until, f"what a call made goes on after its end: {how}: {going}"
+                time.sleep(0.02)
+        reply([outcomes, {how: [os.path.exists(path) for path in paths] for how, paths in made.items()}])
+    """
+    outcomes, done = cluster[1].ask(PRELUDE + code, timeout=60)
+    ends = {"cancel": "JobCancelled", "stay": "JobTimeout", "die": "WorkerCrashed", "raise": "LookupError"}
+    assert outcomes == {**ends, "return": "returned"}
+    assert not any(any(done[how]) for how in ("cancel", "stay", "die")), done
+    written = " ".join(f"/ks/inner-{how}-{index}" for how in ("raise", "return") for index in range(2))
+    wait_for(lambda: cluster[1].shell(f"cat {written}", check=False).status == 0, 20, "the others")

@@ -11,10 +11,8 @@ import pytest
 
 from harness import wait_for
 from harness.data import MIB, noise
+from harness.given_redis import GivenRedis
 
-PORT = 6401
-PASSWORD = "not-a-secret"
-URL = f"redis://:{PASSWORD}@host1:{PORT}"
 REBUILT_WITHIN_S = 60
 
 # All that a program can see of the tree, as JSON.
@@ -87,27 +85,6 @@ for number in json.load(sys.stdin):
 """
 
 
-def given_redis(node):
-    """A Redis of the test's, that the nodes are given."""
-    flags = ["--port", PORT, "--bind", "0.0.0.0", "--requirepass", PASSWORD, "--save", "", "--dir", node.home]
-    process = node.spawn(["redis-server", *map(str, flags)], stdout=subprocess.DEVNULL)
-    wait_for(lambda: redis(node, "ping") == "PONG\n", 10)
-    return process
-
-
-def redis(node, *words):
-    command = ["redis-cli", "-p", PORT, "--no-auth-warning", "-a", PASSWORD, *words]
-    return node.exec([str(word) for word in command], check=False).text
-
-
-def start_on(cluster, numbers):
-    """The nodes, on the test's Redis."""
-    for number in numbers:
-        if number != 1:
-            cluster.copy_key(cluster[1], cluster[number])
-        cluster[number].start("--redis", URL, "--num-workers", "1")
-
-
 def tree(node):
     done = node.exec(["python3", "-c", TREE, "/ks"], check=False)
     return json.loads(done.text) if done.text else done.error
@@ -130,22 +107,10 @@ def await_tree(node, expected):
         raise AssertionError(f"other than it was: {dict(list(other.items())[:10])}, more: {more[:10]}") from None
 
 
-def end(server):
-    server.kill()
-    server.wait(timeout=10)
-
-
-def stop_all(cluster, numbers):
-    for number in numbers:
-        if cluster[number].pid:
-            cluster[number].stop()
-
-
 def test_redis_is_emptied_under_load(make_cluster):
     cluster = make_cluster(2)
-    server = given_redis(cluster[1])
-    try:
-        start_on(cluster, [1, 2])
+    with GivenRedis(cluster) as redis:
+        redis.start(cluster.nodes)
         cluster[1].python(MAKE)
         cluster[2].exec(["tee", "/ks/a/of two"], input=noise(MIB))
         cluster[2].exec(["cat", "/ks/a/one"])
@@ -158,7 +123,7 @@ def test_redis_is_emptied_under_load(make_cluster):
             load = LOAD.replace("/ks/load", f"/ks/load{node.number}")
             loads.append(node.spawn(["python3", "-c", load, stop], stdout=subprocess.PIPE, text=True))
         time.sleep(1)
-        redis(cluster[1], "flushall")
+        redis.ask("flushall")
         time.sleep(12)
         stop.touch()
         for number, load in zip((1, 2), loads):
@@ -175,9 +140,6 @@ def test_redis_is_emptied_under_load(make_cluster):
         without_root = {path: said for path, said in expected.items() if path != "."}
         wait_for(lambda: {p: s for p, s in tree(cluster[2]).items() if p != "."} == without_root, REBUILT_WITHIN_S)
         wait_for(lambda: cluster[1].holders("a/one") == holders, 30)
-    finally:
-        stop_all(cluster, [2, 1])
-        end(server)
 
 
 def test_redis_data_is_deleted_and_all_nodes_start_again(make_cluster):
@@ -198,18 +160,17 @@ def test_redis_data_is_deleted_and_all_nodes_start_again(make_cluster):
 
 def test_nodes_are_killed_while_they_rebuild(make_cluster):
     cluster = make_cluster(2)
-    server = given_redis(cluster[1])
     dice = random.Random(5)
-    try:
+    with GivenRedis(cluster) as redis:
         for number in (1, 2):
             for file in range(1500):
                 cluster[number].put(f"many{number}/{file % 30}/{file}", f"{number} {file}")
-        start_on(cluster, [1, 2])
+        redis.start(cluster.nodes)
         cluster[1].python(MAKE)
         expected = tree(cluster[1])
         await_tree(cluster[2], expected)
         for _ in range(4):
-            redis(cluster[1], "flushall")
+            redis.ask("flushall")
             for _ in range(2):
                 time.sleep(dice.uniform(0.1, 5))
                 node = cluster[dice.choice([1, 2])]
@@ -217,42 +178,34 @@ def test_nodes_are_killed_while_they_rebuild(make_cluster):
                 node.restart()
         for node in (cluster[1], cluster[2]):
             await_tree(node, expected)
-    finally:
-        stop_all(cluster, [2, 1])
-        end(server)
 
 
 def test_a_caller_hears_that_its_job_is_lost(make_cluster):
     cluster = make_cluster(1)
-    server = given_redis(cluster[1])
-    try:
-        start_on(cluster, [1])
+    with GivenRedis(cluster) as redis:
+        redis.start(cluster.nodes)
         code = "import time, kitchensink\nc = kitchensink.Client()\n"
         code += "job = c.call(time.sleep, 120)\nprint('sent', flush=True)\n"
         code += "try:\n    c.result(job)\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
         caller = cluster[1].spawn(["python3", "-c", code], stdout=subprocess.PIPE, text=True)
         assert caller.stdout.readline() == "sent\n"
         time.sleep(1)
-        redis(cluster[1], "flushall")
+        redis.ask("flushall")
         output, _ = caller.communicate(timeout=40)
         assert "lost" in output.lower() or "gone" in output.lower(), output
         assert cluster[1].ask("reply(c.call(abs, -3, _async=False))") == 3
-    finally:
-        stop_all(cluster, [1])
-        end(server)
 
 
 def test_a_damaged_catalog_is_rebuilt_on_demand(make_cluster):
     cluster = make_cluster(2)
-    server = given_redis(cluster[1])
-    try:
-        start_on(cluster, [1, 2])
+    with GivenRedis(cluster) as redis:
+        redis.start(cluster.nodes)
         cluster[1].python(MAKE)
         expected = tree(cluster[1])
         await_tree(cluster[2], expected)
         numbers = {path: said[0] for path, said in expected.items()}
-        redis(cluster[1], "del", f"ks:i:{numbers['a/one']}", f"ks:d:{numbers['a/b']}")
-        redis(cluster[1], "set", f"ks:i:{numbers['link']}", "nonsense")
+        redis.ask("del", f"ks:i:{numbers['a/one']}", f"ks:d:{numbers['a/b']}")
+        redis.ask("set", f"ks:i:{numbers['link']}", "nonsense")
         recovered = cluster[1].ks_json("recover")
         assert recovered["whole"] and recovered["done"]
         assert {row["node"] for row in recovered["nodes"] if row["done"]} == {"host1", "host2"}
@@ -265,9 +218,6 @@ def test_a_damaged_catalog_is_rebuilt_on_demand(make_cluster):
         cluster[2].restart()
         for node in (cluster[1], cluster[2]):
             await_tree(node, expected)
-    finally:
-        stop_all(cluster, [2, 1])
-        end(server)
 
 
 def test_a_redis_that_forgot_its_last_moments_is_told_them_again(make_cluster):

@@ -10,9 +10,8 @@ import pytest
 from harness import wait_for
 from harness.data import MIB, noise
 from harness.disk import fill, give_small_disk
+from harness.given_redis import PASSWORD, PORT, GivenRedis
 
-PORT = 6400
-PASSWORD = "not-a-secret"
 URLS = [
     f"redis://:{PASSWORD}@host1:{PORT}",
     f"redis://:{PASSWORD}@host1:{PORT}/3",
@@ -20,76 +19,39 @@ URLS = [
 ]
 
 
-def start_redis(node):
-    """A Redis that is not the node's: on a port, with a password."""
-    argv = [
-        "redis-server",
-        "--port",
-        PORT,
-        "--bind",
-        "0.0.0.0",
-        "--requirepass",
-        PASSWORD,
-        "--save",
-        "",
-        "--dir",
-        node.home,
-    ]
-    process = node.spawn(["redis-server", *map(str, argv[1:])], stdout=open(node.home / "redis.log", "w"))
-    wait_for(lambda: redis(node, "ping").text == "PONG\n", 10)
-    return process
-
-
-def redis(node, *words, database=0):
-    command = ["redis-cli", "-p", PORT, "--no-auth-warning", "-a", PASSWORD, "-n", database, *words]
-    return node.exec([str(word) for word in command], check=False)
-
-
 @pytest.mark.parametrize("url", URLS)
 def test_a_redis_that_is_given(make_cluster, url):
     cluster = make_cluster(2)
-    server = start_redis(cluster[1])
-    try:
-        cluster[1].start("--redis", url, "--num-workers", "1")
-        cluster.copy_key(cluster[1], cluster[2])
-        cluster[2].start("--redis", url, "--no-redis", "--num-workers", "1")
-        cluster[2].shell("echo two > /ks/two")
-        assert cluster[1].exec(["cat", "/ks/two"]).text == "two\n"
-        assert cluster[1].ask("reply(c.call(lambda p: open(p).read(), '/ks/two', _async=False))") == "two\n"
+    first, second = cluster.nodes
+    with GivenRedis(cluster) as redis:
+        redis.start([first], url=url)
+        redis.start([second], "--no-redis", url=url)
+        second.shell("echo two > /ks/two")
+        assert first.exec(["cat", "/ks/two"]).text == "two\n"
+        assert first.ask("reply(c.call(lambda p: open(p).read(), '/ks/two', _async=False))") == "two\n"
         database = re.search(r"(\d+)$", url.replace(str(PORT), "0"))[1]
-        assert int(redis(cluster[1], "dbsize", database=database).text) > 0
-        others = [line for line in redis(cluster[1], "info", "keyspace").text.splitlines() if line.startswith("db")]
+        assert int(redis.ask("dbsize", database=database)) > 0
+        others = [line for line in redis.ask("info", "keyspace").splitlines() if line.startswith("db")]
         assert [line.split(":")[0] for line in others] == [f"db{database}"]
-        for node in (cluster[2], cluster[1]):
+        for node in (second, first):
             node.stop()
-        assert server.poll() is None, "a Redis that is given is not ours to end"
-    finally:
-        server.kill()
-        server.wait(timeout=10)
+        assert redis.process.poll() is None, "a Redis that is given is not ours to end"
 
 
 def test_payloads_do_not_go_through_redis(make_cluster):
     cluster = make_cluster(2)
-    server = start_redis(cluster[1])
-    try:
-        cluster[1].start("--redis", URLS[0], "--num-workers", "1")
-        cluster.copy_key(cluster[1], cluster[2])
-        cluster[2].start("--redis", URLS[0], "--num-workers", "1")
-        cluster[2].exec(["tee", "/ks/big"], input=noise(8 * MIB))
-        cluster[1].exec(["cat", "/ks/big"])
-        answer = cluster[1].ask("reply(len(c.call(lambda b: b * 2, bytes(4_000_000), _node='host2', _async=False)))")
+    first, second = cluster.nodes
+    with GivenRedis(cluster) as redis:
+        redis.start(cluster.nodes)
+        second.exec(["tee", "/ks/big"], input=noise(8 * MIB))
+        first.exec(["cat", "/ks/big"])
+        answer = first.ask("reply(len(c.call(lambda b: b * 2, bytes(4_000_000), _node='host2', _async=False)))")
         assert answer == 8_000_000
-        received = re.search(r"total_net_input_bytes:(\d+)", redis(cluster[1], "info", "stats").text)[1]
+        received = re.search(r"total_net_input_bytes:(\d+)", redis.ask("info", "stats"))[1]
         assert int(received) < MIB, "what went into Redis"
-        for key in redis(cluster[1], "--scan").text.split():
-            size = redis(cluster[1], "memory", "usage", key, "samples", "0").text
+        for key in redis.ask("--scan").split():
+            size = redis.ask("memory", "usage", key, "samples", "0")
             assert int(size.strip() or 0) < 256 * 1024, (key, size)
-    finally:
-        for node in (cluster[2], cluster[1]):
-            if node.pid:
-                node.stop()
-        server.kill()
-        server.wait(timeout=10)
 
 
 def private_redis(cluster, number=1):
@@ -136,16 +98,13 @@ def test_several_join_by_way_of_a_node_that_joined(make_cluster):
 
 
 def test_a_redis_without_its_password_says_how_to_give_it(make_cluster):
-    (node,) = make_cluster(1).nodes
-    server = start_redis(node)
-    try:
+    cluster = make_cluster(1)
+    (node,) = cluster.nodes
+    with GivenRedis(cluster):
         for user in ("", ":wrong@"):
             url = f"redis://{user}host1:{PORT}"
             refused = node.exec(node.mount_command("--redis", url, "--num-workers", "1"), check=False)
             assert refused.status == 1 and "redis://:PASSWORD@HOST:PORT" in refused.error, refused
-    finally:
-        server.kill()
-        server.wait()
 
 
 def test_files_can_be_removed_when_the_disk_of_redis_is_full(make_cluster):

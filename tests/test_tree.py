@@ -1,17 +1,12 @@
 """One tree over three nodes: what one node does, every node sees, as if they were one machine."""
 
-import json
 import random
-import selectors
-import subprocess
 
 import pytest
 
-from harness import Cluster, agent
+from harness import Cluster
 from harness.data import MIB, noise
-from harness.node import PYTHON, need_running
-
-ANSWER_TIMEOUT_S = 40
+from harness.node import need_running
 
 
 @pytest.fixture(scope="module")
@@ -175,84 +170,6 @@ def test_an_unlinked_file_stays_readable_while_it_is_open(cluster):
 def test_the_files_are_plain_files_of_the_node(cluster):
     cluster[3].shell("mkdir -p /ks/plain/dir; echo mine > /ks/plain/dir/file")
     assert (cluster[3].datadir / "plain/dir/file").read_text() == "mine\n"
-
-
-class Agent:
-    """An `agent.py` in a host: operations below a directory of the tree."""
-
-    def __init__(self, node, base):
-        self.name = node.name
-        argv = [PYTHON, agent.__file__, base]
-        self.process = node.spawn(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-        self.answers = selectors.DefaultSelector()
-        self.answers.register(self.process.stdout, selectors.EVENT_READ)
-
-    def __call__(self, operation, *arguments):
-        self.process.stdin.write(json.dumps([operation, *arguments]) + "\n")
-        self.process.stdin.flush()
-        assert self.answers.select(ANSWER_TIMEOUT_S), f"{self.name}: no answer to {operation} {arguments}"
-        return json.loads(self.process.stdout.readline())
-
-    def close(self):
-        self.answers.close()
-        self.process.kill()
-        self.process.wait(timeout=10)
-        self.process.stdin.close()
-        self.process.stdout.close()
-
-
-NAMES = ["a", "b", "c", "d/a", "d/b", "d/c", "e/a", "e/b", "d", "e", "d/e", "d/e/a"]
-
-
-def random_operation(dice):
-    """Operations that succeed and such that fail; names collide on purpose."""
-    path, other = dice.choice(NAMES), dice.choice(NAMES)
-    text = dice.choice("xyz") * dice.randrange(1, 3000)
-    return dice.choice(
-        [
-            ("write", path, dice.randrange(5000), text),
-            ("write", path, dice.randrange(200_000), text),
-            ("replace", path, text),
-            ("append", path, text),
-            ("read", path),
-            ("read", path),
-            ("attributes", path),
-            ("truncate", path, dice.randrange(10_000)),
-            ("mkdir", path),
-            ("mkdir", path),
-            ("rmdir", path),
-            ("unlink", path),
-            ("rename", path, other),
-            ("rename", path, other),
-            ("symlink", "a", path),
-            ("chmod", path, dice.choice([0o644, 0o600, 0o755])),
-            ("list", path),
-        ]
-    )
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_random_operations_do_what_they_do_on_one_machine(cluster, tmp_path, seed):
-    base = f"/ks/model{seed}"
-    cluster[1].exec(["mkdir", base])
-    agents = [Agent(node, base) for node in cluster.nodes]
-    dice = random.Random(seed)
-    history = []
-    try:
-        for step in range(300):
-            operation = random_operation(dice)
-            chosen = dice.choice(agents)
-            expected = agent.apply(tmp_path, operation[0], operation[1:])
-            got = chosen(*operation)
-            history.append(f"{step}: {chosen.name} {str(operation)[:100]} -> {str(got)[:60]}")
-            assert got == expected, "\n".join(history[-25:])
-            if step % 50 == 49:
-                expected = agent.tree(tmp_path)
-                for one in agents:
-                    assert one("tree") == expected, one.name + "\n" + "\n".join(history[-50:])
-    finally:
-        for one in agents:
-            one.close()
 
 
 def test_the_tree_is_the_same_after_all_nodes_were_away(make_cluster):

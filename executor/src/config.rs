@@ -288,9 +288,9 @@ pub struct MountArgs {
     /// The cluster's secret; made at the first start [default: ~/.config/ks/cluster.key]
     #[arg(long, value_name = "FILE", env = "KS_CLUSTER_KEY")]
     pub cluster_key: Option<PathBuf>,
-    /// Do not follow what other programs do in the data directory while the node runs (inotify): it is found at the next start
-    #[arg(long, env = "KS_NO_WATCH")]
-    pub no_watch: bool,
+    /// Follow what other programs do in the data directory while the node runs (inotify); else it is found at the next start
+    #[arg(long, env = "KS_WATCH")]
+    pub watch: bool,
     /// Serve local files through the daemon even where the kernel could read them directly
     #[arg(long, env = "KS_NO_PASSTHROUGH")]
     pub no_passthrough: bool,

@@ -7,6 +7,9 @@
 
 /// Between SIGINT and SIGTERM, and between SIGTERM and SIGKILL.
 pub const STOP_STEP_MS: u64 = 2_000;
+/// The same after SIGINT for a call that does not let its interpreter hear of it (it holds the GIL, or blocks in C code): it would
+/// not clean up in more time either.
+pub const DEAF_MS: u64 = 500;
 
 /// Where a call stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub enum State {
         sent: StopSignal,
         /// When the next is due; `None` after the last.
         next_ms: Option<u64>,
+        /// Its interpreter has heard of SIGINT.
+        heard: bool,
     },
     /// Over.
     Ended,
@@ -72,6 +77,8 @@ pub enum Event {
     Withdrawn,
     /// Time has passed.
     Tick,
+    /// Time has passed, and the worker's interpreter has heard of SIGINT by now.
+    TickHeard,
 }
 
 /// What is to be done.
@@ -153,7 +160,7 @@ impl Life {
             (State::Running { .. } | State::Stopping { .. }, Event::Withdrawn) => {
                 self.stop(StopReason::Withdrawn, StopSignal::Kill, now_ms)
             }
-            (State::Running { deadline_ms }, Event::Tick) => match deadline_ms {
+            (State::Running { deadline_ms }, Event::Tick | Event::TickHeard) => match deadline_ms {
                 Some(deadline) if deadline <= now_ms => {
                     self.stop(StopReason::TimedOut, StopSignal::Interrupt, now_ms)
                 }
@@ -164,6 +171,7 @@ impl Life {
                 self.end(reason.into())
             }
             (State::Stopping { .. }, Event::Tick) => self.insist(now_ms),
+            (State::Stopping { .. }, Event::TickHeard) => self.wait_or_insist(now_ms),
             (State::Running { .. } | State::Stopping { .. }, _) => Vec::new(),
         }
     }
@@ -177,15 +185,37 @@ impl Life {
     }
 
     fn stop(&mut self, reason: StopReason, signal: StopSignal, now_ms: u64) -> Vec<Action> {
-        let next_ms = (signal < StopSignal::Kill).then_some(now_ms + STOP_STEP_MS);
+        let next_ms = match signal {
+            StopSignal::Interrupt => Some(now_ms + DEAF_MS),
+            StopSignal::Terminate => Some(now_ms + STOP_STEP_MS),
+            StopSignal::Kill => None,
+        };
         self.state = State::Stopping {
             reason,
             sent: signal,
             next_ms,
+            heard: false,
         };
         let mut actions = vec![Action::Signal(signal)];
         actions.extend(next_ms.map(Action::WakeAt));
         actions
+    }
+
+    /// What heard of SIGINT has the whole step to clean up.
+    fn wait_or_insist(&mut self, now_ms: u64) -> Vec<Action> {
+        match &mut self.state {
+            State::Stopping {
+                sent: StopSignal::Interrupt,
+                next_ms: Some(next),
+                heard: heard @ false,
+                ..
+            } if now_ms >= *next => {
+                *heard = true;
+                *next = now_ms + STOP_STEP_MS - DEAF_MS;
+                vec![Action::WakeAt(*next)]
+            }
+            _ => self.insist(now_ms),
+        }
     }
 
     /// The next signal, when it is due.
@@ -194,6 +224,7 @@ impl Life {
             reason,
             sent,
             next_ms: Some(next),
+            ..
         } = self.state
         else {
             return Vec::new();
@@ -227,6 +258,7 @@ mod tests {
             Just(Event::OverMemory),
             Just(Event::Withdrawn),
             Just(Event::Tick),
+            Just(Event::TickHeard),
         ]
     }
 
@@ -258,11 +290,16 @@ mod tests {
 
         /// Whatever came before, a call whose cancelling was asked and whose wake-ups are kept is killed in time.
         #[test]
-        fn a_cancelled_call_is_killed_in_time(timeout in proptest::option::of(0u64..10_000), before in 0u64..20_000) {
+        fn a_cancelled_call_is_killed_in_time(
+            timeout in proptest::option::of(0u64..10_000),
+            before in 0u64..20_000,
+            hears in any::<bool>(),
+        ) {
+            let tick = if hears { Event::TickHeard } else { Event::Tick };
             let mut life = Life::new(timeout);
             let mut wake = wake_of(&life.handle(Event::Started, 0));
             while let Some(at) = wake.filter(|&at| at <= before) {
-                wake = wake_of(&life.handle(Event::Tick, at));
+                wake = wake_of(&life.handle(tick, at));
             }
             let asked = life.handle(Event::CancelAsked, before);
             wake = wake_of(&asked).or(wake);
@@ -271,7 +308,7 @@ mod tests {
             while let Some(at) = wake {
                 prop_assert!(at <= before + 2 * STOP_STEP_MS);
                 now = now.max(at);
-                let actions = life.handle(Event::Tick, now);
+                let actions = life.handle(tick, now);
                 signals.extend(actions.iter().copied().filter(|a| matches!(a, Action::Signal(_))));
                 wake = wake_of(&actions);
             }
@@ -310,5 +347,23 @@ mod tests {
             life.handle(Event::Answered, 101),
             [Action::End(Ending::TimedOut)]
         );
+    }
+
+    #[test]
+    fn what_does_not_hear_is_terminated_soon_and_what_hears_has_time_to_clean_up() {
+        let terminated_at = |tick: Event| {
+            let mut life = Life::new(None);
+            life.handle(Event::Started, 0);
+            let mut wake = wake_of(&life.handle(Event::CancelAsked, 100)).unwrap();
+            loop {
+                let actions = life.handle(tick, wake);
+                if actions.contains(&Action::Signal(StopSignal::Terminate)) {
+                    return wake;
+                }
+                wake = wake_of(&actions).unwrap();
+            }
+        };
+        assert_eq!(terminated_at(Event::Tick), 100 + DEAF_MS);
+        assert_eq!(terminated_at(Event::TickHeard), 100 + STOP_STEP_MS);
     }
 }

@@ -119,6 +119,9 @@ pub struct Call {
     /// `_keep`: its result stays where it is made, as this.
     #[serde(default)]
     pub keep: Option<KeepAs>,
+    /// The call that makes it: where that one is stopped or lost, this one is cancelled.
+    #[serde(default)]
+    pub outer: Option<JobId>,
 }
 
 /// A kept value that a call uses: the client says which, the accepting node which file it is, the executing one where.

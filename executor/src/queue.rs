@@ -81,6 +81,8 @@ pub struct Submission {
     pub places: String,
     /// Whether this node may claim it at once.
     pub here: bool,
+    /// The call that makes it.
+    pub outer: Option<String>,
 }
 
 /// What became of a batch.
@@ -342,6 +344,7 @@ impl Queue {
         let mut args = Arguments::of(self);
         args.number(LEASE.as_millis()).number(want.jobs);
         args.number(want.slots);
+        args.number(self.result_ttl.as_millis().max(1));
         args.number(FUNCTION_KEEP.as_secs()).number(functions.len());
         for (hash, code) in functions {
             args.bytes(hash).bytes(code);
@@ -353,6 +356,7 @@ impl Queue {
                 .number(priority)
                 .number(job.retries);
             args.bytes(job.places.as_bytes()).number(u8::from(job.here));
+            args.bytes(job.outer.as_deref().unwrap_or_default().as_bytes());
         }
         let answer = args.run(self, &self.scripts.submit).await?;
         parse_submitted(answer).ok_or(QueueError::Answer("submit"))
@@ -474,6 +478,13 @@ impl Queue {
         list(answer)
             .and_then(|values| values.into_iter().map(parse).collect())
             .ok_or(QueueError::Answer("cancel"))
+    }
+
+    /// The jobs that this one made (of one that ended as `done`: none). Some may have ended.
+    pub async fn inner(&self, job: &str) -> Result<Vec<String>, QueueError> {
+        let mut command = redis::cmd("SMEMBERS");
+        command.arg(format!("ks:n:{job}"));
+        self.texts(&command).await
     }
 
     /// From now on this node is told of these jobs.

@@ -166,6 +166,8 @@ pub struct Executor {
     functions: functions::Functions,
     learned: learned::Learned,
     used: kept::Used,
+    /// Held while values move into memory.
+    preferring: tokio::sync::Mutex<()>,
     nodes: placement::resolve::Nodes,
     links: links::Links,
     closing: Arc<tend::Closings>,
@@ -180,6 +182,8 @@ pub struct Executor {
     /// Claimed in our name without our knowing of it, when we last looked: given back if it is so at the next look, too.
     strays: Mutex<HashSet<String>>,
     stopping: AtomicBool,
+    /// Calls that were stopped here of late.
+    stopped: Mutex<nested::Stopped>,
     /// There may be calls to claim.
     more: AtomicBool,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
@@ -223,6 +227,7 @@ impl Executor {
             functions: functions::Functions::default(),
             learned: learned::Learned::default(),
             used: kept::Used::default(),
+            preferring: tokio::sync::Mutex::default(),
             nodes: placement::resolve::Nodes::default(),
             links: links::Links::default(),
             closing: Arc::default(),
@@ -234,6 +239,7 @@ impl Executor {
             unsure: AtomicBool::new(false),
             strays: Mutex::default(),
             stopping: AtomicBool::new(false),
+            stopped: Mutex::default(),
             more: AtomicBool::new(true),
             tasks: Mutex::default(),
             options,

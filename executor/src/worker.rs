@@ -12,7 +12,7 @@ use crate::protocol::{FromWorker, KeptFile, Outcome, ToWorker};
 use bytes::Bytes;
 use rustix::process::Signal;
 use std::collections::HashSet;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -28,6 +28,10 @@ pub const FUNCTIONS_MAX: usize = 4_096;
 pub const STACK_BYTES_MAX: usize = 64 * 1024;
 /// A process whose socket is closed and that does not end by itself is killed after this.
 const EXIT_WAIT: Duration = Duration::from_millis(30);
+/// What a worker exits with that finds its socket closed by the code that it runs (`kitchensink/worker.py`).
+const CUT_OFF_EXIT: i32 = 117;
+/// What the interpreter writes to the pipe of stacks when it hears of SIGINT (`kitchensink/worker.py`).
+const HEARD: u8 = 6;
 /// How long what a dead worker sent is still read.
 const LAST_WORDS_WAIT: Duration = Duration::from_millis(100);
 
@@ -38,6 +42,8 @@ pub struct Worker {
     /// Its process, and process group.
     pub pid: u32,
     outlet: Outlet,
+    /// Where faulthandler writes, and the interpreter that it has heard of SIGINT.
+    fault: OwnedFd,
     inner: Mutex<Inner>,
 }
 
@@ -97,6 +103,8 @@ pub struct Exit {
     pub job: Option<String>,
     /// It was never ready.
     pub failed_to_start: bool,
+    /// Its socket to this node was closed while it lived: its end, however it came about, is ours or follows from that.
+    pub was_cut_off: bool,
 }
 
 /// Who is told what workers do. Called from the worker's own task, in order: must not block.
@@ -125,11 +133,19 @@ impl Worker {
         supervisor: Arc<dyn Supervisor>,
     ) -> std::io::Result<Arc<Self>> {
         let process = process::start(launch).await?;
-        let pid = process.child.id();
-        let (reader, writer) = ks_transport::quiet::halves(process.socket.try_clone()?)?;
+        let process::Process {
+            child,
+            socket,
+            output,
+            fault,
+        } = process;
+        let pid = child.id();
+        let (reader, writer) = ks_transport::quiet::halves(socket)?;
+        rustix::io::ioctl_fionbio(&fault, true)?;
         let worker = Arc::new(Self {
             python,
             pid,
+            fault,
             outlet: Outlet::unix(writer),
             inner: Mutex::new(Inner {
                 machine: Machine::default(),
@@ -138,7 +154,7 @@ impl Worker {
                 is_new_to_it: true,
             }),
         });
-        let watcher = watch::Watcher::new(worker.clone(), process, reader, supervisor)?;
+        let watcher = watch::Watcher::new(worker.clone(), child, output, reader, supervisor)?;
         tokio::spawn(watcher.run());
         Ok(worker)
     }
@@ -192,8 +208,17 @@ impl Worker {
     pub fn signal(&self, job: &str, signal: Signal) {
         let inner = self.inner.lock().unwrap();
         if inner.machine.state() == State::Busy && inner.job.as_deref() == Some(job) {
+            if signal == Signal::INT {
+                // What is written there from now on is of this interrupt.
+                read_now(&self.fault, STACK_BYTES_MAX);
+            }
             process::signal_group(self.pid, signal);
         }
+    }
+
+    /// Whether its interpreter has heard of the last SIGINT: it says so in the pipe that is there for the stacks of crashes.
+    pub fn has_heard(&self) -> bool {
+        rustix::io::ioctl_fionread(&self.fault).is_ok_and(|bytes| bytes > 0)
     }
 
     /// Lets it leave once it is idle.

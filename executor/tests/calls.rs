@@ -347,7 +347,7 @@ async fn crashes_timeouts_and_retries() {
     assert!(text(&outcome).starts_with("JobTimeout"), "{outcome:?}");
     assert!(begun.elapsed() < Duration::from_secs(2));
 
-    // Heeds no signal but the last.
+    // Heeds no signal but the last, and its interpreter does not hear of the first.
     client.submit(vec![call(6, "stubborn")]).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     let begun = Instant::now();
@@ -361,7 +361,7 @@ async fn crashes_timeouts_and_retries() {
     assert!(text(&outcome).starts_with("JobCancelled"), "{outcome:?}");
     let took = begun.elapsed();
     assert!(
-        took > Duration::from_secs(3) && took < Duration::from_secs(6),
+        took > Duration::from_secs(2) && took < Duration::from_secs(5),
         "{took:?}"
     );
     drop(client);

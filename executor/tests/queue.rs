@@ -113,6 +113,7 @@ fn job(number: usize, places: &[(u64, u64)]) -> Submission {
         retries: 0,
         places: places.join(","),
         here: false,
+        outer: None,
     }
 }
 

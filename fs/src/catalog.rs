@@ -26,6 +26,7 @@ pub mod copies;
 mod events;
 mod feed;
 mod fence;
+mod found;
 pub mod journal;
 mod memory;
 pub mod namespace;

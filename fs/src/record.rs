@@ -322,6 +322,13 @@ pub enum Event {
         /// Who published it and holds it.
         home: NodeId,
     },
+    /// Files that a scan found stand in a directory now, each under its first name.
+    Entered {
+        /// The directory.
+        parent: Ino,
+        /// Those files, and perhaps some whose names were taken.
+        inos: Vec<Ino>,
+    },
 }
 
 impl Event {
@@ -340,6 +347,7 @@ impl Event {
                 second_ino,
                 ..
             } => vec![*first_ino, *second_ino],
+            Event::Entered { inos, .. } => inos.clone(),
         }
     }
 }

@@ -178,6 +178,8 @@ pub struct Store {
     memory: OnceLock<memory::MemoryTier>,
     /// Held while a payload becomes a kept value.
     keeping: Mutex<()>,
+    /// A kept value stands elsewhere than before.
+    kept_moved: std::sync::atomic::AtomicBool,
     /// An empty file that takes nothing: the tree of contents that have none.
     nothing: Arc<File>,
     /// Held (flock) for as long as the store is open.
@@ -237,6 +239,7 @@ impl Store {
             durability,
             memory: OnceLock::new(),
             keeping: Mutex::default(),
+            kept_moved: std::sync::atomic::AtomicBool::new(false),
             nothing: Arc::new(nothing.map_err(io_at(null))?),
             _lock: lock,
             datadir: datadir.clone(),
@@ -325,6 +328,11 @@ impl Store {
     fn is_own_tag(&self, tag: &Tag) -> bool {
         let is_signed_here = tag.node == self.node || tag.node == NodeId::NONE;
         is_signed_here && tag.cluster == self.cluster.load(Ordering::Acquire)
+    }
+
+    /// The attribute that was read of the file with this status, if it is its own and of the catalog in use.
+    fn own_tag(&self, bytes: &[u8], stat: &rustix::fs::Stat) -> Option<Tag> {
+        meta::decode(bytes).filter(|tag| tag.disk_ino == stat.st_ino && self.is_own_tag(tag))
     }
 
     fn read_meta(&self, file: impl AsFd) -> std::io::Result<Option<LocalMeta>> {

@@ -380,3 +380,78 @@ fn commit_does_what_the_store_in_memory_does() {
     drop(redis);
     drop(server);
 }
+
+#[tokio::test]
+async fn found_tells_many_names_of_a_directory() {
+    let server = TestRedis::start().await;
+    let redis = connect(&server).await;
+    small_tree(&redis).await;
+    run(&redis, &["HSET", "ks:d:3", "deep", "4 0"]).await;
+    run(&redis, &["SET", "ks:i:4", "deep file"]).await;
+    let source = include_str!("../src/catalog/found.lua");
+    let answer = call(&redis, source, &["0", "none", "d", "f"]).await;
+    let nil = || Value::Nil;
+    let mut expected = vec![text("1"), nil(), nil()];
+    expected.extend([text("3 1"), text("dir"), text("2 0"), text("file")]);
+    assert_eq!(answer, list(expected));
+    let answer = call(&redis, source, &["1", "d", "deep"]).await;
+    let expected = vec![text("3"), text("4 0"), text("deep file")];
+    assert_eq!(answer, list(expected));
+    assert_eq!(
+        call(&redis, source, &["1", "none", "x"]).await,
+        list(vec![])
+    );
+    // More than one call of Redis takes.
+    let names: Vec<String> = (0..2_500).map(|number| format!("n{number}")).collect();
+    let mut words = vec!["1", "d"];
+    words.extend(names.iter().map(String::as_str));
+    words.push("deep");
+    let Value::Array(answer) = call(&redis, source, &words).await else {
+        panic!("a list")
+    };
+    assert_eq!(answer.len(), 1 + 2 * 2_501);
+    assert_eq!(answer[5_001..], [text("4 0"), text("deep file")]);
+}
+
+#[tokio::test]
+async fn adopt_enters_what_is_free_with_one_event() {
+    let server = TestRedis::start().await;
+    let redis = connect(&server).await;
+    small_tree(&redis).await;
+    let source = include_str!("../src/catalog/adopt.lua");
+    let three = [
+        "1", "a", "9", "event", "f", "5 0", "other", "a", "whole", "g", "6 0", "new", "a", "whole",
+        "l", "7 2", "link", "", "",
+    ];
+    let Value::Array(answer) = call(&redis, source, &three).await else {
+        panic!("a list")
+    };
+    let [last, previous, done @ ..] = &answer[..] else {
+        panic!("{answer:?}")
+    };
+    assert_eq!(previous, &text("0-0"));
+    assert_eq!(done, [Value::Int(0), Value::Int(1), Value::Int(1)]);
+    let get = async |key: &str| run(&redis, &["GET", key]).await;
+    assert_eq!(get("ks:i:5").await, Value::Nil, "its name was taken");
+    assert_eq!(get("ks:i:6").await, text("new"));
+    assert_eq!(run(&redis, &["HGET", "ks:d:1", "f"]).await, text("2 0"));
+    assert_eq!(run(&redis, &["HGET", "ks:h:6", "a"]).await, text("whole"));
+    assert_eq!(run(&redis, &["EXISTS", "ks:h:7"]).await, Value::Int(0));
+    assert_eq!(run(&redis, &["XLEN", "ks:events"]).await, Value::Int(1));
+    // Again: all are taken, and nothing is told.
+    let Value::Array(again) = call(&redis, source, &three).await else {
+        panic!("a list")
+    };
+    assert_eq!(again[..2], [text(""), text("")]);
+    assert_eq!(again[2..], [Value::Int(0), Value::Int(0), Value::Int(0)]);
+    // The next names the event before it; while journals are brought, what is new is later than they.
+    run(&redis, &["HSET", "ks:recovered", "1", "x"]).await;
+    let one = ["3", "a", "9", "event", "f", "8 0", "file", "a", "whole"];
+    let Value::Array(next) = call(&redis, source, &one).await else {
+        panic!("a list")
+    };
+    assert_eq!((&next[1], &next[2]), (last, &Value::Int(1)));
+    assert_eq!(run(&redis, &["HGET", "ks:recovered", "8"]).await, text("~"));
+    let gone = ["77", "a", "9", "event", "f", "8 0", "file", "a", "whole"];
+    assert_eq!(call(&redis, source, &gone).await, list(vec![]));
+}

@@ -13,9 +13,9 @@ from kitchensink import Client
 
 
 @pytest.fixture(scope="module")
-def node():
-    """One node with two workers for a whole file."""
-    with FakeNode(workers=2) as running:
+def node(request):
+    """One node for a whole file, with two workers, or as many as the file's WORKERS."""
+    with FakeNode(workers=getattr(request.module, "WORKERS", 2)) as running:
         yield running
 
 

@@ -55,6 +55,28 @@ def test_an_unknown_id_is_an_error_of_the_nodes(client):
         client.result("0" * 32)
 
 
+def test_a_coroutine_function_runs_to_its_end(client):
+    async def naps(seconds):
+        await asyncio.gather(*(asyncio.sleep(seconds) for _ in range(3)))
+        return seconds
+
+    async def breaks():
+        await asyncio.sleep(0)
+        raise LookupError("mine")
+
+    assert client.call(naps, 0.01, _async=False) == 0.01
+    assert client.map(naps, [0.01, 0.02]) == [0.01, 0.02]
+    assert client.call(naps, 0.01, _profile=True, _async=False) == 0.01
+    with pytest.raises(LookupError, match="mine"):
+        client.call(breaks, _async=False)
+    job = client.call(naps, 60)
+    while not job.running():
+        time.sleep(0.01)
+    job.cancel()
+    with pytest.raises(JobCancelled):
+        job.result(10)
+
+
 def test_placement_tells_where_it_ran(client):
     job = client.call(os.getpid)
     pid = job.result()

@@ -16,19 +16,9 @@ from fake_node import FakeNode, until
 
 from kitchensink import Client, NotSerializable
 from kitchensink.errors import KeyLost
-from kitchensink.kept import Keeper, RemoteValue, _opened
+from kitchensink.kept import Keeper, Mapped, RemoteValue, _opened
 
-
-@pytest.fixture(scope="module")
-def node():
-    with FakeNode(workers=1) as running:
-        yield running
-
-
-@pytest.fixture
-def client(node):
-    with Client(node.socket) as made:
-        yield made
+WORKERS = 1
 
 
 def used_bytes(node):
@@ -140,6 +130,26 @@ def test_a_workers_mappings_of_what_is_gone_are_let_go(client, node):
     handle.delete()
     node.tell_forget()
     assert client.call(mapped, _async=False) == 0
+
+
+def test_a_value_is_found_where_it_has_moved(tmp_path):
+    memory, disk = tmp_path / "memory", tmp_path / "disk"
+    for tier in (memory, disk):
+        tier.mkdir()
+    (memory / "ledger").write_bytes(struct.pack("<2Q", 0, 1 << 20))
+    keeper = Keeper(str(memory), str(disk))
+    name = keeper.put(numpy.arange(5))["hash"].hex()
+    told = memory / name[:2] / name
+    mapped = Mapped()
+    first = mapped.value("x", os.fsencode(told), keeper)
+    (disk / name[:2]).mkdir()
+    told.rename(disk / name[:2] / name)
+    mapped.let_go()
+    assert list(mapped.value("x", os.fsencode(told), keeper)) == list(first) == list(range(5))
+    (disk / name[:2] / name).unlink()
+    mapped.let_go()
+    with pytest.raises(KeyLost, match=name):
+        mapped.value("x", os.fsencode(told), keeper)
 
 
 def test_what_cannot_be_kept_is_said(client):

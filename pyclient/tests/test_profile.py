@@ -9,7 +9,8 @@ import xml.etree.ElementTree as xml
 import pytest
 from fake_node import FakeNode
 
-from kitchensink import Client
+from kitchensink import Client, setup_client
+from kitchensink.admin import retrieve_profile
 from kitchensink.profiled import Pieces, Profile
 
 
@@ -43,6 +44,15 @@ def test_profiles_of_several_calls_are_merged(client):
     inner = sum(seconds for stack, seconds in profile.stacks.items() if "inner_loop" in " ".join(stack))
     assert inner > 0.5 * profile.seconds > 0
     assert all(stack == () or stack[0].startswith("busy (") for stack in profile.stacks)
+
+
+def test_the_seeds_way_to_ask(client):
+    jobs = [client.call(busy, 0.01) for _ in range(2)]
+    with setup_client(client.url) as other:
+        jobs = [other.job(str(job)) for job in jobs]
+        assert [job.result() for job in jobs] == [0.01] * 2
+        told = retrieve_profile(jobs)
+    assert told["count"] == 2 and told["run"] >= 0.02
 
 
 def test_the_flame_graph_is_svg(client, tmp_path):

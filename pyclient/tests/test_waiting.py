@@ -6,21 +6,18 @@ import threading
 import time
 
 import pytest
-from fake_node import FakeNode
 
 from kitchensink import Client, NestedTooDeep
 
-
-@pytest.fixture
-def node():
-    with FakeNode(workers=3) as running:
-        yield running
+WORKERS = 3
 
 
-@pytest.fixture
-def client(node):
-    with Client(node.socket) as made:
-        yield made
+@pytest.fixture(autouse=True)
+def unheard(node):
+    """What the node heard in the test before is forgotten."""
+    node.waits.clear()
+    node.calls.clear()
+    node.refuse_waits = None
 
 
 def outer(socket, naps, threads=False):
@@ -66,5 +63,7 @@ def test_a_refusal_is_raised_in_the_call_and_the_inner_call_goes_on(node, client
 
 def test_what_a_call_calls_goes_before_calls_like_it(node, client):
     client.call(outer, node.socket, [0], _priority=5, _async=False)
-    client.call(outer, node.socket, [0], _async=False)
+    job = client.call(outer, node.socket, [0])
+    job.result()
     assert [call.get("priority", 0) for call in node.calls] == [5, 6, 0, 1]
+    assert [call.get("outer") for call in node.calls[2:]] == [None, str(job)]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SCRIPT = REPOSITORY / "scripts" / "hosts"
+# On a disk: data directories are below it.
+DIRECTORY = os.environ.get("KS_HOSTS_DIR", "/var/tmp")
 COMMAND_TIMEOUT_S = 60
 
 
@@ -17,10 +19,9 @@ class HostsError(Exception):
 class Hosts:
     """`count` hosts under a name of their own; `down` leaves nothing of them."""
 
-    def __init__(self, name: str, count: int, mtu: int = 1500, directory: str = "/var/tmp"):
+    def __init__(self, name: str, count: int, mtu: int = 1500, directory: str = DIRECTORY):
         self.name = name
         self.count = count
-        # On a disk: data directories are below it.
         self.environment = {**os.environ, "KS_HOSTS_DIR": directory, "KS_HOSTS_NAME": name}
         self.run("up", str(count), "--mtu", str(mtu))
         self.table = {row["host"]: row for row in json.loads(self.run("list", "--json"))}

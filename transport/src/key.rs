@@ -39,7 +39,7 @@ pub enum KeyError {
     Malformed(PathBuf),
     /// The file is a client's key.
     #[error(
-        "{0}: a client key, which may only call and read; this needs the cluster's key: copy the key file of a node of the cluster"
+        "{0}: a client key: with it one calls and reads, but neither runs a node nor makes keys; this needs the cluster's key: copy the key file of a node (~/.config/ks/cluster.key there)"
     )]
     OfClient(PathBuf),
     /// The file's mode lets others read the secret.

@@ -1,7 +1,7 @@
 //! `ks key`: the cluster's secret, and keys that may only call and read.
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use ks_executor::config::default_key_file;
+use ks_executor::config::{WrongUse, default_key_file};
 use ks_transport::key::{ClientKey, ClusterKey};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -61,6 +61,7 @@ impl KeyArgs {
                 output,
                 cluster_key,
             } => {
+                check_name(&name)?;
                 let file = cluster_key.map_or_else(default_key_file, Ok)?;
                 let key = ClusterKey::load(&file)?;
                 let output = output.unwrap_or_else(|| PathBuf::from(format!("{name}.key")));
@@ -74,5 +75,15 @@ impl KeyArgs {
             }
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A client's name is a line of its key file, and makes that file's name.
+fn check_name(name: &str) -> Result<(), WrongUse> {
+    match name.is_empty() || name.chars().any(|c| c == '/' || c.is_control()) {
+        true => Err(WrongUse(format!(
+            "{name:?} cannot be a client's name: it has a slash or a control character, or is empty; -o FILE says where the key is written"
+        ))),
+        false => Ok(()),
     }
 }

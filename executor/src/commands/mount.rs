@@ -1,8 +1,9 @@
 //! `ks mount`: runs a node, as a daemon or in the foreground.
 use anyhow::Context;
-use ks_executor::config::MountArgs;
+use ks_executor::config::{MountArgs, WrongUse};
 use ks_executor::daemon::{self, Ready};
 use ks_executor::node::Node;
+use std::path::Path;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -24,6 +25,7 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
         return foreground(args);
     }
     args.check()?;
+    outside_of_trees(&args.datadir)?;
     ks_fs::mount::prepare(&args.mountpoint)?;
     let state_dir = args.datadir.join(ks_fs::path::STATE_DIR);
     std::fs::create_dir_all(&state_dir).with_context(|| state_dir.display().to_string())?;
@@ -40,6 +42,26 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
         state_dir.join("ks.log").display()
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// A data directory is on a file system of the machine's own: in a tree, ours or another node's, it would be a part of what it keeps.
+fn outside_of_trees(datadir: &Path) -> anyhow::Result<()> {
+    let table = ks_fs::mount::table::read().context("/proc/self/mountinfo")?;
+    let trees = ks_fs::mount::table::reachable(&table)
+        .into_iter()
+        .filter(|line| line.control_socket().is_some());
+    if let Some(tree) = trees
+        .into_iter()
+        .find(|line| datadir.starts_with(&line.mountpoint))
+    {
+        let message = format!(
+            "the data directory {} lies in the tree that is mounted on {}: name one outside of it",
+            datadir.display(),
+            tree.mountpoint.display()
+        );
+        return Err(WrongUse(message).into());
+    }
+    Ok(())
 }
 
 /// The same with absolute paths.

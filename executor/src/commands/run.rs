@@ -144,6 +144,7 @@ impl RunArgs {
             texts: Vec::new(),
             kept: Vec::new(),
             keep: None,
+            outer: None,
         })
     }
 }

@@ -82,9 +82,9 @@ fn rows(mountpoint: &Path, file: &Value) -> Vec<Vec<String>> {
             path,
             size,
             version,
+            String::new(),
+            String::new(),
             text(file, "kind"),
-            String::new(),
-            String::new(),
             hash,
         ]];
     }

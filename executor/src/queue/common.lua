@@ -4,6 +4,7 @@
 --             o origin node (who is told), t claim token (<node>:<incarnation>), a accepted at (ms), k how it ended, e the end (encoded)
 -- ks:q:<queue>, ks:q:<queue>:<node>  zset of jobs that may run now, in the order of `rank`
 -- ks:w:<queue>:<node>  zset of jobs whose data that node lacks, in the same order
+-- ks:n:<job>  set of jobs that this job makes: cancelled when it is stopped or lost
 -- ks:pace  hash: node, how it works: "<calls at once> <when it took some last, ms> <incarnation>"
 -- ks:took  hash: function, how long its calls take, ms: "<but for a worker's first; 0: not known> <the longest of late>"
 -- ks:busy  hash: node, until when (ms) it is thought to send data to nodes that took jobs of others

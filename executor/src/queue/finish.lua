@@ -5,6 +5,7 @@
 local token = ARGV[1] .. ':' .. ARGV[2]
 local now = clock_ms()
 local answers, mine, wake, queues = {}, {}, {}, {}
+local without_inner = {}
 local closed = { ['0'] = {}, ['1'] = {} }
 for at = 6, #ARGV, 5 do
   local id, kind, ended, retry, notify = unpack(ARGV, at, at + 4)
@@ -23,6 +24,9 @@ for at = 6, #ARGV, 5 do
     redis.call('PEXPIRE', key, ARGV[3])
     mine[#mine + 1] = id
     table.insert(closed[notify], id)
+    if kind == 'done' then
+      without_inner[#without_inner + 1] = 'ks:n:' .. id
+    end
     if notify == '1' then
       redis.call('PUBLISH', 'ks:wake:' .. job[4], 'e' .. id)
     end
@@ -31,6 +35,9 @@ for at = 6, #ARGV, 5 do
 end
 if #mine > 0 then
   redis.call('SREM', 'ks:c:' .. token, unpack(mine))
+end
+if #without_inner > 0 then
+  redis.call('UNLINK', unpack(without_inner))
 end
 for notify, ids in pairs(closed) do
   if #ids > 0 then

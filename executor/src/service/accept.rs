@@ -86,6 +86,7 @@ impl Executor {
         if !self.callers.watch(jobs.iter(), audience) {
             return Err(SubmitError::TooMany);
         }
+        let inner = super::nested::inner_of(&calls);
         let recorded = async {
             let placed = self.place(calls, segments).await?;
             self.record(&functions, placed, since).await
@@ -94,6 +95,7 @@ impl Executor {
             self.callers.unwatch(jobs.iter());
             return Err(error);
         }
+        self.cancel_late(inner);
         Ok(())
     }
 
@@ -223,6 +225,7 @@ impl Executor {
             retries: call.retries,
             places: queue::places_text(&placement),
             here,
+            outer: call.outer.clone(),
         };
         let is_learned = how_known.is_some();
         let why = match how_known {
@@ -262,6 +265,14 @@ impl Executor {
                 "'{name}' cannot be the name of a queue or an interpreter: up to 64 letters, digits, '_', '-' and '.' can"
             );
             return Err(("NotPlaceable", reason));
+        }
+        if let Some(outer) = call
+            .outer
+            .as_ref()
+            .filter(|outer| !queue::job_is_valid(outer))
+        {
+            let reason = format!("'{outer}' is no job's name: 32 hex digits are");
+            return Err(("ProtocolError", reason));
         }
         self.check_registered(call)
     }

@@ -113,7 +113,7 @@ impl Executor {
         for value in values {
             let path = hash_of(&value.hash)
                 .ok()
-                .and_then(|hash| self.fs.store().kept_path(&hash));
+                .and_then(|hash| self.fs.store().use_kept(&hash));
             all &= path.is_some();
             value.path = path.map(|path| path.as_os_str().as_bytes().to_vec().into());
             if value.path.is_some() {
@@ -169,6 +169,7 @@ impl Executor {
         let path = stored
             .map_err(|e| failed(e.to_string()))?
             .map_err(|e| failed(e.to_string()))?;
+        self.say_moved();
         let mine = [(id.clone(), hash)];
         let held = self.queue.hold(&mine, self.keep_until());
         if held.await.map_err(away)? == 0 {
@@ -186,7 +187,11 @@ impl Executor {
     }
 
     /// Records values whose files were written here. The error is for people.
-    pub(crate) async fn record_kept(&self, values: Vec<(KeepAs, KeptFile)>) -> Result<(), String> {
+    pub(crate) async fn record_kept(
+        self: &Arc<Self>,
+        values: Vec<(KeepAs, KeptFile)>,
+    ) -> Result<(), String> {
+        let mut spilled = Vec::new();
         let mut passing = Vec::new();
         let mut lasting = Vec::new();
         for (keep, file) in values {
@@ -197,7 +202,13 @@ impl Executor {
                     keep.id
                 ));
             }
-            if self.fs.store().kept_path(&hash).is_none() {
+            let path = self.fs.store().kept_path(&hash);
+            if let Some(memory) = self.memory_directory()
+                && path.as_ref().is_some_and(|path| !path.starts_with(memory))
+            {
+                spilled.push(hash);
+            }
+            if path.is_none() {
                 let name = if keep.name.is_empty() {
                     &keep.id
                 } else {
@@ -223,7 +234,43 @@ impl Executor {
             .keep(&passing, Some(until))
             .await
             .map_err(|e| e.to_string())?;
-        queue.keep(&lasting, None).await.map_err(|e| e.to_string())
+        queue
+            .keep(&lasting, None)
+            .await
+            .map_err(|e| e.to_string())?;
+        self.prefer(spilled);
+        Ok(())
+    }
+
+    /// New values for which there was no room in memory get that of the least used ones, in the background.
+    fn prefer(self: &Arc<Self>, hashes: Vec<Hash>) {
+        if hashes.is_empty() {
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            let _one_at_a_time = this.preferring.lock().await;
+            let store = this.fs.store().clone();
+            match tokio::task::spawn_blocking(move || store.prefer(&hashes)).await {
+                Ok(Ok(())) => this.say_moved(),
+                Ok(Err(error)) => tracing::warn!(%error, "a value stays on the disk"),
+                Err(error) => tracing::warn!(%error, "a value stays on the disk"),
+            }
+        });
+    }
+
+    /// Workers let go of values that are not where they were.
+    fn say_moved(&self) {
+        if self.fs.store().take_kept_moved() {
+            self.say_forget();
+        }
+    }
+
+    /// Workers let go of what they have mapped of values whose files are gone.
+    fn say_forget(&self) {
+        for worker in self.workers() {
+            worker.send(crate::frames::frame(&ToWorker::Forget, Vec::new()));
+        }
     }
 
     /// Brings values here for a client on this machine.
@@ -282,9 +329,7 @@ impl Executor {
             Err(error) => tracing::warn!(%error, "a value that is not needed cannot be removed"),
             Ok(Ok(())) => {}
         }
-        for worker in self.workers() {
-            worker.send(crate::frames::frame(&ToWorker::Forget, Vec::new()));
-        }
+        self.say_forget();
     }
 
     /// A holder is told that it may let a value go.

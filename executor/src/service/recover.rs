@@ -75,6 +75,7 @@ impl Executor {
                     let message = format!("node {name} died while it ran the call");
                     let update = self.failure("NodeLost", message);
                     self.close_taken(&job.job, "lost", update, true);
+                    self.cancel_inner(job.job);
                 }
                 None => self.place_again(job, &nodes).await,
             }

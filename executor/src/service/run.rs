@@ -237,6 +237,7 @@ impl Executor {
             let Some((job, worker, stored, origin, actions)) = started else {
                 break;
             };
+            self.stopped.lock().unwrap().begins(&job);
             self.send_run(&job, &worker, &stored);
             self.follow(&job, actions);
             let started = Update::Started {
@@ -303,13 +304,28 @@ impl Executor {
                     tokio::spawn(async move {
                         tokio::time::sleep(wait).await;
                         if let Some(this) = Weak::upgrade(&this) {
-                            this.happen(&job, Event::Tick);
+                            this.tick(&job);
                         }
                     });
                 }
                 Action::End(ending) => self.end_waiting(job, ending),
             }
         }
+    }
+
+    fn tick(self: &Arc<Self>, job: &str) {
+        let worker = match self.board.lock().unwrap().runs.get(job) {
+            Some(run) => run.worker.clone(),
+            None => return,
+        };
+        let has_heard = worker.is_some_and(|worker| worker.has_heard());
+        self.happen(
+            job,
+            match has_heard {
+                true => Event::TickHeard,
+                false => Event::Tick,
+            },
+        );
     }
 
     pub(super) fn happen(self: &Arc<Self>, job: &str, event: Event) {
@@ -459,6 +475,15 @@ impl Executor {
                 format!("{name}: node {node} was stopped while it ran"),
             );
         }
+        if exit.was_cut_off {
+            return failed(
+                "WorkerCrashed",
+                format!(
+                    "{name}: the code of the call closed the socket between its worker (process {} on node {node}) and the node, so nothing of it can be told any more, and the worker was ended: close only descriptors that you opened (os.closerange?)",
+                    over.report.pid
+                ),
+            );
+        }
         let how = match (exit.signal, exit.exit_code) {
             (Some(signal), _) => format!("was killed by {}", signal_name(signal)),
             (None, Some(code)) => format!("exited with status {code}"),
@@ -584,6 +609,9 @@ impl Executor {
                 None => Vec::new(),
             }
         };
+        if let Some(Action::End(ending)) = actions.first() {
+            self.stop_inner(&job, *ending);
+        }
         let over = self.take_over(&job, Some(measured));
         if worker.state() == crate::worker::state::State::Idle {
             self.board.lock().unwrap().idle(worker);
@@ -634,6 +662,7 @@ impl Executor {
             },
             None => return,
         };
+        self.stop_inner(job, ending);
         if let Some(over) = self.take_over(job, None)
             && let Some(outcome) = self.outcome_of(&over, ending, None, Some(&exit))
         {

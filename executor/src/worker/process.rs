@@ -28,11 +28,9 @@ pub struct Process {
     pub child: Child,
     /// Frames.
     pub socket: UnixStream,
-    /// What it writes to descriptor 1.
-    pub stdout: OwnedFd,
-    /// What it writes to descriptor 2.
-    pub stderr: OwnedFd,
-    /// What faulthandler writes.
+    /// What it writes to descriptors 1 and 2.
+    pub output: [OwnedFd; 2],
+    /// What faulthandler writes, and a byte for each SIGINT that the interpreter has heard of.
     pub fault: OwnedFd,
 }
 
@@ -89,8 +87,7 @@ fn start_here(launch: &Launch) -> io::Result<Process> {
     Ok(Process {
         child,
         socket,
-        stdout: stdout.into(),
-        stderr: stderr.into(),
+        output: [stdout.into(), stderr.into()],
         fault: fault.into(),
     })
 }

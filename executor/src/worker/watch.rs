@@ -1,5 +1,5 @@
 //! The task that watches one worker: its socket, its pipes, its process.
-use super::process::{Process, signal_group};
+use super::process::signal_group;
 use super::state::{self, Event};
 use super::*;
 use ks_transport::quiet::QuietReader;
@@ -29,7 +29,6 @@ pub(super) struct Watcher {
     decoder: Decoder,
     /// Descriptors 1 and 2, until they are closed.
     output: [Option<pipe::Receiver>; 2],
-    fault: OwnedFd,
     start_words: Vec<u8>,
     /// What the call writes stays in its pipes for now.
     is_held_up: bool,
@@ -46,34 +45,35 @@ enum Woken {
 impl Watcher {
     pub(super) fn new(
         worker: Arc<Worker>,
-        process: Process,
+        child: Child,
+        output: [OwnedFd; 2],
         socket: QuietReader,
         supervisor: Arc<dyn Supervisor>,
     ) -> io::Result<Self> {
-        let pid = rustix::process::Pid::from_child(&process.child);
+        let [stdout, stderr] = output;
+        let pid = rustix::process::Pid::from_child(&child);
         let ended = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
-        rustix::io::ioctl_fionbio(&process.fault, true)?;
         let readable = tokio::io::Interest::READABLE;
         // SAFETY: an `OwnedFd` is open for as long as it lives, always the same, and the `AsyncFd` owns it.
         let ended = unsafe { AsyncFd::register_with_interest(ended, readable) }?;
         Ok(Self {
             worker,
             supervisor,
-            child: process.child,
+            child,
             ended,
             socket,
             decoder: Decoder::default(),
             output: [
-                Some(pipe::Receiver::from_owned_fd(process.stdout)?),
-                Some(pipe::Receiver::from_owned_fd(process.stderr)?),
+                Some(pipe::Receiver::from_owned_fd(stdout)?),
+                Some(pipe::Receiver::from_owned_fd(stderr)?),
             ],
-            fault: process.fault,
             start_words: Vec::new(),
             is_held_up: false,
         })
     }
 
     pub(super) async fn run(mut self) {
+        let mut was_closed = false;
         loop {
             let woken = {
                 let [stdout, stderr] = &self.output;
@@ -94,7 +94,11 @@ impl Watcher {
                         break;
                     }
                 }
-                Woken::Frame(Ok(None)) | Woken::Ended => break,
+                Woken::Ended => break,
+                Woken::Frame(Ok(None)) => {
+                    was_closed = true;
+                    break;
+                }
                 Woken::Frame(Err(error)) => {
                     tracing::debug!(pid = self.worker.pid, %error, "a worker's socket");
                     break;
@@ -106,7 +110,7 @@ impl Watcher {
                 Woken::Room => self.look_for_room(),
             }
         }
-        self.bury().await;
+        self.bury(was_closed).await;
     }
 
     fn frame(&mut self, segments: Vec<Bytes>) -> io::Result<()> {
@@ -217,11 +221,13 @@ impl Watcher {
     }
 
     /// After its end, or to bring it about.
-    async fn bury(mut self) {
-        if tokio::time::timeout(EXIT_WAIT, self.ended.readable())
+    ///
+    /// `was_closed`: its socket is, by the process or by its end.
+    async fn bury(mut self, was_closed: bool) {
+        let lives_on = tokio::time::timeout(EXIT_WAIT, self.ended.readable())
             .await
-            .is_err()
-        {
+            .is_err();
+        if lives_on {
             signal_group(self.worker.pid, Signal::KILL);
             let _ = self.ended.readable().await;
         }
@@ -247,18 +253,21 @@ impl Watcher {
                 inner.machine.handle(Event::Exited),
             )
         };
+        let exit_code = status.as_ref().ok().and_then(|status| status.code());
         let exit = Exit {
             signal: status.as_ref().ok().and_then(|status| status.signal()),
-            exit_code: status.as_ref().ok().and_then(|status| status.code()),
+            exit_code,
             stack: self.stack(),
             job,
             failed_to_start: outcome == state::Outcome::FailedToStart,
+            was_cut_off: was_closed && (lives_on || exit_code == Some(CUT_OFF_EXIT)),
         };
         self.supervisor.exited(&self.worker, exit);
     }
 
     fn stack(&self) -> Option<String> {
-        let mut words = read_now(&self.fault, STACK_BYTES_MAX);
+        let mut words = read_now(&self.worker.fault, STACK_BYTES_MAX);
+        words.retain(|byte| *byte != HEARD);
         if words.is_empty() {
             words = self.start_words.clone();
         }

@@ -361,6 +361,7 @@ pub fn call(number: usize, name: &str) -> Call {
         paced: false,
         kept: Vec::new(),
         keep: None,
+        outer: None,
         python: None,
         texts: Vec::new(),
     }

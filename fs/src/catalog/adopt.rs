@@ -1,20 +1,20 @@
-//! Enters what a scan found: directories one by one (their children need their numbers), files in pipelines of `BATCH`.
-use super::changes::COMMIT;
-use super::journal::{self, Stand};
-use super::memory::Changing;
+//! Enters what a scan found: directories one by one (their children need their numbers), files in pipelines of `BATCH`, one script
+//! and one event for those of one directory.
+use super::journal::{self, Stand, What};
 use super::namespace::{self, ParentTime};
-use super::transaction::{Outcome, Place, Transaction};
-use super::{Adopted, Catalog, CatalogError, Node_, fresh_node};
+use super::transaction::Place;
+use super::{Adopted, Catalog, CatalogError, EventId, Node_, fresh_node};
 use crate::path::TreePath;
 use crate::record::*;
-use crate::redis_client::RedisError;
-use std::collections::{BTreeSet, HashMap};
-use tokio::time::Instant;
+use crate::redis_client::Script;
+use redis::Value;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::LazyLock;
+
+static ADOPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("adopt.lua")));
 
 /// Files in one round trip.
 const BATCH: usize = 500;
-/// How often a batch is sent again when the connection goes before its answer.
-const BATCH_ATTEMPTS: usize = 3;
 /// Permissions of a directory that had to be made: its own entry was not among those found.
 const PARENT_MODE: u32 = 0o755;
 
@@ -157,89 +157,124 @@ impl Catalog {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut plans: Vec<(Pending, Transaction, Inode)> = Vec::with_capacity(batch.len());
-        for file in batch {
-            let inode = file.inode.clone();
-            let planned =
-                namespace::create(file.parent, &file.name, file.ino, inode, ParentTime::Stays);
-            match planned {
-                Ok(plan) => plans.push((file, plan.transaction, plan.value)),
-                Err(namespace::Stop::Posix(errno)) => return Err(CatalogError::Posix(errno)),
-                Err(namespace::Stop::Need(_)) => {
-                    return Err(CatalogError::Contention("adopt".into()));
-                }
-            }
+        let mut groups: BTreeMap<Ino, Vec<Pending>> = BTreeMap::new();
+        for mut file in batch {
+            namespace::check_new_name(file.parent, &file.name).map_err(CatalogError::Posix)?;
+            file.inode = namespace::as_created(file.inode, file.parent, &file.name);
+            groups.entry(file.parent).or_default().push(file);
         }
-        let outcomes = self.commit_all(&plans).await?;
-        let mut parents = BTreeSet::new();
+        let replies = self.commit_groups(&groups).await?;
         let mut journaled = Vec::new();
-        for ((file, change, inode), outcome) in plans.into_iter().zip(outcomes) {
-            let adopted = match outcome {
-                Outcome::Done {
-                    event, previous, ..
-                } => {
-                    let stand = Stand::of(event, previous);
-                    journaled.extend(journal::entries_of(&change, stand));
-                    Adopted::New(fresh_node(file.ino, inode))
-                }
-                Outcome::Failed(_) => match self.lookup(file.parent, &file.name).await? {
-                    // Ours, from an attempt whose answer was lost.
-                    Some(node) if node.ino == file.ino => Adopted::New(node),
-                    Some(node) => Adopted::Occupied(node),
-                    None => self.adopt_one(file.parent, &file.name, file.inode).await?,
-                },
-            };
-            results[file.index] = Some(adopted);
-            parents.insert(file.parent);
+        for ((parent, files), reply) in groups.iter().zip(replies) {
+            let entered = Entered::read(reply).ok_or_else(|| super::reads::damaged("adopt"))?;
+            let mut done = entered.done.into_iter();
+            for file in files {
+                let adopted = match done.next() {
+                    Some(true) => {
+                        journaled.push(journal::Entry {
+                            ino: file.ino,
+                            stand: entered.stand,
+                            what: What::Record(encode(&file.inode)),
+                        });
+                        Adopted::New(fresh_node(file.ino, file.inode.clone()))
+                    }
+                    _ => self.adopt_taken(file).await?,
+                };
+                results[file.index] = Some(adopted);
+            }
+            self.tell_own(*parent);
         }
         self.journal(&journaled);
-        parents
-            .iter()
-            .for_each(|parent| self.journal_above(*parent));
-        parents.into_iter().for_each(|parent| self.tell_own(parent));
+        groups.keys().for_each(|parent| self.journal_above(*parent));
         self.wake_events();
         Ok(())
     }
 
-    async fn commit_all(
-        &self,
-        plans: &[(Pending, Transaction, Inode)],
-    ) -> Result<Vec<Outcome>, CatalogError> {
-        let mut pipeline = redis::pipe();
-        // Whatever Redis forgot: the script is there before it is called.
-        pipeline.cmd("SCRIPT").arg("LOAD").arg(COMMIT.source());
-        for (_, transaction, _) in plans {
-            pipeline.cmd("EVALSHA").arg(COMMIT.sha1());
-            pipeline.arg(1).arg(self.cluster());
-            for word in transaction.arguments(self.me(), self.nonce()) {
-                pipeline.arg(word);
+    /// A file that was not entered with the others.
+    async fn adopt_taken(&self, file: &Pending) -> Result<Adopted, CatalogError> {
+        Ok(match self.lookup(file.parent, &file.name).await? {
+            // Ours, from an attempt whose answer was lost.
+            Some(node) if node.ino == file.ino => Adopted::New(node),
+            Some(node) => Adopted::Occupied(node),
+            None => {
+                let inode = file.inode.clone();
+                self.adopt_one(file.parent, &file.name, inode).await?
             }
-        }
-        let _changing = self.changing_all(plans);
-        let mut attempt = 1;
-        let rebuilt_by = Instant::now() + super::fence::REBUILD_WAIT;
-        let answers = loop {
-            match self.redis().pipe(&pipeline).await {
-                Err(RedisError::Lost(_)) if attempt < BATCH_ATTEMPTS => attempt += 1,
-                Err(error) if super::fence::is_refusal(&error) => {
-                    self.await_whole(rebuilt_by).await?;
-                }
-                answers => break answers?,
-            }
-        };
-        let outcomes = answers.into_iter().skip(1).map(|answer| {
-            Outcome::from_reply(answer).ok_or_else(|| super::reads::damaged("commit"))
-        });
-        outcomes.collect()
+        })
     }
 
-    /// Drops what is remembered of everything that the batch touches, when it has been carried out.
-    fn changing_all(&self, plans: &[(Pending, Transaction, Inode)]) -> Changing<'_> {
-        let touched = plans.iter().flat_map(|(_, change, _)| change.touched());
-        let mut places: Vec<Place> = touched.collect();
-        places.sort();
-        places.dedup();
-        self.shared.memory.changing_places(places, self.nonce())
+    /// One script for each directory, all in one round trip.
+    async fn commit_groups(
+        &self,
+        groups: &BTreeMap<Ino, Vec<Pending>>,
+    ) -> Result<Vec<Value>, CatalogError> {
+        let words = groups.iter().map(|(parent, files)| {
+            let (origin, nonce) = (self.me().to_string(), self.nonce().to_string());
+            let event = Event::Entered {
+                parent: *parent,
+                inos: files.iter().map(|file| file.ino).collect(),
+            };
+            let mut words = vec![parent.to_string().into_bytes()];
+            words.extend([origin.into(), nonce.into(), encode(&event)]);
+            files.iter().for_each(|file| file.words(&mut words));
+            words
+        });
+        let words: Vec<Vec<Vec<u8>>> = words.collect();
+        let places = groups.keys().map(|parent| Place::Directory(*parent));
+        let memory = &self.shared.memory;
+        // Dropped when it has been carried out: what is remembered of the directories goes then.
+        let _changing = memory.changing_places(places.collect(), self.nonce());
+        self.fenced_all(&ADOPT, &words).await
+    }
+}
+
+impl Pending {
+    /// What `adopt.lua` is told of it.
+    fn words(&self, words: &mut Vec<Vec<u8>>) {
+        let (ino, inode) = (self.ino, &self.inode);
+        let entry = Entry {
+            ino,
+            kind: inode.kind,
+        };
+        words.extend([self.name.clone(), entry.to_bytes(), encode(inode)]);
+        let is_held = inode.kind == Kind::File && inode.home != NodeId::NONE;
+        let (node, holding) = match is_held {
+            true => (inode.home.to_string().into(), whole(inode).to_bytes()),
+            false => Default::default(),
+        };
+        words.extend([node, holding]);
+    }
+}
+
+fn whole(inode: &Inode) -> Holding {
+    Holding {
+        version: inode.version,
+        bytes: inode.size,
+        is_put: false,
+    }
+}
+
+/// What became of the files of one directory.
+struct Entered {
+    stand: Stand,
+    /// In their order; fewer where the directory is gone.
+    done: Vec<bool>,
+}
+
+impl Entered {
+    fn read(reply: Value) -> Option<Self> {
+        let parts = super::reads::array(reply)?;
+        let [event, previous, done @ ..] = &parts[..] else {
+            return parts.is_empty().then(|| Self {
+                stand: Stand::default(),
+                done: Vec::new(),
+            });
+        };
+        let (event, previous) = (EventId::from_value(event)?, EventId::from_value(previous)?);
+        Some(Self {
+            stand: Stand::of(event, previous),
+            done: done.iter().map(|done| *done == Value::Int(1)).collect(),
+        })
     }
 }
 

@@ -268,6 +268,25 @@ impl Cache {
         }
     }
 
+    /// Keeps what several names stand for.
+    pub fn put_entries(
+        &mut self,
+        ticket: Ticket,
+        parent: Ino,
+        entries: Vec<(&[u8], Entry, Record)>,
+    ) {
+        if self.is_fresh(ticket, Place::Directory(parent)) {
+            self.change_directory(parent, |directory| {
+                let names = entries.iter();
+                let names = names.map(|(name, entry, _)| ((*name).into(), *entry));
+                directory.names.extend(names);
+            });
+        }
+        for (_, entry, record) in entries {
+            self.put_inode(ticket, entry.ino, record);
+        }
+    }
+
     /// Keeps a whole directory.
     pub fn put_names<'n>(
         &mut self,

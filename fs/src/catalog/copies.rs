@@ -138,7 +138,12 @@ pub fn take_over(me: NodeId, ino: Ino, located: &Located, home_lives: bool) -> D
         _ if inode.size == 0 => {
             let (version, bytes) = (inode.version, 0);
             let is_put = false;
-            let holding = Holding { version, bytes, is_put }.to_bytes();
+            let holding = Holding {
+                version,
+                bytes,
+                is_put,
+            }
+            .to_bytes();
             change.then(Operation::SetField(
                 Place::Holdings(ino),
                 field(me),

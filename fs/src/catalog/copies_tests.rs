@@ -95,7 +95,16 @@ fn model(home: u64, holders: &[(u64, u64, u64)], dead: &[u64]) -> Model {
         },
         holders: holders
             .iter()
-            .map(|&(node, version, bytes)| (NodeId(node), Holding { version, bytes, is_put: false }))
+            .map(|&(node, version, bytes)| {
+                (
+                    NodeId(node),
+                    Holding {
+                        version,
+                        bytes,
+                        is_put: false,
+                    },
+                )
+            })
             .collect(),
         alive: nodes
             .map(|node| (NodeId(node), !dead.contains(&node)))

@@ -19,6 +19,8 @@ pub const REBUILD_WAIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
 /// What the scripts' refusal begins with.
 const REFUSAL: &str = "KSGONE";
+/// How often several calls are sent again when the connection goes before their answers.
+const CALL_ATTEMPTS: usize = 3;
 
 /// What this handle knows of the tree's state.
 pub(super) struct Fence {
@@ -69,6 +71,32 @@ impl Catalog {
                 answer => return answer,
             }
         }
+    }
+
+    /// As `fenced`, called once with each of these arguments, in one round trip; again where the connection goes before the answer,
+    /// so for what may be done twice.
+    pub(super) async fn fenced_all(
+        &self,
+        script: &Script,
+        calls: &[Vec<Vec<u8>>],
+    ) -> Result<Vec<Value>, CatalogError> {
+        let mut pipeline = redis::pipe();
+        // Whatever Redis forgot: the script is there before it is called.
+        pipeline.cmd("SCRIPT").arg("LOAD").arg(script.source());
+        for words in calls {
+            pipeline.cmd("EVALSHA").arg(script.sha1());
+            pipeline.arg(1).arg(self.cluster()).arg(&words[..]);
+        }
+        let mut attempt = 1;
+        let deadline = Instant::now() + REBUILD_WAIT;
+        let mut answers = loop {
+            match self.redis().pipe(&pipeline).await {
+                Err(RedisError::Lost(_)) if attempt < CALL_ATTEMPTS => attempt += 1,
+                Err(error) if is_refusal(&error) => self.await_whole(deadline).await?,
+                answers => break answers?,
+            }
+        };
+        Ok(answers.split_off(1))
     }
 
     /// The tree was not there: it is rebuilt, and waited for until `deadline`.

@@ -357,8 +357,11 @@ impl Journal {
                 *held = Some(self.fold_part(part)?);
             }
         }
-        if let Some(first) = entries.first() {
-            self.remember(first.stand);
+        let mut last = None;
+        for entry in entries {
+            if last.replace(entry.stand) != Some(entry.stand) {
+                self.remember(entry.stand);
+            }
         }
         Ok(())
     }

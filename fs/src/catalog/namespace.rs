@@ -208,11 +208,11 @@ fn touch_directory(transaction: &mut Transaction, directory: Ino, time: Time, su
     ));
 }
 
-/// A name may be given in this directory.
-fn check_new_name(parent: Ino, name: &[u8]) -> Result<(), Stop> {
-    check_name(name).map_err(Stop::Posix)?;
+/// Whether a name may be given in this directory; else the errno.
+pub fn check_new_name(parent: Ino, name: &[u8]) -> Result<(), i32> {
+    check_name(name)?;
     if parent == ROOT && name == STATE_DIR.as_bytes() {
-        return Err(Stop::Posix(libc::EPERM));
+        return Err(libc::EPERM);
     }
     Ok(())
 }
@@ -255,7 +255,7 @@ pub fn create(
     inode: Inode,
     parent_time: ParentTime,
 ) -> Result<Plan<Inode>, Stop> {
-    check_new_name(parent, name)?;
+    check_new_name(parent, name).map_err(Stop::Posix)?;
     let inode = as_created(inode, parent, name);
     let mut change = Transaction::default();
     let directory = Place::Directory(parent);
@@ -325,7 +325,7 @@ pub fn link(
     name: &[u8],
     now: Time,
 ) -> Result<Plan<Inode>, Stop> {
-    check_new_name(parent, name)?;
+    check_new_name(parent, name).map_err(Stop::Posix)?;
     let record = known.inode(ino, libc::ENOENT)?;
     if record.inode.kind == Kind::Directory {
         return Err(Stop::Posix(libc::EPERM));
@@ -465,7 +465,8 @@ pub fn remove_seen(
         let change = &mut plan.transaction;
         change.require(Check::Fields(place, holders.len()), libc::ESTALE);
         for (node, holding) in holders {
-            let check = Check::FieldEquals(place, node.to_string().into_bytes(), holding.to_bytes());
+            let check =
+                Check::FieldEquals(place, node.to_string().into_bytes(), holding.to_bytes());
             change.require(check, libc::ESTALE);
         }
     }

@@ -8,7 +8,7 @@ use crate::path::TreePath;
 use crate::record::*;
 use crate::redis_client::{RedisError, Script};
 use redis::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
 
 /// How often a question is asked again when the connection goes before the answer.
@@ -470,6 +470,19 @@ impl Catalog {
         };
         let found = self.fetch_inodes(&[entry]).await?.pop().flatten();
         Ok(found.map(|(record, _)| record))
+    }
+
+    /// The records of these inodes, as they are now; of those that there are.
+    pub(super) async fn records(&self, inos: &[Ino]) -> Result<HashMap<Ino, Record>, CatalogError> {
+        let mut records = HashMap::with_capacity(inos.len());
+        for page in inos.chunks(PAGE) {
+            let kind = Kind::Directory;
+            let entries: Vec<Entry> = page.iter().map(|ino| Entry { ino: *ino, kind }).collect();
+            for (ino, found) in page.iter().zip(self.fetch_inodes(&entries).await?) {
+                records.extend(found.map(|(record, _)| (*ino, record)));
+            }
+        }
+        Ok(records)
     }
 
     /// Reads what a decision needs. True: part of it is from memory.

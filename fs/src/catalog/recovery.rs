@@ -24,7 +24,7 @@ use super::{Catalog, CatalogError, FORMAT, numbers};
 use crate::record::*;
 use crate::redis_client::{Redis, Script};
 use redis::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -499,47 +499,57 @@ impl Catalog {
         }
     }
 
-    /// A change of this node's that came by in the stream, and whose maker may have been killed before it was journaled.
+    /// Changes of this node's that came by in the stream, and whose maker may have been killed before they were journaled.
     pub(crate) async fn journal_again(
         &self,
-        id: super::EventId,
-        event: &Event,
+        events: &[(super::EventId, Event)],
     ) -> Result<(), CatalogError> {
         let Some(journal) = &self.shared.journal else {
             return Ok(());
         };
-        if journal.has(id) {
+        let missing: Vec<_> = events.iter().filter(|(id, _)| !journal.has(*id)).collect();
+        let inos = missing.iter().flat_map(|(_, event)| event.inos());
+        let inos: BTreeSet<Ino> = inos.collect();
+        if inos.is_empty() {
             return Ok(());
         }
-        let stand = Stand(id.0, id.1, 0);
+        let inos: Vec<Ino> = inos.into_iter().collect();
+        let records = self.records(&inos).await?;
         let mut entries = Vec::new();
-        match event {
-            Event::Linked { parent, name, ino }
-            | Event::Unlinked {
-                parent, name, ino, ..
-            } => {
-                let is_there = matches!(event, Event::Linked { .. });
-                let record = self.record(*ino, false).await?;
-                let is_first =
-                    |record: &Record| (record.inode.parent, &record.inode.name) == (*parent, name);
-                if record.is_some_and(|record| !is_first(&record)) {
-                    let what = super::journal::What::Link(*parent, name.clone(), is_there);
-                    let ino = *ino;
-                    entries.push(Entry { ino, stand, what });
-                }
+        for (id, event) in missing {
+            let stand = Stand(id.0, id.1, 0);
+            for ino in event.inos() {
+                let record = records.get(&ino);
+                entries.extend(further_link(event, record, stand));
+                let what = match record {
+                    Some(record) => super::journal::What::Record(record.bytes.to_vec()),
+                    None => super::journal::What::Gone,
+                };
+                entries.push(Entry { ino, stand, what });
             }
-            _ => {}
-        }
-        for ino in event.inos() {
-            let what = match self.record(ino, false).await? {
-                Some(record) => super::journal::What::Record(record.bytes.to_vec()),
-                None => super::journal::What::Gone,
-            };
-            entries.push(Entry { ino, stand, what });
         }
         self.journal(&entries);
         Ok(())
     }
+}
+
+/// What an event says of a further hard link.
+fn further_link(event: &Event, record: Option<&Record>, stand: Stand) -> Option<Entry> {
+    let (Event::Linked { parent, name, ino }
+    | Event::Unlinked {
+        parent, name, ino, ..
+    }) = event
+    else {
+        return None;
+    };
+    let is_there = matches!(event, Event::Linked { .. });
+    let inode = &record?.inode;
+    let is_first = (inode.parent, &inode.name) == (*parent, name);
+    (!is_first).then(|| Entry {
+        ino: *ino,
+        stand,
+        what: super::journal::What::Link(*parent, name.clone(), is_there),
+    })
 }
 
 /// A directory that something stands in and that nobody knows: in the root, under its old number.

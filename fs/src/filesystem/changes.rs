@@ -154,6 +154,7 @@ pub(super) fn stale_after(event: &Event) -> Vec<Change> {
             Change::Attributes(*first_ino),
             Change::Attributes(*second_ino),
         ],
+        Event::Entered { parent, .. } => vec![Change::Contents(*parent)],
         Event::Attributes { ino, .. } => vec![Change::Attributes(*ino)],
         Event::Published { ino, .. } => vec![Change::Contents(*ino)],
     }

@@ -183,8 +183,16 @@ mod tests {
     }
 
     fn holdings() -> impl Strategy<Value = Vec<(NodeId, Holding)>> {
-        let one = (1u64..5, 0u64..4, 0u64..100)
-            .prop_map(|(node, version, bytes)| (NodeId(node), Holding { version, bytes, is_put: false }));
+        let one = (1u64..5, 0u64..4, 0u64..100).prop_map(|(node, version, bytes)| {
+            (
+                NodeId(node),
+                Holding {
+                    version,
+                    bytes,
+                    is_put: false,
+                },
+            )
+        });
         proptest::collection::vec(one, 0..5)
     }
 

@@ -56,10 +56,11 @@ impl Owed {
 
     /// An event of this node.
     pub(super) fn note(&self, event: &Event) {
-        if let Event::Published { ino, .. } | Event::Linked { ino, .. } = event
+        if let Event::Published { .. } | Event::Linked { .. } | Event::Entered { .. } = event
             && self.count > 1
         {
-            self.files.lock().unwrap().note(*ino);
+            let mut files = self.files.lock().unwrap();
+            event.inos().into_iter().for_each(|ino| files.note(ino));
         }
     }
 }

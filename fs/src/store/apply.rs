@@ -236,7 +236,7 @@ impl Applier {
 /// Whether an event may change the data directory of `me`.
 fn has_effect(event: &Event, me: NodeId) -> bool {
     match event {
-        Event::Linked { .. } => false,
+        Event::Linked { .. } | Event::Entered { .. } => false,
         Event::Published { home, .. } => *home != me,
         _ => true,
     }
@@ -322,6 +322,12 @@ impl Shared {
         let read = self.catalog.events_after(|| self.position(), BATCH_MAX);
         match read.await? {
             Ok(events) => {
+                let me = self.store.node_id();
+                let own = |(id, origin, event): &(EventId, NodeId, Event)| {
+                    (*origin == me && !has_effect(event, me)).then(|| (*id, event.clone()))
+                };
+                let own: Vec<(EventId, Event)> = events.iter().filter_map(own).collect();
+                self.catalog.journal_again(&own).await?;
                 for (id, origin, event) in events {
                     self.apply_next(id, origin, &event).await?;
                 }
@@ -337,9 +343,10 @@ impl Shared {
         origin: NodeId,
         event: &Event,
     ) -> Result<(), StoreError> {
-        if origin == self.store.node_id() {
-            self.leave_to_its_maker(id, event).await;
-            self.catalog.journal_again(id, event).await?;
+        let me = self.store.node_id();
+        if origin == me && has_effect(event, me) {
+            self.leave_to_its_maker(id).await;
+            self.catalog.journal_again(&[(id, event.clone())]).await?;
         }
         let mut order = self.order.lock().await;
         if id <= self.position() {
@@ -365,8 +372,8 @@ impl Shared {
 
     /// This node's own change, seen in the stream before its maker has come to apply it: what the catalog remembers may be of
     /// before the change until then. One that nobody comes for (the scan's) is applied a little later.
-    async fn leave_to_its_maker(&self, id: EventId, event: &Event) {
-        if !has_effect(event, self.store.node_id()) || !self.has_started.load(Ordering::Acquire) {
+    async fn leave_to_its_maker(&self, id: EventId) {
+        if !self.has_started.load(Ordering::Acquire) {
             return;
         }
         let mut position = self.position.subscribe();

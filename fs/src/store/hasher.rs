@@ -14,6 +14,7 @@ use crate::error::FsError;
 use crate::{catalog::Catalog, path::TreePath, record::*};
 use queue::Queue;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
@@ -95,6 +96,18 @@ struct Shared {
     /// Hashings under way, by inode and version.
     flights: Mutex<HashMap<(Ino, u64), Flight>>,
     waited_for: Semaphore,
+    /// How many hold the background hashing up.
+    holds: AtomicUsize,
+}
+
+/// The background hashing is held up until this is dropped.
+pub(super) struct Hold(Arc<Shared>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.holds.fetch_sub(1, Ordering::AcqRel);
+        self.0.is_queued.notify_one();
+    }
 }
 
 /// What the low-priority thread is asked to do.
@@ -114,6 +127,7 @@ impl Hasher {
             is_queued: Notify::new(),
             flights: Mutex::new(HashMap::new()),
             waited_for: Semaphore::new(WAITED_FOR_MAX),
+            holds: AtomicUsize::new(0),
         });
         let (tasks, received) = std::sync::mpsc::sync_channel(1);
         let store = Arc::clone(&shared.store);
@@ -156,6 +170,12 @@ impl Hasher {
             hashed.unwrap_or_else(|panic| Err(panicked(panic)))
         });
         Ok(landed(flight).await?)
+    }
+
+    /// Nothing is hashed in the background for now: a node that starts has better things to do. What somebody waits for is.
+    pub(super) fn hold(&self) -> Hold {
+        self.shared.holds.fetch_add(1, Ordering::AcqRel);
+        Hold(Arc::clone(&self.shared))
     }
 
     /// How many files wait to be hashed in the background (at least).
@@ -243,6 +263,10 @@ impl Shared {
     /// Gives the thread one file after the other.
     async fn feed(self: Arc<Self>, tasks: std::sync::mpsc::SyncSender<Task>) {
         loop {
+            if self.holds.load(Ordering::Acquire) > 0 {
+                self.is_queued.notified().await;
+                continue;
+            }
             let next = lock(&self.queue).pop();
             match next {
                 Some(job) => self.hash_in_background(job, &tasks).await,

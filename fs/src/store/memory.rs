@@ -5,7 +5,7 @@
 //! Always: what is used is never more than the limit, but for what is counted anew (`recount`) while it is being written.
 //! Not for what must survive the machine's power.
 use super::{StoreError, io_at, state};
-use crate::record::NodeId;
+use crate::record::{Hash, NodeId};
 use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -119,6 +119,20 @@ impl MemoryTier {
         }
         self.change(|_| Some(used_bytes));
         Ok(())
+    }
+
+    /// The values that stand there, those that were used longest ago first.
+    pub(super) fn least_used(&self) -> Result<Vec<Hash>, StoreError> {
+        let used = |file: std::fs::DirEntry| {
+            let hash = super::kept::parse_hash(file.file_name().to_str()?)?;
+            Some((file.metadata().ok()?.accessed().ok()?, hash))
+        };
+        let mut values: Vec<_> = files_below(&self.directory)?
+            .into_iter()
+            .filter_map(used)
+            .collect();
+        values.sort_unstable();
+        Ok(values.into_iter().map(|(_, hash)| hash).collect())
     }
 
     /// Removes all of it.

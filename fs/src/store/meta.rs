@@ -200,6 +200,9 @@ mod tests {
         let bytes = postcard::to_extend(&old, vec![FORMAT_UNSIGNED]).unwrap();
         let tag = decode(&bytes).unwrap();
         assert_eq!((tag.disk_ino, tag.seen, tag.stored), (2, (3, 4), Some(5)));
-        assert_eq!((tag.node, tag.is_put, tag.directory), (NodeId::NONE, false, 0));
+        assert_eq!(
+            (tag.node, tag.is_put, tag.directory),
+            (NodeId::NONE, false, 0)
+        );
     }
 }

@@ -33,7 +33,7 @@ pub use live::{Live, take_paths};
 pub use retell::{RetoldReport, retell};
 
 use compare::Pending;
-use decide::Way;
+use decide::{Verdict, Way};
 use entry::Entry;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -83,6 +83,7 @@ pub async fn scan(
     store.set_node_name(node_name);
     let mut scan = Scan::new(store, catalog, hasher);
     scan.watches = watches;
+    let hold = hasher.hold();
     let mut starts = vec![TreePath::root()];
     while let Some(start) = starts.pop() {
         scan.walk(start).await?;
@@ -90,6 +91,8 @@ pub async fn scan(
         starts.append(&mut scan.aside);
     }
     scan.all_told().await?;
+    // Others may wait for hashes of ours as we do for theirs.
+    drop(hold);
     let pending = std::mem::take(&mut scan.pending);
     let undecided = scan.settle(pending, compare::SETTLE_WAIT).await?;
     scan.report.undecided += undecided.len() as u64;
@@ -124,6 +127,8 @@ struct Scan<'s> {
     pending: Vec<Pending>,
     /// Directories that were set aside, still to be walked.
     aside: Vec<TreePath>,
+    /// Whole copies of other nodes' files, to be told with the others of their batch.
+    copies: Vec<(Ino, Holding)>,
     /// What is being told to the catalog.
     telling: JoinSet<Result<(), CatalogError>>,
     /// Told of each directory before it is listed.
@@ -150,6 +155,7 @@ impl<'s> Scan<'s> {
             report: ScanReport::default(),
             pending: Vec::new(),
             aside: Vec::new(),
+            copies: Vec::new(),
             telling: JoinSet::new(),
             watches: None,
             live: None,
@@ -179,6 +185,7 @@ impl Scan<'_> {
         stale: &mut Vec<TreePath>,
     ) -> Result<(), StoreError> {
         let (mut directories, mut others, mut marked) = (Vec::new(), Vec::new(), Vec::new());
+        let mut symlinks = Vec::new();
         for found in batch {
             match found {
                 Ok(entry) if is_stale(&entry.path, stale) => {}
@@ -186,6 +193,7 @@ impl Scan<'_> {
                 Err((path, error)) => self.unreadable(&path, error.to_string()),
                 Ok(entry) => match (entry.inode.kind, &entry.meta) {
                     (Kind::Directory, _) => directories.push(entry),
+                    (Kind::Symlink, _) => symlinks.push(entry),
                     (_, Some(_)) => marked.push(entry),
                     (_, None) => others.push(entry),
                 },
@@ -196,10 +204,12 @@ impl Scan<'_> {
             self.report.files += u64::from(entry.inode.kind == Kind::File);
             self.report.bytes += entry.inode.size;
         }
+        let directories = self.not_in_tree(directories).await?;
         // Directories come before what is in them, here as in the walk.
         let asides = self.adopt(directories).await?;
         stale.extend(asides.iter().map(|(was, _)| was.clone()));
         self.aside.extend(asides.into_iter().map(|(_, now)| now));
+        others.extend(self.not_in_tree(symlinks).await?);
         others.retain(|entry| !is_stale(&entry.path, stale));
         marked.retain(|entry| !is_stale(&entry.path, stale));
         for (entry, known) in self.ask(marked).await? {
@@ -213,7 +223,7 @@ impl Scan<'_> {
         for entry in linked {
             self.take_linked(entry).await?;
         }
-        Ok(())
+        self.tell_copies().await
     }
 
     /// A file of several names is entered by the first of them, and then carries a meta: so each is looked at once more when its turn
@@ -239,11 +249,40 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// What the catalog says of files that carry a meta.
+    /// Directories and symlinks that the tree does not have so: they carry nothing that says that it does.
+    async fn not_in_tree(&self, entries: Vec<Entry>) -> Result<Vec<Entry>, StoreError> {
+        let found = self.catalog.found(&paths_of(&entries)).await?;
+        let me = self.store.node_id();
+        let all = entries.into_iter().zip(found);
+        let missing = all.filter(|(entry, node)| {
+            let verdict = node
+                .as_ref()
+                .map(|node| decide::occupied(&entry.inode, &node.inode, me));
+            if let (Some(Verdict::Same), Some(node)) = (verdict, node)
+                && entry.inode.kind == Kind::Directory
+            {
+                self.mark_directory(entry, node);
+            }
+            verdict != Some(Verdict::Same)
+        });
+        Ok(missing.map(|(entry, _)| entry).collect())
+    }
+
+    /// What the catalog says of files that carry a meta: all of them are asked for at once, and those that are not where they stand one
+    /// by one.
     async fn ask(&self, entries: Vec<Entry>) -> Result<Vec<(Entry, Known)>, StoreError> {
+        let found = self.catalog.found(&paths_of(&entries)).await?;
         let mut answers = Vec::with_capacity(entries.len());
         let mut asking: JoinSet<Result<(Entry, Known), CatalogError>> = JoinSet::new();
-        for entry in entries {
+        for (entry, here) in entries.into_iter().zip(found) {
+            let ino = entry.meta.as_ref().map_or(0, |meta| meta.ino);
+            let here = match here {
+                Some(node) if node.ino == ino => {
+                    answers.push((entry, Known::Here(node)));
+                    continue;
+                }
+                here => here,
+            };
             if asking.len() == QUESTIONS_MAX
                 && let Some(answer) = asking.join_next().await
             {
@@ -251,18 +290,12 @@ impl Scan<'_> {
             }
             let catalog = self.catalog.clone();
             asking.spawn(async move {
-                let ino = entry.meta.as_ref().map_or(0, |meta| meta.ino);
-                let here = catalog.resolve(&entry.path).await?;
-                let known = match here {
-                    Some(node) if node.ino == ino => Known::Here(node),
-                    here => match catalog.node(ino).await? {
-                        Some(node) if node.inode.kind == Kind::File => {
-                            let me = catalog.me();
-                            let here = here.as_ref().map(|here| &*here.inode);
-                            Known::Elsewhere(node, decide::way(here, me))
-                        }
-                        _ => Known::Unknown,
-                    },
+                let known = match catalog.node(ino).await? {
+                    Some(node) if node.inode.kind == Kind::File => {
+                        let here = here.as_ref().map(|here| &*here.inode);
+                        Known::Elsewhere(node, decide::way(here, catalog.me()))
+                    }
+                    _ => Known::Unknown,
                 };
                 Ok((entry, known))
             });
@@ -333,7 +366,7 @@ fn read_all(
         Some(watches) => Walker::watched(Arc::clone(store), start, watches),
         None => Walker::new(Arc::clone(store), start),
     };
-    for found in walker {
+    for found in walker.reading_marks() {
         match Entry::read(store, found) {
             Ok(Some(entry)) => batch.push(Ok(entry)),
             Ok(None) => {}
@@ -345,6 +378,10 @@ fn read_all(
     }
     // Nobody takes it: the scan has failed already.
     let _ = send.blocking_send(batch);
+}
+
+fn paths_of(entries: &[Entry]) -> Vec<TreePath> {
+    entries.iter().map(|entry| entry.path.clone()).collect()
 }
 
 /// Whether it is one of these directories or below one.

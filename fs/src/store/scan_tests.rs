@@ -362,3 +362,61 @@ async fn scanned_files_can_be_opened_by_their_inode() {
     let (_, meta) = node.store.open_file(&path("file"), ino, how).unwrap();
     assert_eq!((meta.ino, meta.version), (ino, 1));
 }
+
+/// How many scripts Redis has been asked to run.
+async fn scripts_run(redis: &crate::redis_client::Redis) -> u64 {
+    let mut command = redis::cmd("INFO");
+    command.arg("commandstats");
+    let text = match redis.run(&command).await.unwrap() {
+        redis::Value::BulkString(bytes) => String::from_utf8(bytes).unwrap(),
+        redis::Value::VerbatimString { text, .. } => text,
+        other => panic!("{other:?}"),
+    };
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("cmdstat_evalsha:calls="));
+    let calls = line.and_then(|line| line.split(['=', ',']).nth(1));
+    calls.map_or(0, |calls| calls.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_files_take_few_questions() {
+    const DIRECTORIES: usize = 50;
+    const FILES: u64 = 10_000;
+    // Five directories of two hundred: each is made or asked for, and its files, in two batches at most.
+    const ENTERED_EACH_THOUSAND: u64 = 25;
+    const SEEN_EACH_THOUSAND: u64 = 25;
+    let (redis, directory, node) = one_node().await;
+    for number in 0..FILES as usize {
+        let above = directory.path().join(format!("{}", number % DIRECTORIES));
+        if number < DIRECTORIES {
+            std::fs::create_dir(&above).unwrap();
+        }
+        // Empty: nobody hashes them beside the scan.
+        std::fs::File::create(above.join(format!("{number}"))).unwrap();
+    }
+    let counted = node.catalog.redis().clone();
+    let before = scripts_run(&counted).await;
+    let report = node.scan().await;
+    assert_eq!(
+        (report.files, report.new),
+        (FILES, FILES + DIRECTORIES as u64)
+    );
+    let entered = scripts_run(&counted).await - before;
+    assert!(
+        entered <= ENTERED_EACH_THOUSAND * FILES / 1000,
+        "{entered} scripts to enter {FILES} files"
+    );
+    let (name, path) = (node.name, node.directory.clone());
+    drop((counted, node));
+    let node = Node::start(&redis, &path, name).await;
+    let counted = node.catalog.redis().clone();
+    let before = scripts_run(&counted).await;
+    let report = node.scan().await;
+    assert_eq!((report.files, report.new, report.changed), (FILES, 0, 0));
+    let seen = scripts_run(&counted).await - before;
+    assert!(
+        seen <= SEEN_EACH_THOUSAND * FILES / 1000,
+        "{seen} scripts to see that {FILES} files are as they were"
+    );
+}

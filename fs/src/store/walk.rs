@@ -4,12 +4,15 @@
 //! of directories still to be entered); `.ks`, what else is called like it in the root, and other file systems mounted inside are not entered, symlinks not followed. What
 //! appears or goes meanwhile may be seen or not. A directory comes before what is in it.
 use super::Store;
+use super::meta::{self, Tag};
 use super::watch::Watches;
 use crate::path::{TreePath, is_own_name};
 use crate::record::Kind;
 use rustix::fs::{AtFlags, Dir, FileType, Stat};
 use rustix::io::Errno;
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 /// Directories held open at once.
@@ -23,15 +26,27 @@ pub(super) enum Found {
         path: TreePath,
         kind: Kind,
         stat: Box<Stat>,
+        mark: Mark,
     },
     /// It could not be looked at.
     Unreadable { path: TreePath, error: io::Error },
+}
+
+/// The `user.ks` of a file that was found.
+#[derive(Debug)]
+pub(super) enum Mark {
+    /// It was not read.
+    Unread,
+    /// It was; `None`: there is none that is the file's own and of the catalog in use.
+    Read(Option<Box<Tag>>),
 }
 
 pub(super) struct Walker {
     store: Arc<Store>,
     /// Directories are watched before they are listed.
     watches: Option<Arc<Watches>>,
+    /// Files' marks are read.
+    reads_marks: bool,
     open: Vec<(TreePath, Dir)>,
     waiting: Vec<TreePath>,
 }
@@ -42,6 +57,7 @@ impl Walker {
         Self {
             store,
             watches: None,
+            reads_marks: false,
             open: Vec::new(),
             waiting: vec![start],
         }
@@ -52,6 +68,14 @@ impl Walker {
         Self {
             watches: Some(Arc::clone(watches)),
             ..Self::new(store, start)
+        }
+    }
+
+    /// As it is; with the marks of files.
+    pub(super) fn reading_marks(self) -> Self {
+        Self {
+            reads_marks: true,
+            ..self
         }
     }
 
@@ -96,7 +120,14 @@ impl Walker {
             .fd()
             .and_then(|fd| rustix::fs::statat(fd, &name[..], AtFlags::SYMLINK_NOFOLLOW));
         match found {
-            Ok(stat) => self.found(path, stat),
+            Ok(stat) => {
+                let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+                let mark = match directory.fd() {
+                    Ok(fd) if is_file && self.reads_marks => self.store.mark_at(fd, &name, &stat),
+                    _ => Mark::Unread,
+                };
+                self.found(path, stat, mark)
+            }
             Err(Errno::NOENT) => None,
             Err(error) => Some(Found::Unreadable {
                 path,
@@ -105,7 +136,7 @@ impl Walker {
         }
     }
 
-    fn found(&mut self, path: TreePath, stat: Stat) -> Option<Found> {
+    fn found(&mut self, path: TreePath, stat: Stat, mark: Mark) -> Option<Found> {
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Kind::File,
             FileType::Symlink => Kind::Symlink,
@@ -121,7 +152,12 @@ impl Walker {
             self.waiting.push(path.clone());
         }
         let stat = Box::new(stat);
-        Some(Found::Entry { path, kind, stat })
+        Some(Found::Entry {
+            path,
+            kind,
+            stat,
+            mark,
+        })
     }
 }
 
@@ -140,6 +176,21 @@ impl Iterator for Walker {
             if found.is_some() {
                 return found;
             }
+        }
+    }
+}
+
+impl Store {
+    /// The mark of a file of this directory, read without opening the file.
+    fn mark_at(&self, directory: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> Mark {
+        let mut at = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
+        at.extend_from_slice(name);
+        let mut buffer = [MaybeUninit::<u8>::uninit(); meta::ATTRIBUTE_BYTES_MAX];
+        match rustix::fs::lgetxattr(&at[..], meta::ATTRIBUTE, &mut buffer) {
+            Ok((bytes, _)) => Mark::Read(self.own_tag(bytes, stat).map(Box::new)),
+            Err(Errno::NODATA) => Mark::Read(None),
+            // Without /proc, or whatever it is: whoever opens the file sees.
+            Err(_) => Mark::Unread,
         }
     }
 }

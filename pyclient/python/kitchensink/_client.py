@@ -27,7 +27,7 @@ from . import (
 )
 from .bulk import BulkMethods, JobOrId, cancelled_by_interrupt
 from .client_data import DataMethods
-from .errors import ConnectionLost
+from .errors import ConnectionLost, NotSerializable
 from .job import Job
 from .mapping import MapMethods
 from .options import PathArgument
@@ -74,7 +74,7 @@ class Client(BulkMethods, MapMethods, DataMethods):
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | os.PathLike[str] | None = None,
         rpc_name: str | None = None,
         queue_name: str | None = None,
         fmt: str = "cloudpickle",
@@ -83,9 +83,11 @@ class Client(BulkMethods, MapMethods, DataMethods):
         timeout: float = CONNECT_SECONDS,
     ) -> None:
         serialization.serializer(fmt)
+        if url is not None and not isinstance(url, (str, os.PathLike)):
+            raise TypeError(f"url takes 'ks://HOST:PORT' or the path of a node's control socket, not {url!r}")
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
             raise TypeError(f"timeout takes seconds, more than 0, not {timeout!r}")
-        self._given_url = url
+        self._given_url = None if url is None else os.fsdecode(url)
         self._key = None if key is None else os.fsdecode(key)
         self._defaults = {"_rpc_name": rpc_name, "_queue_name": queue_name}
         self._format = fmt
@@ -152,6 +154,9 @@ class Client(BulkMethods, MapMethods, DataMethods):
         if session is not None:
             session.retire()
 
+    def __reduce__(self) -> Any:
+        raise NotSerializable("a Client cannot be sent: functions on nodes have one of their own, kitchensink.client()")
+
     def __repr__(self) -> str:
         session = self._session
         if session is None or session.ended:
@@ -204,7 +209,11 @@ class Client(BulkMethods, MapMethods, DataMethods):
         count wherever they stand in the arguments: `str`, `bytes` or `PathLike`, also inside of lists, tuples, dicts,
         sets and dataclasses (four levels). On a node that mounts the tree elsewhere they arrive rewritten.
 
-        A node that refuses the call says so in `result`. What cannot be sent raises `NotSerializable` here.
+        A node that refuses the call says so in `result`. What cannot be sent raises `NotSerializable` here. An `async
+        def` function runs to its end, in an event loop of its own, and its result is what it returns.
+
+        Calls that a call makes (with `client()`, on its node) are cancelled when that call is cancelled, runs out of
+        time or memory, or dies; those of a call that returns or raises go on.
 
         Keywords that begin with `_` are KitchenSink's:
 
@@ -342,9 +351,12 @@ class Client(BulkMethods, MapMethods, DataMethods):
 
         Beside them its bytes (`bytes_local`, `bytes_fetched`), how many ran on each of the `nodes`, what `timethis`
         marked (`marks`), and `profile`: of the calls with `_profile=True` a `Profile` (pstats, and a flame graph), else
-        None. Jobs that go on are left out.
+        None. Jobs that go on are left out. Errors: JobUnknown, with the first id that no job has.
         """
-        return profiling.summary([self.job(one) for one in jobs])
+        several = [self.job(one) for one in jobs]
+        for one in several:
+            one._raise_unknown()
+        return profiling.summary(several)
 
     # Forks
 

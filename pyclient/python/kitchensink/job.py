@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import outcome as outcomes
 from . import waiting
-from .errors import JobCancelled, KitchenSinkError, Late
+from .errors import JobCancelled, JobUnknown, KitchenSinkError, Late, NotSerializable
 
 if TYPE_CHECKING:
     from .profiled import Profile
@@ -131,6 +131,18 @@ class Job(Future):  # type: ignore[type-arg]
     def __repr__(self) -> str:
         where = f" on {self._where[0]}" if self._where else ""
         return f"<Job {self.id} {self.name} {self._state.lower()}{where}>"
+
+    def __reduce__(self) -> Any:
+        raise NotSerializable(
+            "a Job cannot be sent: pass its result (c.result(job)), the path of a file that it wrote, or what it left "
+            "in memory (_keep=True); str(job) is its id"
+        )
+
+    def _raise_unknown(self) -> None:
+        """Raises JobUnknown where no job has this id."""
+        unknown = self._outcome is not None and outcomes.failed_as(self._outcome, "JobUnknown")
+        if unknown or isinstance(self._exception, JobUnknown):
+            self.result(0)
 
     # What the session does with it.
 

@@ -95,6 +95,12 @@ class Keeper:
         self._memory = memory
         self._disk = disk
 
+    def stands(self, path: bytes) -> list[bytes]:
+        """Where the value of this file may stand: there, or where it has moved since."""
+        tail = os.path.join(*path.split(b"/")[-2:])
+        tiers = [os.fsencode(tier) for tier in (self._memory, self._disk, self._memory) if tier is not None]
+        return [path, *(os.path.join(tier, tail) for tier in tiers)]
+
     def put(self, value: Any) -> dict[str, Any]:
         """Writes a value; the node's `KeptFile` of it. Errors: NotSerializable, PayloadError."""
         buffers = _laid_out(value)
@@ -183,6 +189,14 @@ def _opened(path: bytes) -> list[memoryview]:
     return buffers
 
 
+def _found(paths: list[bytes]) -> tuple[bytes, list[memoryview]]:
+    """The first of these files that is there, and its buffers. Errors: OSError, ValueError."""
+    for path in paths[:-1]:
+        with contextlib.suppress(FileNotFoundError):
+            return path, _opened(path)
+    return paths[-1], _opened(paths[-1])
+
+
 class Mapped:
     """Values that this process has mapped; the least used go first."""
 
@@ -190,7 +204,7 @@ class Mapped:
         self._kept: collections.OrderedDict[bytes, list[memoryview]] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def value(self, name: str, path: bytes) -> Any:
+    def value(self, name: str, path: bytes, keeper: Keeper | None = None) -> Any:
         """The value of a file, made anew of the same bytes each time. Errors: KeyLost, and what unpickling it
         raises."""
         with self._lock:
@@ -199,7 +213,7 @@ class Mapped:
                 self._kept.move_to_end(path)
         if buffers is None:
             try:
-                buffers = _opened(path)
+                path, buffers = _found([path] if keeper is None else keeper.stands(path))
             except (OSError, ValueError) as error:
                 raise KeyLost(f"{name}: no node has its value any more: {error}") from error
             with self._lock:
@@ -226,7 +240,8 @@ def let_go() -> None:
 class Arrived:
     """In a worker, while a call's arguments are loaded: its handles become values."""
 
-    def __init__(self, kept: Any) -> None:
+    def __init__(self, kept: Any, keeper: Keeper | None = None) -> None:
+        self._keeper = keeper
         self._paths = {value["id"]: value["path"] for value in kept}
         self._values: dict[str, Any] = {}
 
@@ -246,7 +261,7 @@ class Arrived:
             path = self._paths[id]
             if path is None:
                 raise KeyLost(f"{key}: no node has its value any more")
-            self._values[id] = _mapped.value(key, path)
+            self._values[id] = _mapped.value(key, path, self._keeper)
         return self._values[id]
 
 
@@ -332,7 +347,7 @@ class RemoteValue:
             )
         seconds = _BRING_SECONDS if timeout is None else timeout
         found = session.ask({"Kept": {"ids": [self.id]}}, "Kept", seconds)
-        return _mapped.value(self.key, found[0]["path"])
+        return _mapped.value(self.key, found[0]["path"], session.keeper)
 
     def obj(self) -> Any:
         """The same as `get()`."""

@@ -31,7 +31,12 @@ def failed_here(error: Exception) -> Outcome:
 
 def is_cancelled(outcome: Outcome) -> bool:
     """Whether it ended by being cancelled."""
-    return outcome.kind == "Failed" and outcome.error is None and bool(outcome.body["kind"] == "JobCancelled")
+    return failed_as(outcome, "JobCancelled")
+
+
+def failed_as(outcome: Outcome, kind: str) -> bool:
+    """Whether it is this failure of ours, as the node said it."""
+    return outcome.kind == "Failed" and outcome.error is None and bool(outcome.body["kind"] == kind)
 
 
 def decode(outcome: Outcome, format: str, job: str, where: tuple[str, int] | None) -> tuple[Any, BaseException | None]:

@@ -7,6 +7,8 @@ cloudpickle. Modules of the client's own project travel by value (`own_modules`)
 
 from __future__ import annotations
 
+import collections
+import io
 import mmap
 import os
 import pickle
@@ -25,6 +27,30 @@ _PICKLES = ("cloudpickle", "pickle")
 
 _CODE_MAGIC = b"KSF1"
 """Then the Python's major and minor version, then 1 where the function travels by value, then the pickle."""
+
+
+_FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO)
+
+
+def _reduce_file(file: Any) -> Any:
+    """cloudpickle makes a `StringIO` of a text file: whoever gets it takes it for the file, and writes into nothing."""
+    for stream in ("stdin", "stdout", "stderr"):
+        if file is getattr(sys, stream):
+            return getattr, (sys, stream)
+    name = getattr(file, "name", "")
+    raise NotSerializable(f"an open file ({name}) cannot be sent: send its path, or its content (f.read())")
+
+
+class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
+    """cloudpickle, but for open files."""
+
+    dispatch_table = collections.ChainMap(dict.fromkeys(_FILES, _reduce_file), cloudpickle.CloudPickler.dispatch_table)
+
+
+def _cloud_dumps(value: Any, **options: Any) -> bytes:
+    with io.BytesIO() as file:
+        _Pickler(file, **options).dump(value)
+        return file.getvalue()
 
 
 def _dump(value: Any, dumps: Callable[..., bytes]) -> list[Buffer]:
@@ -51,7 +77,7 @@ def encode(value: Any, format: str = "cloudpickle", plain: bool = False) -> list
     if plain or format == "pickle":
         return _dump(value, pickle.dumps)
     with own_modules.by_value():
-        return _dump(value, cloudpickle.dumps)
+        return _dump(value, _cloud_dumps)
 
 
 def decode(buffers: list[Buffer], format: str = "cloudpickle") -> Any:
@@ -119,7 +145,7 @@ def encode_function(function: Any, by_value: bool) -> bytes:
     """A function's serialized form. Errors: NotSerializable."""
     try:
         with own_modules.by_value():
-            pickled: bytes = cloudpickle.dumps(function, protocol=PICKLE_PROTOCOL)
+            pickled = _cloud_dumps(function, protocol=PICKLE_PROTOCOL)
     except Exception as error:
         raise NotSerializable(_function_culprit(function, error)) from error
     version = bytes([sys.version_info[0], sys.version_info[1], by_value])
@@ -149,6 +175,8 @@ def decode_function(code: Buffer) -> Callable[..., Any]:
 def describe(error: BaseException) -> str:
     """An exception in one line."""
     text = str(error)
+    if isinstance(error, NotSerializable):
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

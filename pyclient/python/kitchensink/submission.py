@@ -113,6 +113,7 @@ class Maker:
         least = waiting.priority()
         if least is not None:
             call["priority"] = max(least, call.get("priority", least))
+            call["outer"] = waiting.outer()
         if handles:
             job._uses = tuple(handles)
             call["kept"] = [{"id": id} for id in dict.fromkeys(handle.id for handle in handles)]

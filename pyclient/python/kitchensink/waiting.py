@@ -101,6 +101,12 @@ def priority() -> int | None:
     return None if running is None else min(running.priority + 1, PRIORITY_MAX)
 
 
+def outer() -> str | None:
+    """The call that makes the calls that are made here: it takes them with it when it is stopped."""
+    running = _current()
+    return None if running is None else running.job
+
+
 def wait(session: Session, job: Job, deadline: float | None) -> bool:
     """As `session.wait(job, deadline)`; the place of the call that waits is given away meanwhile. Errors:
     NestedTooDeep."""

@@ -21,11 +21,13 @@ import faulthandler
 import logging
 import os
 import signal
+import stat
 import sys
 import time
 import traceback
+import types
 from types import FrameType, TracebackType
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, NoReturn
 
 from . import __about__, _native, blobs, kept, own_modules, paths, rpc, serialization, serialize, waiting
 from .errors import KitchenSinkError, NotRegistered, NotSerializable, PayloadError
@@ -35,6 +37,10 @@ from .workplace import Workplace
 
 FUNCTIONS_MAX = 4_096
 """Functions that are kept."""
+CUT_OFF_EXIT = 117
+"""What the process ends with where a call has closed its socket to the node (see the node's `worker.rs`)."""
+HEARD = b"\x06"
+"""Written to the pipe for stacks when SIGINT has come through to the interpreter: its call has time to clean up."""
 LOG_MESSAGE_MAX = 64 * 1024
 """Characters of one log message that travel."""
 
@@ -149,8 +155,10 @@ class Times:
 class Worker:
     """The loop, and what it knows."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, fault_fd: int | None = None) -> None:
         self.connection = connection
+        self._fault_fd = fault_fd
+        self._pid = os.getpid()
         self.current: Run | None = None
         self._functions = Functions(registered_only=bool(os.environ.get("KS_REGISTERED_ONLY")))
         state = os.path.join(os.environ.get("KS_DATADIR", "/nonexistent"), ".ks")
@@ -185,6 +193,9 @@ class Worker:
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._interruptible:
             self._interrupted = True
+            if self._fault_fd is not None:
+                with contextlib.suppress(OSError):
+                    os.write(self._fault_fd, HEARD)
             raise KeyboardInterrupt
 
     def _run(self, run: Run, frame: list[bytearray]) -> None:
@@ -214,9 +225,13 @@ class Worker:
                 try:
                     self._times.starts()
                     value = function(*args, **kwargs)
+                    if type(value) is types.CoroutineType:
+                        value = _run_to_its_end(value)
                 finally:
                     self._interruptible = False
                     self._times.ends()
+                    if os.getpid() != self._pid:
+                        _end_forked()
             except KeyboardInterrupt as error:
                 return _failed("JobCancelled", f"{run.name} was cancelled") if self._interrupted else _raised(error)
             except SystemExit as error:
@@ -235,7 +250,7 @@ class Worker:
         try:
             buffers = serialize.open_payload(run.args, frame)
             if run.kept:
-                with kept.Arrived(run.kept):
+                with kept.Arrived(run.kept, self._keeper):
                     args, kwargs = serialize.decode_call(buffers, run.format)
             else:
                 args, kwargs = serialize.decode_call(buffers, run.format)
@@ -283,6 +298,31 @@ class Worker:
         if (sys.stdout, sys.stderr) != replaced:
             _flush_both()
         _native.flush_c_streams()
+
+
+def _end_forked() -> NoReturn:
+    """A process that the call forked, and that came out of the call: the answer is its parent's."""
+    error = sys.exc_info()[1]
+    if error is not None:
+        with contextlib.suppress(Exception):
+            traceback.print_exception(type(error), error, _users_frames(error.__traceback__))
+    _flush_both()
+    os._exit(0 if error is None else 1)
+
+
+def _run_to_its_end(coroutine: Any) -> Any:
+    """What an `async def` function returns."""
+    import asyncio
+
+    return asyncio.run(coroutine)
+
+
+def _is_cut_off(descriptor: int) -> bool:
+    """Whether a call has closed the socket to the node."""
+    try:
+        return not stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    except OSError:
+        return True
 
 
 def _flush_both() -> None:
@@ -383,12 +423,15 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _arrange(arguments.fault_fd)
-    worker = Worker(_native.adopt(arguments.fd))
+    worker = Worker(_native.adopt(arguments.fd), arguments.fault_fd)
     root = logging.getLogger()
     root.setLevel(os.environ.get("KS_WORKER_LOG_LEVEL", "INFO").upper())
     root.addHandler(LogHandler(worker))
-    with contextlib.suppress(OSError):  # the node is gone: so are we
+    try:
         worker.serve()
+    except OSError:  # the node is gone: so are we
+        if _is_cut_off(arguments.fd):
+            os._exit(CUT_OFF_EXIT)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ pub fn rename(
         return Err(Stop::Posix(libc::EINVAL));
     }
     check_name(from.name).map_err(Stop::Posix)?;
-    check_new_name(to.parent, to.name)?;
+    check_new_name(to.parent, to.name).map_err(Stop::Posix)?;
     let moved = known
         .entry(from.parent, from.name)?
         .ok_or(Stop::Posix(libc::ENOENT))?;

@@ -10,7 +10,13 @@ use crate::store::scan::look::{self, Glance, Seen};
 use crate::store::scan::take_paths;
 use crate::store::watch::Watches;
 use crate::store::watch::due::{Due, Hint, Look, Task};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+/// So often a path waits for the directory that it is in to be moved.
+const WAITS_MAX: u32 = 40;
+/// So often a directory that was moved waits for what stood in its place.
+const MERGE_AFTER: u32 = 8;
 
 /// One thing to be brought in line.
 struct Item {
@@ -107,7 +113,16 @@ impl FileSystem {
         let (mut gone, there): (Vec<Item>, Vec<Item>) =
             items.into_iter().partition(|item| item.glance.is_nothing());
         let (mut taken, mut merged) = (Vec::new(), Vec::new());
+        let (from, to) = watches.due().moves();
+        let waits_for = |item: &Item, moves: &BTreeSet<TreePath>| {
+            item.task.tries < WAITS_MAX && is_below_any(&item.task.path, moves)
+        };
         for item in there {
+            // The tree has another directory above it still, or none.
+            if waits_for(&item, &from) || waits_for(&item, &to) {
+                not_yet(watches, &item.task.path);
+                continue;
+            }
             match self.prepare(watches, &item).await {
                 Ok(Prepared::Done) => self.settled(watches, &item).await,
                 Ok(Prepared::Moved) => {
@@ -130,6 +145,10 @@ impl FileSystem {
         }
         gone.sort_by_key(|item| std::cmp::Reverse(item.task.path.names().count()));
         for item in gone {
+            if waits_for(&item, &from) {
+                not_yet(watches, &item.task.path);
+                continue;
+            }
             match self.take_away(watches, &item).await {
                 Ok(true) => self.settled(watches, &item).await,
                 Ok(false) => not_yet(watches, &item.task.path),
@@ -202,14 +221,18 @@ impl FileSystem {
             Some(node) if is_directory(node) && watches.due().is_awaited_elsewhere(to) => {
                 libc::RENAME_EXCHANGE
             }
-            Some(node) if is_directory(node) && watches.due().has_below(to) => {
-                return Ok(Some(Prepared::Later));
-            }
             Some(node) if is_directory(node) => 0,
             Some(_) => return Ok(None),
         };
         let moved = self.move_directory(&from, to, says, flags).await?;
-        Ok(Some(if moved { Prepared::Moved } else { Prepared::ToMerge }))
+        Ok(Some(match moved {
+            true => Prepared::Moved,
+            // What stood there was removed, which is dealt with first.
+            false if item.task.tries < MERGE_AFTER && watches.due().has_below(to) => {
+                Prepared::Later
+            }
+            false => Prepared::ToMerge,
+        }))
     }
 
     /// A directory was moved, with all below it. `false`: the tree cannot follow in one step.
@@ -235,9 +258,9 @@ impl FileSystem {
         else {
             return Ok(false);
         };
-        let renamed =
-            self.catalog
-                .rename(old.ino, old_name, new.ino, new_name, flags);
+        let renamed = self
+            .catalog
+            .rename(old.ino, old_name, new.ino, new_name, flags);
         match renamed.await {
             Ok(committed) => {
                 self.own(&committed).await;
@@ -461,13 +484,23 @@ impl FileSystem {
     async fn pass_on(&self, node: &Node_, heirs: &[NodeId]) -> Result<bool, FsError> {
         let version = node.inode.version;
         let given = self.catalog.give_up(node.ino, version, heirs, 1).await?;
-        tracing::debug!(ino = node.ino, ?given, "removed behind the daemon's back; another node's own copy stays");
+        tracing::debug!(
+            ino = node.ino,
+            ?given,
+            "removed behind the daemon's back; another node's own copy stays"
+        );
         Ok(!matches!(given, GaveUp::TooFew(_) | GaveUp::Changed))
     }
 }
 
 fn is_directory(node: &Node_) -> bool {
     node.inode.kind == Kind::Directory
+}
+
+fn is_below_any(path: &TreePath, directories: &BTreeSet<TreePath>) -> bool {
+    let above = |at: &TreePath| at.split_last().map(|(above, _)| above);
+    let mut ancestors = std::iter::successors(above(path), above);
+    !directories.is_empty() && ancestors.any(|ancestor| directories.contains(&ancestor))
 }
 
 fn not_yet(watches: &Watches, path: &TreePath) {

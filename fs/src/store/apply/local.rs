@@ -26,7 +26,7 @@ impl Local<'_> {
     pub(super) async fn apply(&self, id: EventId, event: &Event) -> Result<(), StoreError> {
         match event {
             // A file appears here when it is made or fetched here.
-            Event::Linked { .. } => Ok(()),
+            Event::Linked { .. } | Event::Entered { .. } => Ok(()),
             Event::Unlinked {
                 ino, path, gone, ..
             } => match TreePath::new(path) {
@@ -151,12 +151,7 @@ impl Local<'_> {
     }
 
     /// Whether what stands at `path` is the event's (file of that inode, or directory) and has not been moved by it or later.
-    async fn is_to_move(
-        &self,
-        id: EventId,
-        path: &TreePath,
-        ino: Ino,
-    ) -> Result<bool, StoreError> {
+    async fn is_to_move(&self, id: EventId, path: &TreePath, ino: Ino) -> Result<bool, StoreError> {
         let standing = self.look(path)?;
         let is_of_event = match standing {
             Standing::File { .. } => standing.meta_of(ino).is_some(),

@@ -144,7 +144,11 @@ fn second_misplaced(
     let first_stat = rustix::fs::fstat(&first).map_err(|error| io_at(parked)(error.into()))?;
     if (first_stat.st_dev, first_stat.st_ino) == (stat.st_dev, stat.st_ino) {
         return match local.store.is_still(path, standing) {
-            true => local.store.root.unlink(path, false).map_err(local.store.io(path)),
+            true => local
+                .store
+                .root
+                .unlink(path, false)
+                .map_err(local.store.io(path)),
             false => Ok(()),
         };
     }

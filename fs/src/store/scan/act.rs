@@ -57,7 +57,7 @@ impl Scan<'_> {
     }
 
     /// So that it is known again where it is moved. Failing costs no more than that.
-    fn mark_directory(&self, entry: &Entry, node: &Node_) {
+    pub(super) fn mark_directory(&self, entry: &Entry, node: &Node_) {
         if entry.directory == node.ino {
             return;
         }
@@ -130,7 +130,7 @@ impl Scan<'_> {
         };
         match decide::known(local, meta, &node.inode, me) {
             Verdict::Current => {
-                self.tell_of_copy(&entry, meta, &node).await?;
+                self.tell_of_copy(&entry, meta, &node);
                 if meta.blake3.is_none() || node.inode.blake3.is_none() {
                     self.hasher.queue(entry.path, meta.ino, meta.version);
                 }
@@ -241,7 +241,10 @@ impl Scan<'_> {
             store.root.rename(from, there, RenameFlags::NOREPLACE)
         });
         match moved {
-            Ok(()) => self.tell_of_copy(&entry, meta, &node).await.map(|()| None),
+            Ok(()) => {
+                self.tell_of_copy(&entry, meta, &node);
+                Ok(None)
+            }
             // Something stands there: this is a file of its own then.
             Err(_) => Ok(Some(entry)),
         }
@@ -333,24 +336,32 @@ impl Scan<'_> {
         }
     }
 
-    /// A whole copy of another node's file: the holding is told again.
-    async fn tell_of_copy(
-        &mut self,
-        entry: &Entry,
-        meta: &LocalMeta,
-        node: &Node_,
-    ) -> Result<(), StoreError> {
+    /// A whole copy of another node's file: the holding is told, with others.
+    fn tell_of_copy(&mut self, entry: &Entry, meta: &LocalMeta, node: &Node_) {
         if node.inode.home == self.store.node_id() || node.inode.version != meta.version {
-            return Ok(());
+            return;
         }
-        let (catalog, ino) = (self.catalog.clone(), node.ino);
         let holding = Holding {
             version: meta.version,
             bytes: meta.size,
             is_put: entry.is_put,
         };
-        self.tell(async move { catalog.set_holding(ino, Some(holding)).await })
-            .await
+        self.copies.push((node.ino, holding));
+    }
+
+    /// Tells of the copies that were found; most of them are known, which is asked for in one go.
+    pub(super) async fn tell_copies(&mut self) -> Result<(), StoreError> {
+        let copies = std::mem::take(&mut self.copies);
+        for (ino, holding) in self.catalog.untold(copies).await? {
+            let catalog = self.catalog.clone();
+            let telling = async move {
+                // Where it stands is remembered then, and journaled with it.
+                catalog.path_of(ino).await?;
+                catalog.set_holding(ino, Some(holding)).await
+            };
+            self.tell(telling).await?;
+        }
+        Ok(())
     }
 
     /// Several at once; errors come out later, at the latest at the end.

@@ -4,8 +4,8 @@
 //! Always: until it is decided the file here stands untouched and is no copy.
 use super::super::hasher::Hasher;
 use super::super::{Store, StoreError};
-use super::entry::Entry;
 use super::Scan;
+use super::entry::Entry;
 use crate::catalog::{Catalog, Node_};
 use crate::record::*;
 use std::sync::{Arc, Weak};
@@ -49,6 +49,7 @@ impl Scan<'_> {
         let mut undecided = pending;
         loop {
             undecided = self.settle_once(undecided, deadline).await?;
+            self.tell_copies().await?;
             self.all_told().await?;
             if undecided.is_empty() || Instant::now() >= deadline {
                 return Ok(undecided);

@@ -1,7 +1,7 @@
 //! One thing that the walk came by, with all that a decision needs; and writing `user.ks` on it.
 use super::super::files::Standing;
 use super::super::meta::{self, Tag, atime_ns, ctime_ns, mtime_ns};
-use super::super::walk::Found;
+use super::super::walk::{Found, Mark};
 use super::super::{LocalMeta, Store, StoreError};
 use crate::path::TreePath;
 use crate::record::*;
@@ -38,12 +38,23 @@ impl Entry {
         store: &Store,
         found: Found,
     ) -> Result<Option<Entry>, (TreePath, io::Error)> {
-        let (path, kind, stat) = match found {
-            Found::Entry { path, kind, stat } => (path, kind, stat),
+        let (path, kind, stat, mark) = match found {
+            Found::Entry {
+                path,
+                kind,
+                stat,
+                mark,
+            } => (path, kind, stat, mark),
             Found::Unreadable { path, error } => return Err((path, error)),
         };
         let read = || match kind {
-            Kind::File => Self::read_file(store, &path),
+            Kind::File => match mark {
+                Mark::Read(tag) if store.is_superuser || is_marked(tag.as_deref()) => {
+                    let entry = Self::from_stat(store, &path, kind, &stat);
+                    Ok(Some(entry.marked(store, tag.map(|tag| *tag), &stat)))
+                }
+                _ => Self::read_file(store, &path),
+            },
             Kind::Symlink => {
                 let target = store.read_link(&path)?;
                 let entry = Self::from_stat(store, &path, kind, &stat);
@@ -68,7 +79,15 @@ impl Entry {
         let Standing::File { file, stat, tag } = store.standing(path)? else {
             return Ok(None);
         };
-        let mut entry = Self::from_stat(store, path, Kind::File, &stat);
+        let entry = Self::from_stat(store, path, Kind::File, &stat).marked(store, tag, &stat);
+        if entry.meta.is_none() {
+            store.make_markable(&file, &stat)?;
+        }
+        Ok(Some(entry))
+    }
+
+    /// With what the file's mark says of it.
+    fn marked(mut self, store: &Store, tag: Option<Tag>, stat: &Stat) -> Self {
         if let Some(Tag {
             meta: Some(meta),
             stored,
@@ -76,14 +95,12 @@ impl Entry {
             ..
         }) = tag
         {
-            entry.is_put = is_put;
-            entry.is_untouched = meta::is_untouched(&meta, &stat);
-            entry.is_doubtful = store.durability.is_doubtful(stored);
-            entry.meta = Some(meta);
-        } else {
-            store.make_markable(&file, &stat)?;
+            self.is_put = is_put;
+            self.is_untouched = meta::is_untouched(&meta, stat);
+            self.is_doubtful = store.durability.is_doubtful(stored);
+            self.meta = Some(meta);
         }
-        Ok(Some(entry))
+        self
     }
 
     fn from_stat(store: &Store, path: &TreePath, kind: Kind, stat: &Stat) -> Entry {
@@ -147,6 +164,11 @@ impl Entry {
             blake3: record.blake3,
         }
     }
+}
+
+/// Whether it says which inode it is.
+fn is_marked(tag: Option<&Tag>) -> bool {
+    tag.is_some_and(|tag| tag.meta.is_some())
 }
 
 impl Store {

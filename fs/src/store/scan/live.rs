@@ -9,7 +9,7 @@ use crate::error::FsError;
 use crate::path::TreePath;
 use crate::record::*;
 use crate::store::hasher::Hasher;
-use crate::store::walk::Found;
+use crate::store::walk::{Found, Mark};
 use crate::store::{DIRTY_SIZE, LocalMeta, Store, StoreError};
 use ks_transport::BoxFuture;
 use rustix::fs::FileType;
@@ -75,7 +75,13 @@ impl Scan<'_> {
             _ => return None,
         };
         let path = path.clone();
-        Entry::read(self.store, Found::Entry { path, kind, stat }).transpose()
+        let found = Found::Entry {
+            path,
+            kind,
+            stat,
+            mark: Mark::Unread,
+        };
+        Entry::read(self.store, found).transpose()
     }
 
     /// A new version of a file whose home is here, while the node runs.

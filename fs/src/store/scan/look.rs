@@ -48,7 +48,9 @@ impl Glance {
             if *kind != Kind::Directory {
                 (stat.st_size, mtime_ns(stat), ctime_ns(stat)).hash(&mut hasher);
             }
-            tag.as_ref().map_or(0, |tag| tag.directory).hash(&mut hasher);
+            tag.as_ref()
+                .map_or(0, |tag| tag.directory)
+                .hash(&mut hasher);
             if let Some(meta) = tag.as_ref().and_then(|tag| tag.meta.as_ref()) {
                 (meta.ino, meta.version, meta.size, meta.mtime).hash(&mut hasher);
             }
@@ -118,12 +120,11 @@ impl Store {
         } else {
             let mut buffer = [MaybeUninit::<u8>::uninit(); meta::ATTRIBUTE_BYTES_MAX];
             tag = match rustix::fs::lgetxattr(&at, meta::ATTRIBUTE, &mut buffer) {
-                Ok((bytes, _)) => meta::decode(bytes),
+                Ok((bytes, _)) => self.own_tag(bytes, &stat),
                 Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Glance::Nothing),
                 Err(_) => None,
             };
         }
-        let tag = tag.filter(|tag| tag.disk_ino == stat.st_ino && self.is_own_tag(tag));
         Ok(Glance::There {
             kind,
             stat: Box::new(stat),

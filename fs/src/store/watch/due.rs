@@ -72,6 +72,8 @@ pub struct Task {
     pub was_moved_away: bool,
     /// All that was below it waits by itself, or was dealt with.
     pub is_with_all: bool,
+    /// How often it was looked at in vain.
+    pub tries: u32,
 }
 
 impl Task {
@@ -85,6 +87,7 @@ impl Task {
             has_attributes: false,
             was_moved_away: false,
             is_with_all: false,
+            tries: 0,
         }
     }
 }
@@ -169,7 +172,10 @@ impl Due {
                 (waiting.has_attributes, Hint::Attributes),
                 (waiting.is_open, Hint::Made),
             ];
-            let mut hints: Vec<Hint> = hints.into_iter().filter_map(|(is, hint)| is.then_some(hint)).collect();
+            let mut hints: Vec<Hint> = hints
+                .into_iter()
+                .filter_map(|(is, hint)| is.then_some(hint))
+                .collect();
             hints.extend(waiting.moved_from.map(Hint::MovedFrom));
             if hints.is_empty() {
                 hints.push(Hint::Settled);
@@ -238,6 +244,7 @@ impl Due {
                 has_attributes: waiting.has_attributes,
                 was_moved_away: waiting.was_moved_away,
                 is_with_all: waiting.is_with_all,
+                tries: waiting.tries,
                 path,
             };
             taken.push((order, task));
@@ -318,6 +325,13 @@ impl Due {
         let after = first.map(|first| self.paths.range(first..));
         let after = after.into_iter().flatten().map(|(next, _)| next);
         after.take_while(move |next| next.as_bytes().starts_with(&below))
+    }
+
+    /// Directories that wait to be moved: where from, and where to.
+    pub fn moves(&self) -> (BTreeSet<TreePath>, BTreeSet<TreePath>) {
+        let moved =
+            |(to, waiting): (&TreePath, &Waiting)| Some((waiting.moved_from.clone()?, to.clone()));
+        self.paths.iter().filter_map(moved).unzip()
     }
 
     /// Whether a directory that stood at `path` waits where it was moved to.
