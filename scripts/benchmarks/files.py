@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -16,6 +17,8 @@ WRITTEN_BYTES = 512 * MIB
 FIO_SECONDS = 2
 REST_SECONDS = 5
 OPENS = 5000
+MANY_FILES = 20_000
+FILES_EACH = 200
 
 
 def run_inside(node, name: str, *arguments, timeout: float = 120) -> dict:
@@ -121,7 +124,48 @@ def at_rest(report: Report, node, name: str) -> None:
     report.add(f"memory at rest, {name}", node.status()["memory_bytes"] / MIB, "MiB", value_target=("<=", 50))
 
 
+def many_files(report: Report) -> None:
+    """How long a node takes to start on a data directory of many files: those it has never seen, and those it knows."""
+    first, again = f"start on {MANY_FILES:,} files, new", f"start on {MANY_FILES:,} files, known"
+    if not (report.wants(first) or report.wants(again)):
+        return
+
+    def seconds(node) -> float:
+        begun = time.monotonic()
+        node.exec(node.mount_command("--num-workers", 1), timeout=120)
+        taken = time.monotonic() - begun
+        node.pid = node.status()["pid"]
+        return taken
+
+    with Cluster(1) as cluster:
+        node = cluster[1]
+        empty = seconds(node)
+        node.stop()
+        for number in range(MANY_FILES):
+            directory = node.datadir / f"directory{number // FILES_EACH}"
+            if number % FILES_EACH == 0:
+                directory.mkdir()
+            (directory / f"file{number}").write_bytes(b"a small file")
+        for name in (first, again):
+            taken = seconds(node)
+            # Ten seconds for a million.
+            each = (taken - empty) * 1e6 / MANY_FILES
+            report.add(name, each, "µs a file", value_target=("<=", 10))
+            if name == again:
+                report.add(
+                    f"memory, {MANY_FILES:,} files known",
+                    node.status()["memory_bytes"] / MIB,
+                    "MiB",
+                    value_target=("<=", 200),
+                )
+            node.stop()
+        # The end of the hosts has a deadline, and removes what is left.
+        for directory in node.datadir.glob("directory*"):
+            shutil.rmtree(directory)
+
+
 def measure(report: Report) -> None:
+    many_files(report)
     with Cluster(1) as cluster:
         node = cluster[1]
         write_noise(node.datadir / "local", LOCAL_BYTES)
