@@ -244,29 +244,35 @@ def content_of(node, name):
     return node.exec(["cat", f"/ks/{name}"], check=False).stdout
 
 
+def moved_across(trio, attempt):
+    name, data = f"crossing-{attempt}", noise(70_000 + attempt, seed=attempt)
+    source, target = trio[2].datadir / name, trio[1].datadir / name
+    source.write_bytes(data)
+    wait_for(lambda: content_of(trio[3], name) == data, 10, "it is in the tree")
+    if attempt % 2:
+        # The other node has a copy already, which is replaced.
+        assert content_of(trio[1], name) == data
+        wait_for(target.exists, 10, "a copy")
+    run("mv", source, target)
+    time.sleep(SEEN_WITHIN_S)
+    wait_for(lambda: trio[3].holders(name).keys() >= {"host1"}, 10, "held where it is")
+    assert target.read_bytes() == data
+    wait_for(lambda: content_of(trio[2], name) == data, 10, "it stays in the tree")
+    assert trio[1].exec(["python3", "-c", f"import os; print(os.getxattr('/ks/{name}', 'user.ks.home'))"]).text
+
+
 def test_moved_from_one_data_directory_to_anothers(trio):
     """All on one disk: the mark goes along, and must not make it a copy that goes with the file that is gone."""
     for attempt in range(4):
-        name, data = f"crossing-{attempt}", noise(70_000 + attempt, seed=attempt)
-        source, target = trio[2].datadir / name, trio[1].datadir / name
-        source.write_bytes(data)
-        wait_for(lambda: content_of(trio[3], name) == data, 10, "it is in the tree")
-        if attempt % 2:
-            # The other node has a copy already, which is replaced.
-            assert content_of(trio[1], name) == data
-            wait_for(target.exists, 10, "a copy")
-        run("mv", source, target)
-        time.sleep(SEEN_WITHIN_S)
-        wait_for(lambda: trio[3].holders(name).keys() >= {"host1"}, 10, "held where it is")
-        assert target.read_bytes() == data
-        wait_for(lambda: content_of(trio[2], name) == data, 10, "it stays in the tree")
-        assert trio[1].exec(["python3", "-c", f"import os; print(os.getxattr('/ks/{name}', 'user.ks.home'))"]).text
+        moved_across(trio, attempt)
     other = noise(10_000, seed=50)
     (trio[2].datadir / "crossing-here").write_bytes(other)
     wait_for(lambda: content_of(trio[3], "crossing-here") == other, 10, "it is in the tree")
     run("mv", trio[2].datadir / "crossing-here", trio[1].datadir / "crossing-there")
     wait_for(lambda: content_of(trio[3], "crossing-there") == other, 10, "under its new name")
-    wait_for(lambda: trio[3].exec(["ls", "/ks/crossing-here"], check=False).status != 0, 10, "and not under the old one")
+    wait_for(
+        lambda: trio[3].exec(["ls", "/ks/crossing-here"], check=False).status != 0, 10, "and not under the old one"
+    )
     time.sleep(SEEN_WITHIN_S)
     assert (trio[1].datadir / "crossing-there").read_bytes() == other
 
@@ -304,7 +310,8 @@ def test_a_tree_is_moved_to_another_nodes_data_directory(trio):
 
 
 def test_somebodys_own_copy_outlives_a_removal_elsewhere(trio):
-    """The same bytes were put on two nodes: what is removed behind the back of one is not removed of the other. `rm` in the tree removes both."""
+    """The same bytes were put on two nodes: what is removed behind the back of one stays on the other. `rm` in the tree
+    removes both."""
     data = noise(40_000, seed=3)
     for number, names in ((1, ("twice", "thrice")), (2, ("twice", "thrice"))):
         for name in names:
@@ -368,7 +375,9 @@ def test_a_directory_is_moved_out(trio, place):
     trio[2].shell("echo of node 2 >/ks/leaving/d2/theirs; mkdir /ks/leaving/theirs; cat /ks/leaving/d1/f1 >/dev/null")
     run("mv", root, outside)
     theirs = "leaving\nleaving/d2\nleaving/d2/theirs\n"
-    wait_for(lambda: trio[3].shell("cd /ks; find leaving | sort").text == theirs, 15, "what was here is gone", every_s=0.2)
+    wait_for(
+        lambda: trio[3].shell("cd /ks; find leaving | sort").text == theirs, 15, "what was here is gone", every_s=0.2
+    )
     assert (outside / "d1" / "f1").exists()
     run("mv", outside, root)
     here = sum(1 for file in root.rglob("*") if file.is_file() and not file.is_symlink())

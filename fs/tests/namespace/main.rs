@@ -141,8 +141,8 @@ proptest! {
         let seen_ino = entry.ino + Ino::from(other_ino) * 1000;
         let held = store.hashes.get(&Place::Holdings(entry.ino)).cloned().unwrap_or_default();
         let mut holders: Vec<(NodeId, Holding)> = held
-            .iter()
-            .map(|(_, holding)| (seen.home, Holding::from_bytes(holding).unwrap()))
+            .values()
+            .map(|holding| (seen.home, Holding::from_bytes(holding).unwrap()))
             .collect();
         if other_holders {
             holders.push((NodeId(77), Holding { version: 1, bytes: 1, is_put: true }));
