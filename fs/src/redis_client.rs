@@ -280,6 +280,20 @@ impl Redis {
         !self.is_connected() && silent_since.is_some_and(|since| since.elapsed() >= AWAY_AFTER)
     }
 
+    /// Why Redis takes no changes now, in its words (a full disk, say); `None`: it takes them, or cannot be asked.
+    pub async fn refuses_changes(&self) -> Option<String> {
+        if !self.is_connected() {
+            return None;
+        }
+        // A change by its kind, which changes nothing.
+        let mut command = redis::cmd("SETRANGE");
+        command.arg("ks:probe").arg(0).arg("");
+        match self.run(&command).await {
+            Err(RedisError::Refused(text)) => Some(text),
+            _ => None,
+        }
+    }
+
     /// A blocking command's own connection (XREAD BLOCK and the like): no deadline but the caller's, no tracking.
     pub async fn dedicated(&self) -> Result<MultiplexedConnection, RedisError> {
         let config = AsyncConnectionConfig::new()
