@@ -240,6 +240,187 @@ def test_a_copy_is_removed(trio):
     wait_for(lambda: not trio[3].shell("ls /ks/copied", check=False).text, 10, "removed at its home")
 
 
+def content_of(node, name):
+    return node.exec(["cat", f"/ks/{name}"], check=False).stdout
+
+
+def moved_across(trio, attempt):
+    name, data = f"crossing-{attempt}", noise(70_000 + attempt, seed=attempt)
+    source, target = trio[2].datadir / name, trio[1].datadir / name
+    source.write_bytes(data)
+    wait_for(lambda: content_of(trio[3], name) == data, 10, "it is in the tree")
+    if attempt % 2:
+        # The other node has a copy already, which is replaced.
+        assert content_of(trio[1], name) == data
+        wait_for(target.exists, 10, "a copy")
+    run("mv", source, target)
+    time.sleep(SEEN_WITHIN_S)
+    wait_for(lambda: trio[3].holders(name).keys() >= {"host1"}, 10, "held where it is")
+    assert target.read_bytes() == data
+    wait_for(lambda: content_of(trio[2], name) == data, 10, "it stays in the tree")
+    assert trio[1].exec(["python3", "-c", f"import os; print(os.getxattr('/ks/{name}', 'user.ks.home'))"]).text
+
+
+def test_moved_from_one_data_directory_to_anothers(trio):
+    """All on one disk: the mark goes along, and must not make it a copy that goes with the file that is gone."""
+    for attempt in range(4):
+        moved_across(trio, attempt)
+    other = noise(10_000, seed=50)
+    (trio[2].datadir / "crossing-here").write_bytes(other)
+    wait_for(lambda: content_of(trio[3], "crossing-here") == other, 10, "it is in the tree")
+    run("mv", trio[2].datadir / "crossing-here", trio[1].datadir / "crossing-there")
+    wait_for(lambda: content_of(trio[3], "crossing-there") == other, 10, "under its new name")
+    wait_for(
+        lambda: trio[3].exec(["ls", "/ks/crossing-here"], check=False).status != 0, 10, "and not under the old one"
+    )
+    time.sleep(SEEN_WITHIN_S)
+    assert (trio[1].datadir / "crossing-there").read_bytes() == other
+
+
+def test_a_tree_is_moved_to_another_nodes_data_directory(trio):
+    """By copying and removing, as between machines, and by one rename, as on one disk."""
+    source, target = trio[2].datadir / "moving", trio[1].datadir / "moving"
+    expected = {}
+    for number in range(30):
+        expected[f"d{number % 3}/f{number}"] = noise(3000 + number, seed=number)
+
+    def make():
+        for name, data in expected.items():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes(data)
+        wait_for(lambda: count_files(trio[3], "/ks/moving") == 30, 10, "they are in the tree")
+
+    def is_whole():
+        assert all((target / name).read_bytes() == data for name, data in expected.items())
+        return all(content_of(trio[3], f"moving/{name}") == data for name, data in expected.items())
+
+    make()
+    run("cp", "-a", source, target)
+    run("rm", "-r", source)
+    time.sleep(SEEN_WITHIN_S)
+    wait_for(is_whole, 20, "copied and removed", every_s=0.5)
+    run("rm", "-r", target)
+    wait_for(lambda: trio[3].exec(["ls", "/ks/moving"], check=False).status != 0, 20, "removed")
+    make()
+    run("mv", source, target)
+    time.sleep(SEEN_WITHIN_S)
+    wait_for(is_whole, 20, "moved at once", every_s=0.5)
+    run("rm", "-r", target)
+    wait_for(lambda: trio[3].exec(["ls", "/ks/moving"], check=False).status != 0, 20, "removed again")
+
+
+def test_somebodys_own_copy_outlives_a_removal_elsewhere(trio):
+    """The same bytes were put on two nodes: what is removed behind the back of one stays on the other. `rm` in the tree
+    removes both."""
+    data = noise(40_000, seed=3)
+    for number, names in ((1, ("twice", "thrice")), (2, ("twice", "thrice"))):
+        for name in names:
+            (trio[number].datadir / name).write_bytes(data)
+            wait_for(lambda name=name: content_of(trio[3], name) == data, 10, "in the tree")
+    for name in ("twice", "thrice"):
+        wait_for(lambda name=name: trio[3].holders(name).keys() >= {"host1", "host2"}, 15, "two copies")
+    (trio[1].datadir / "twice").unlink()
+    wait_for(lambda: "host1" not in trio[3].holders("twice"), 10, "given up")
+    assert (trio[2].datadir / "twice").read_bytes() == data and content_of(trio[1], "twice") == data
+    trio[3].shell("rm /ks/twice /ks/thrice")
+    for number, name in ((1, "thrice"), (2, "twice"), (2, "thrice")):
+        path = trio[number].datadir / name
+        wait_for(lambda path=path: not path.exists(), 10, "removed by name")
+
+
+def test_a_directory_is_moved_and_made_again_at_once(trio, place):
+    root = trio[1].datadir / "again"
+    root.mkdir()
+    run("cp", "-a", place, root / "one")
+    same_soon(trio, "again", "made")
+    numbers = {name: inode_number(trio[2], f"again/one/{name}") for name in ("", "d1", "d1/f1")}
+    run("bash", "-c", f"cd {root} && mv one two && mkdir one && echo new >one/file && mv two three && mkdir -m 700 two")
+    same_soon(trio, "again", "moved twice, and made again")
+    assert {name: inode_number(trio[2], f"again/three/{name}") for name in numbers} == numbers
+    run("bash", "-c", f"cd {root}/three && echo last >d1/last && mv d1 ../d1 && mv ../d1 d2/inner && mkdir d1")
+    same_soon(trio, "again", "moved with what was just made in it")
+    assert inode_number(trio[2], "again/three/d2/inner") == numbers["d1"]
+    run("bash", "-c", f"cd {root} && rm -r three && cp -a {place} three && mv three four")
+    same_soon(trio, "again", "made anew, and moved while it was taken in")
+
+
+def inode_number(node, name):
+    return int(node.exec(["stat", "-c", "%i", f"/ks/{name}"]).text)
+
+
+def test_directories_change_places(trio):
+    root = trio[1].datadir / "places"
+    for name in ("a", "b", "c"):
+        (root / name / "deep").mkdir(parents=True)
+        (root / name / "deep" / "file").write_bytes(name.encode() * 5000)
+        (root / name / name).write_bytes(b"its own")
+    same_soon(trio, "places", "made")
+    numbers = {name: inode_number(trio[2], f"places/{name}") for name in ("a", "b", "c")}
+    run("bash", "-c", f"cd {root} && mv a t && mv b a && mv t b")
+    same_soon(trio, "places", "two changed places")
+    assert inode_number(trio[2], "places/a") == numbers["b"] and inode_number(trio[2], "places/b") == numbers["a"]
+    run("bash", "-c", f"cd {root} && mv a t && mv b a && mv c b && mv t c")
+    same_soon(trio, "places", "three changed places")
+    run("bash", "-c", f"cd {root} && rm -r a && mv b a")
+    same_soon(trio, "places", "one in the place of one that was removed")
+    run("rm", "-r", root)
+    wait_for(lambda: trio[3].exec(["ls", "/ks/places"], check=False).status != 0, 10, "removed")
+
+
+def test_a_directory_is_moved_out(trio, place):
+    """What stood there is gone, as if it had been removed; what others have in it stays."""
+    root, outside = trio[1].datadir / "leaving", trio[1].home / "outside"
+    run("cp", "-a", place, root)
+    same_soon(trio, "leaving", "made")
+    trio[2].shell("echo of node 2 >/ks/leaving/d2/theirs; mkdir /ks/leaving/theirs; cat /ks/leaving/d1/f1 >/dev/null")
+    run("mv", root, outside)
+    theirs = "leaving\nleaving/d2\nleaving/d2/theirs\n"
+    wait_for(
+        lambda: trio[3].shell("cd /ks; find leaving | sort").text == theirs, 15, "what was here is gone", every_s=0.2
+    )
+    assert (outside / "d1" / "f1").exists()
+    run("mv", outside, root)
+    here = sum(1 for file in root.rglob("*") if file.is_file() and not file.is_symlink())
+    wait_for(lambda: count_files(trio[3], "/ks/leaving") == here + 1, 15, "and back", every_s=0.2)
+    assert trio[2].exec(["cat", "/ks/leaving/d1/f1"]).stdout == (place / "d1" / "f1").read_bytes()
+
+
+def test_modes_are_followed(trio):
+    root = trio[1].datadir / "modes"
+    (root / "by-hand").mkdir(parents=True)
+    (root / "by-hand" / "file").write_bytes(b"x")
+    same_soon(trio, "modes", "made")
+    trio[2].shell("mkdir -m 2711 /ks/modes/by-ks; echo y >/ks/modes/by-ks/file")
+    assert trio[1].exec(["cat", "/ks/modes/by-ks/file"]).text == "y\n"
+    wait_for((root / "by-ks").exists, 10, "a copy in its directory")
+    time.sleep(SEEN_WITHIN_S)
+
+    def mode(name):
+        return trio[3].exec(["stat", "-c", "%a", f"/ks/modes/{name}"]).text.strip()
+
+    assert mode("by-ks") == "2711", "the daemon's own making changes nothing"
+    for name in ("by-hand", "by-ks"):
+        (root / name).chmod(0o750)
+        wait_for(lambda name=name: mode(name) == "750", 5, "followed")
+        trio[2].shell(f"chmod 701 /ks/modes/{name}")
+        wait_for(lambda name=name: (root / name).stat().st_mode & 0o7777 == 0o701, 5, "the tree's, on disk")
+        time.sleep(1)
+        assert mode(name) == "701"
+    (root / "by-hand" / "file").chmod(0o640)
+    wait_for(lambda: mode("by-hand/file") == "640", 5, "a file's")
+
+
+def test_names_of_the_program_are_not_seen(trio):
+    (trio[1].datadir / ".ksfoo").write_bytes(b"x")
+    (trio[1].datadir / ".ks-directory").mkdir()
+    (trio[1].datadir / ".ks-directory" / "file").write_bytes(b"x")
+    (trio[1].datadir / "seen").write_bytes(b"x")
+    wait_for(lambda: content_of(trio[3], "seen") == b"x", 10, "in the tree")
+    time.sleep(SEEN_WITHIN_S)
+    assert not [name for name in trio[1].exec(["ls", "-A", "/ks"]).text.split() if name.startswith(".ks")]
+    assert (trio[1].datadir / ".ksfoo").read_bytes() == b"x"
+
+
 def test_own_changes_are_no_news(trio):
     """A busy tree changes nothing behind its own back: every version is one that a program wrote."""
     trio[1].shell("""

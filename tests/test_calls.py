@@ -310,6 +310,41 @@ def test_any_node_can_be_asked(cluster):
     assert hosts == ["host1", "host2", "host3"]
 
 
+@pytest.mark.parametrize("address", ["", "'ks://host2:6323'"], ids=["the own node", "another node"])
+def test_everybody_who_asks_for_a_job_gets_its_result(cluster, address):
+    code = f"""
+        import io
+        from contextlib import redirect_stdout
+        clients = [Client({address}) for _ in range(3)]
+        def slow():
+            time.sleep(1)
+            print("printed")
+            time.sleep(0.2)
+            return "value"
+        heard = io.StringIO()
+        with redirect_stdout(heard):
+            job = clients[0].call(slow)
+            attached = [client.call(abs, -1) and client.async_result(job.id) for client in clients[1:]]
+            results = [clients[2].result(job.id, timeout=20), clients[0].result(job, timeout=20)]
+            results += [clients[1].result(job.id, timeout=20), clients[0].result(job, timeout=20)]
+        reply([results, heard.getvalue().count("printed")])
+    """
+    results, heard = cluster[1].ask(code)
+    assert results == ["value"] * 4 and heard >= 1
+    # One who asked has gone meanwhile.
+    code = f"""
+        one, other = Client({address}), Client({address})
+        job = one.call(lambda: time.sleep(1.5) or "value")
+        try:
+            other.result(job.id, timeout=0.5)
+        except Exception as error:
+            assert type(error).__name__ in ("TimeoutError", "JobTimeout"), error
+        other.close()
+        reply(one.result(job, timeout=20))
+    """
+    assert cluster[1].ask(code) == "value"
+
+
 def test_waiting_releases_the_interpreter_and_hears_ctrl_c(cluster):
     code = """
         import signal, threading

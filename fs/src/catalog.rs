@@ -527,17 +527,19 @@ impl Catalog {
         .await
     }
 
-    /// Removes a name, if it stands for what was looked at still, unchanged (else ESTALE); a directory only where it is empty
-    /// (ENOTEMPTY). `Some(ino)`: the inode went with it.
+    /// Removes a name, if it stands for what was looked at still, unchanged and with these holders (else ESTALE); a directory only where
+    /// it is empty (ENOTEMPTY). `Some(ino)`: the inode went with it.
     pub async fn remove_seen(
         &self,
         parent: Ino,
         name: &[u8],
         seen: &Node_,
+        holders: &[(NodeId, Holding)],
     ) -> Result<Committed<Option<Ino>>, CatalogError> {
         let label = format!("'{}'", String::from_utf8_lossy(name));
         self.change(&label, |known, now| {
-            namespace::remove_seen(known, parent, name, (seen.ino, &seen.inode), now)
+            let seen = (seen.ino, &*seen.inode);
+            namespace::remove_seen(known, parent, name, seen, holders, now)
         })
         .await
     }
@@ -643,7 +645,23 @@ impl Catalog {
         ino: Ino,
         holding: Option<Holding>,
     ) -> Result<(), CatalogError> {
-        let change = self.holding_change(ino, holding);
+        if let Some(holding) = holding {
+            return self.add_holding(ino, holding).await.map(|_| ());
+        }
+        let change = self.holding_change(ino, None);
+        let label = format!("inode {ino}");
+        let committed = self.change(&label, |_, _| {
+            Ok(namespace::Plan {
+                transaction: change.clone(),
+                value: (),
+            })
+        });
+        committed.await.map(|_| ())
+    }
+
+    /// As `set_holding`; `false`: the inode is gone.
+    pub async fn add_holding(&self, ino: Ino, holding: Holding) -> Result<bool, CatalogError> {
+        let change = self.holding_change(ino, Some(holding));
         let label = format!("inode {ino}");
         let committed = self.change(&label, |_, _| {
             Ok(namespace::Plan {
@@ -653,12 +671,10 @@ impl Catalog {
         });
         match committed.await {
             Ok(_) => {
-                if holding.is_some() {
-                    self.journal_above(ino);
-                }
-                Ok(())
+                self.journal_above(ino);
+                Ok(true)
             }
-            Err(CatalogError::Posix(libc::ENOENT)) => Ok(()),
+            Err(CatalogError::Posix(libc::ENOENT)) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -697,7 +713,7 @@ impl Catalog {
         match holding {
             Some(holding) => {
                 change.require(Check::Present(Place::Inode(ino)), libc::ENOENT);
-                change.then(Operation::SetField(place, field, encode(&holding)));
+                change.then(Operation::SetField(place, field, holding.to_bytes()));
             }
             None => change.then(Operation::DeleteField(place, field)),
         }

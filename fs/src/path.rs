@@ -4,6 +4,11 @@ use std::path::{Path, PathBuf};
 /// The name in the data directory's root that belongs to the program. Never visible in the tree.
 pub const STATE_DIR: &str = ".ks";
 
+/// Whether a name in the directory `above` belongs to the program: it is never seen in the tree, nor taken into it.
+pub fn is_own_name(above: &TreePath, name: &[u8]) -> bool {
+    above.is_root() && name.starts_with(STATE_DIR.as_bytes())
+}
+
 /// A path inside the tree, e.g. `flights/2013-01.csv`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TreePath(Vec<u8>);

@@ -13,7 +13,7 @@ pub type Time = i64;
 pub type Hash = ks_transport::blocks::Hash;
 
 /// A node's identity: random, made at the first start on a data directory and kept there.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NodeId(pub u64);
 
 impl NodeId {
@@ -116,12 +116,42 @@ pub struct Inode {
 pub type Md5 = [u8; 16];
 
 /// One copy of a file on a node (`ks:h:<ino>`, field NodeId).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Holding {
     /// Which version of the file this is a copy of.
     pub version: u64,
     /// How many of its bytes are there; the file's size when it is whole.
     pub bytes: u64,
+    /// Somebody put it into the node's data directory: it was not fetched. What is removed behind another node's back leaves it
+    /// standing.
+    pub is_put: bool,
+}
+
+impl Holding {
+    /// The stored form; that of a fetched copy is as long as it ever was.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = encode(&(self.version, self.bytes));
+        bytes.extend(self.is_put.then_some(1));
+        bytes
+    }
+
+    /// Reads the stored form.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DamagedRecord> {
+        let damaged = || DamagedRecord("holder".into());
+        let rest = bytes.strip_prefix(&[FORMAT]).ok_or_else(damaged)?;
+        let read = postcard::take_from_bytes::<(u64, u64)>(rest);
+        let ((version, bytes), rest) = read.map_err(|_| damaged())?;
+        let is_put = match rest {
+            [] => false,
+            [1] => true,
+            _ => return Err(damaged()),
+        };
+        Ok(Self {
+            version,
+            bytes,
+            is_put,
+        })
+    }
 }
 
 /// A directory entry (`ks:d:<ino>`, field name). Stored as text, `<ino> <kind>`: the scripts follow it to the inode.

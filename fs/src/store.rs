@@ -43,6 +43,7 @@ use crate::error::FsError;
 use crate::record::*;
 use confine::Root;
 use meta::Tag;
+pub(crate) use meta::UNKNOWN_DIRECTORY;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -320,13 +321,18 @@ impl Store {
     /// The attribute of an open file, if it is of the catalog in use.
     fn read_tag(&self, file: impl AsFd) -> std::io::Result<Option<Tag>> {
         let tag = meta::read(file)?;
-        Ok(tag.filter(|tag| tag.cluster == self.cluster.load(Ordering::Acquire)))
+        Ok(tag.filter(|tag| self.is_own_tag(tag)))
+    }
+
+    /// Whether it was written by this node, and for the catalog in use.
+    fn is_own_tag(&self, tag: &Tag) -> bool {
+        let is_signed_here = tag.node == self.node || tag.node == NodeId::NONE;
+        is_signed_here && tag.cluster == self.cluster.load(Ordering::Acquire)
     }
 
     /// The attribute that was read of the file with this status, if it is its own and of the catalog in use.
     fn own_tag(&self, bytes: &[u8], stat: &rustix::fs::Stat) -> Option<Tag> {
-        let cluster = self.cluster.load(Ordering::Acquire);
-        meta::decode(bytes).filter(|tag| tag.disk_ino == stat.st_ino && tag.cluster == cluster)
+        meta::decode(bytes).filter(|tag| tag.disk_ino == stat.st_ino && self.is_own_tag(tag))
     }
 
     fn read_meta(&self, file: impl AsFd) -> std::io::Result<Option<LocalMeta>> {
@@ -339,8 +345,11 @@ impl Store {
         Tag {
             cluster: self.cluster.load(Ordering::Acquire),
             disk_ino: 0,
+            node: self.node,
             seen: (ms, sequence),
             stored: None,
+            is_put: false,
+            directory: 0,
             meta,
         }
     }
@@ -350,12 +359,13 @@ impl Store {
     }
 }
 
-/// Everything in the data directory, each directory watched before it is listed.
+/// Everything below a directory of the data directory, each directory watched before it is listed.
 pub(crate) fn walk_found(
     store: &Arc<Store>,
+    start: crate::path::TreePath,
     watches: &Arc<watch::Watches>,
 ) -> impl Iterator<Item = crate::path::TreePath> {
-    let walker = walk::Walker::watched(Arc::clone(store), crate::path::TreePath::root(), watches);
+    let walker = walk::Walker::watched(Arc::clone(store), start, watches);
     walker.filter_map(|found| match found {
         walk::Found::Entry { path, .. } => Some(path),
         walk::Found::Unreadable { .. } => None,

@@ -88,6 +88,7 @@ async fn what_is_created_is_found_by_all() {
     let whole = Holding {
         version: 1,
         bytes: 0,
+        is_put: false,
     };
     assert_eq!(located.holders, vec![(NodeId(1), whole)]);
     let root = b.node(ROOT).await.unwrap().unwrap();
@@ -363,6 +364,7 @@ async fn publishing_is_fenced_by_home_and_epoch() {
         Some(Holding {
             version: 2,
             bytes: 3,
+            is_put: false,
         }),
     )
     .await
@@ -379,10 +381,12 @@ async fn publishing_is_fenced_by_home_and_epoch() {
         Holding {
             version: 2,
             bytes: 5,
+            is_put: false,
         },
         Holding {
             version: 2,
             bytes: 3,
+            is_put: false,
         },
     );
     assert_eq!(held, vec![(NodeId(1), whole), (NodeId(2), part)]);

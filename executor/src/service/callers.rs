@@ -1,7 +1,8 @@
 //! Who waits for which job at this node, and how updates reach them.
 //!
-//! What always holds: a caller hears of a job's end once; ends are never dropped, output is when a caller does not read
-//! (with a note of how much); `Started` is held back for a moment, and left out where the end follows at once.
+//! What always holds: everybody who asked for a job hears of its end once; ends are never dropped, output is when a caller does
+//! not read (with a note of how much); `Started` is held back for a moment, and left out where the end follows at once. What a
+//! job prints is seen by all who wait for it, and held up for the one who asked last.
 use super::flow::{Inflow, PATIENCE_MS};
 use super::learned::Lesson;
 use super::{Executor, payload};
@@ -160,9 +161,12 @@ pub(super) fn dropped_note(bytes: u64, next: &Update) -> Update {
     }
 }
 
-/// One who waits.
+/// A job that is waited for.
 struct Watched {
+    /// Who asked last.
     audience: Arc<Audience>,
+    /// Who asked before, on other connections.
+    others: Vec<Arc<Audience>>,
     started: Option<Update>,
     since: Instant,
     /// It has a record; before, there is nothing to look at.
@@ -172,6 +176,46 @@ struct Watched {
     /// Of output that came from another node, and which that was.
     inflow: Inflow,
     runs_on: Option<NodeId>,
+}
+
+impl Watched {
+    fn by(audience: Arc<Audience>) -> Self {
+        Self {
+            audience,
+            others: Vec::new(),
+            started: None,
+            since: Instant::now(),
+            is_recorded: false,
+            learn: None,
+            inflow: Inflow::default(),
+            runs_on: None,
+        }
+    }
+
+    /// One more asks, or the same again.
+    fn join(&mut self, audience: &Arc<Audience>) {
+        if self.audience.number == audience.number {
+            return;
+        }
+        self.others.retain(|one| one.number != audience.number);
+        let before = std::mem::replace(&mut self.audience, audience.clone());
+        self.others.push(before);
+    }
+
+    /// A connection is gone. `false`: nobody is left who waits.
+    fn leave(&mut self, audience: &Audience) -> bool {
+        self.others.retain(|one| one.number != audience.number);
+        if self.audience.number != audience.number {
+            return true;
+        }
+        match self.others.pop() {
+            Some(other) => {
+                self.audience = other;
+                true
+            }
+            None => false,
+        }
+    }
 }
 
 /// Something held back.
@@ -203,20 +247,11 @@ impl Callers {
             return false;
         }
         for job in jobs {
-            let entry = Watched {
-                audience: audience.clone(),
-                started: None,
-                since: Instant::now(),
-                is_recorded: false,
-                learn: None,
-                inflow: Inflow::default(),
-                runs_on: None,
-            };
-            if let Some(before) = watched.insert(job.clone(), entry)
-                && let Some(entry) = watched.get_mut(job)
-            {
-                entry.inflow = before.inflow;
-                entry.runs_on = before.runs_on;
+            match watched.get_mut(job) {
+                Some(entry) => entry.join(audience),
+                None => {
+                    watched.insert(job.clone(), Watched::by(audience.clone()));
+                }
             }
         }
         true
@@ -248,8 +283,7 @@ impl Callers {
     /// A connection is gone: its jobs go on, their ends stay in their records. Returns those that run elsewhere, and where.
     fn leave(&self, audience: &Audience) -> Vec<(String, NodeId)> {
         let mut watched = self.watched.lock().unwrap();
-        let is_its = |_: &String, entry: &mut Watched| entry.audience.number == audience.number;
-        let gone = watched.extract_if(is_its);
+        let gone = watched.extract_if(|_, entry| !entry.leave(audience));
         gone.filter_map(|(job, entry)| Some((job, entry.runs_on?)))
             .collect()
     }
@@ -318,17 +352,20 @@ impl Callers {
         }
     }
 
-    /// Takes the one who waits for the end.
-    fn take(&self, job: &str) -> Option<(Arc<Audience>, Option<Box<Lesson>>)> {
-        let entry = self.watched.lock().unwrap().remove(job)?;
-        Some((entry.audience, entry.learn))
+    /// Takes those who wait for the end.
+    fn take(&self, job: &str) -> Option<(Vec<Arc<Audience>>, Option<Box<Lesson>>)> {
+        let mut entry = self.watched.lock().unwrap().remove(job)?;
+        entry.others.push(entry.audience);
+        Some((entry.others, entry.learn))
     }
 
-    /// Who is to be told of something before the end, and the `Started` that was held back until now.
-    fn find(&self, job: &str) -> Option<(Arc<Audience>, Option<Update>)> {
+    /// Who is to be told of something before the end, the one who asked last at the end; and the `Started` that was held back
+    /// until now.
+    fn find(&self, job: &str) -> Option<(Vec<Arc<Audience>>, Option<Update>)> {
         let mut watched = self.watched.lock().unwrap();
         let entry = watched.get_mut(job)?;
-        Some((entry.audience.clone(), entry.started.take()))
+        let all = entry.others.iter().chain([&entry.audience]);
+        Some((all.cloned().collect(), entry.started.take()))
     }
 
     /// Holds `Started` back. `true`: somebody has to `flush` soon.
@@ -354,8 +391,11 @@ impl Callers {
         for held in held {
             match held {
                 Held::Started(job) => {
-                    if let Some((audience, Some(update))) = self.find(&job) {
-                        audience.tell(&Tell::Update { job, update });
+                    if let Some((all, Some(update))) = self.find(&job) {
+                        let tell = Tell::Update { job, update };
+                        for audience in all {
+                            audience.tell(&tell);
+                        }
                     }
                 }
                 Held::Answer(audience) => audience.release(),
@@ -378,23 +418,26 @@ impl Executor {
                     Update::Output { data, .. } => data.len(),
                     _ => 0,
                 };
-                if let Some((audience, started)) = self.callers.find(job) {
-                    if let Some(update) = started {
-                        audience.tell(&Tell::Update {
-                            job: job.to_owned(),
-                            update,
-                        });
+                if let Some((all, started)) = self.callers.find(job) {
+                    for audience in &all {
+                        if let Some(update) = started.clone() {
+                            let job = job.to_owned();
+                            audience.tell(&Tell::Update { job, update });
+                        }
+                        audience.output(job, update.clone());
                     }
-                    audience.output(job, update);
-                    if bytes > 0 && keeper != self.me().node {
-                        self.acknowledge(&audience, job, keeper, bytes);
+                    if let Some(last) = all.last()
+                        && bytes > 0
+                        && keeper != self.me().node
+                    {
+                        self.acknowledge(last, job, keeper, bytes);
                     }
                 } else if bytes > 0 && keeper != self.me().node {
                     self.give_credit(keeper, job, u64::MAX);
                 }
             }
             ended @ Update::Ended { .. } => {
-                if let Some((audience, learn)) = self.callers.take(job) {
+                if let Some((all, learn)) = self.callers.take(job) {
                     // One that failed may not have come to open what it opens.
                     if let (
                         Some(lesson),
@@ -406,7 +449,9 @@ impl Executor {
                     {
                         self.learned.note(&lesson, &report.files);
                     }
-                    self.end_for(audience, job, ended, keeper);
+                    for audience in all {
+                        self.end_for(audience, job, ended.clone(), keeper);
+                    }
                 }
             }
         }

@@ -239,7 +239,7 @@ impl Pending {
         words.extend([self.name.clone(), entry.to_bytes(), encode(inode)]);
         let is_held = inode.kind == Kind::File && inode.home != NodeId::NONE;
         let (node, holding) = match is_held {
-            true => (inode.home.to_string().into(), encode(&whole(inode))),
+            true => (inode.home.to_string().into(), whole(inode).to_bytes()),
             false => Default::default(),
         };
         words.extend([node, holding]);
@@ -250,6 +250,7 @@ fn whole(inode: &Inode) -> Holding {
     Holding {
         version: inode.version,
         bytes: inode.size,
+        is_put: false,
     }
 }
 

@@ -97,7 +97,7 @@ pub fn give_up(
         change.expect(Check::FieldEquals(
             Place::Holdings(ino),
             field(*node),
-            encode(holding),
+            holding.to_bytes(),
         ));
     }
     change.then(Operation::DeleteField(Place::Holdings(ino), field(me)));
@@ -131,13 +131,19 @@ pub fn take_over(me: NodeId, ino: Ino, located: &Located, home_lives: bool) -> D
             change.expect(Check::FieldEquals(
                 Place::Holdings(ino),
                 field(me),
-                encode(holding),
+                holding.to_bytes(),
             ));
         }
         // Nothing is all there is to know of it.
         _ if inode.size == 0 => {
             let (version, bytes) = (inode.version, 0);
-            let holding = encode(&Holding { version, bytes });
+            let is_put = false;
+            let holding = Holding {
+                version,
+                bytes,
+                is_put,
+            }
+            .to_bytes();
             change.then(Operation::SetField(
                 Place::Holdings(ino),
                 field(me),

@@ -36,7 +36,7 @@ impl Model {
                 let node: NodeId = std::str::from_utf8(field).unwrap().parse().unwrap();
                 self.holders
                     .get(&node)
-                    .is_some_and(|holding| encode(holding) == *bytes)
+                    .is_some_and(|holding| holding.to_bytes() == *bytes)
             }
             Check::Absent(Place::Alive(node)) => !self.alive[node],
             other => panic!("{other:?}"),
@@ -95,7 +95,16 @@ fn model(home: u64, holders: &[(u64, u64, u64)], dead: &[u64]) -> Model {
         },
         holders: holders
             .iter()
-            .map(|&(node, version, bytes)| (NodeId(node), Holding { version, bytes }))
+            .map(|&(node, version, bytes)| {
+                (
+                    NodeId(node),
+                    Holding {
+                        version,
+                        bytes,
+                        is_put: false,
+                    },
+                )
+            })
             .collect(),
         alive: nodes
             .map(|node| (NodeId(node), !dead.contains(&node)))
@@ -165,7 +174,7 @@ proptest! {
                     redis.alive.insert(NodeId(node), false);
                 }
                 Step::Fetches { node } => {
-                    redis.holders.insert(NodeId(node), Holding { version: 3, bytes: SIZE });
+                    redis.holders.insert(NodeId(node), Holding { version: 3, bytes: SIZE, is_put: false });
                 }
             }
             prop_assert!(redis.whole() >= 1, "the last copy is gone");

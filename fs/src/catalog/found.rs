@@ -78,7 +78,7 @@ impl Catalog {
         let copies = copies.into_iter().zip(told);
         let untold = copies.filter(|((_, holding), told)| {
             let told = bytes(told.clone());
-            told.is_none_or(|told| told != encode(holding))
+            told.is_none_or(|told| told != holding.to_bytes())
         });
         Ok(untold.map(|(copy, _)| copy).collect())
     }

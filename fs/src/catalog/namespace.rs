@@ -308,11 +308,12 @@ pub(super) fn set_holding(change: &mut Transaction, ino: Ino, inode: &Inode) {
     let holding = Holding {
         version: inode.version,
         bytes: inode.size,
+        is_put: false,
     };
     change.then(Operation::SetField(
         Place::Holdings(ino),
         inode.home.to_string().into_bytes(),
-        encode(&holding),
+        holding.to_bytes(),
     ));
 }
 
@@ -434,13 +435,14 @@ pub fn unlink(
     })
 }
 
-/// Removes the name `name` of what was looked at: `seen` as it was then, or nothing is changed (ESTALE). A directory must be empty. The
-/// value: the inode, where it went with the name.
+/// Removes the name `name` of what was looked at: `seen` as it was then, with these holders of a file, or nothing is changed (ESTALE). A
+/// directory must be empty. The value: the inode, where it went with the name.
 pub fn remove_seen(
     known: &Known,
     parent: Ino,
     name: &[u8],
     (ino, seen): (Ino, &Inode),
+    holders: &[(NodeId, Holding)],
     now: Time,
 ) -> Result<Plan<Option<Ino>>, Stop> {
     let entry = known.entry(parent, name)?;
@@ -457,7 +459,18 @@ pub fn remove_seen(
     if *known.inode(ino, libc::ESTALE)?.inode != *seen {
         return Err(Stop::Posix(libc::ESTALE));
     }
-    unlink(known, parent, name, now)
+    let mut plan = unlink(known, parent, name, now)?;
+    if seen.kind == Kind::File {
+        let place = Place::Holdings(ino);
+        let change = &mut plan.transaction;
+        change.require(Check::Fields(place, holders.len()), libc::ESTALE);
+        for (node, holding) in holders {
+            let check =
+                Check::FieldEquals(place, node.to_string().into_bytes(), holding.to_bytes());
+            change.require(check, libc::ESTALE);
+        }
+    }
+    Ok(plan)
 }
 
 /// Takes an empty directory out of the tree.

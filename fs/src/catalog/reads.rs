@@ -74,7 +74,7 @@ fn holders(values: Vec<Value>) -> Result<Vec<(NodeId, Holding)>, CatalogError> {
             .ok()
             .and_then(|text| text.parse().ok())
             .ok_or_else(|| damaged("holder"))?;
-        holders.push((node, decode(&holding)?));
+        holders.push((node, Holding::from_bytes(&holding)?));
     }
     Ok(holders)
 }

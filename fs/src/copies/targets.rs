@@ -106,7 +106,7 @@ mod tests {
             let places: Vec<Place> = nodes.iter().enumerate().map(|(node, (alive, counts, keeps, free_bytes))| Place {
                 node: NodeId(node as u64), alive: *alive, counts: *alive || *counts, keeps: *keeps, free_bytes: *free_bytes,
             }).collect();
-            let mut holders: Vec<(NodeId, Holding)> = held.iter().map(|(n, version, bytes)| (NodeId(*n), Holding { version: *version, bytes: *bytes })).collect();
+            let mut holders: Vec<(NodeId, Holding)> = held.iter().map(|(n, version, bytes)| (NodeId(*n), Holding { version: *version, bytes: *bytes, is_put: false })).collect();
             holders.sort_by_key(|(node, _)| *node);
             holders.dedup_by_key(|(node, _)| *node);
             let inode = inode(home);

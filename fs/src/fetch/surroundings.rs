@@ -233,6 +233,11 @@ impl Surroundings for Node {
     fn keep(&self, keep: Keep) -> BoxFuture<'_, Result<(), FsError>> {
         Box::pin(async move {
             let (ino, version, bytes) = (keep.key.ino, keep.key.version, keep.key.size);
+            let holding = Holding {
+                version,
+                bytes,
+                is_put: false,
+            };
             let current = self.catalog.node(ino).await.map_err(catalog_error)?;
             let Some(current) = current.filter(|node| node.inode.version == version) else {
                 tracing::debug!(path = %keep.path, "not kept: it has another version by now");
@@ -248,7 +253,7 @@ impl Surroundings for Node {
                     store.keep_small(&keep.key, data, path, &current.inode)
                 });
                 if kept.await.map_err(store_error)? {
-                    return self.holdings.tell(ino, Holding { version, bytes }).await;
+                    return self.holdings.tell(ino, holding).await;
                 }
             }
             let partial = {
@@ -259,7 +264,7 @@ impl Surroundings for Node {
                 .applier
                 .at_path(ino, |path| store.promote(&partial, path, &current.inode));
             named.await.map_err(store_error)?;
-            self.holdings.tell(ino, Holding { version, bytes }).await
+            self.holdings.tell(ino, holding).await
         })
     }
 
@@ -275,6 +280,7 @@ impl Surroundings for Node {
             let holding = Holding {
                 version: key.version,
                 bytes: partial.had_bytes(),
+                is_put: false,
             };
             if let Err(error) = self.holdings.tell(key.ino, holding).await {
                 tracing::debug!(ino = key.ino, %error, "the catalog was not told of a partial file");

@@ -131,7 +131,7 @@ async fn run(file_system: Weak<FileSystem>, watches: Arc<Watches>) {
             mend_at = mend_at.min(now + MEND_SOON);
         }
         if now >= mend_at {
-            file_system.mend(&watches).await;
+            file_system.mend(&watches, TreePath::root()).await;
             mend_at = Instant::now() + pause(&watches, now.elapsed());
         }
     }
@@ -183,7 +183,7 @@ impl FileSystem {
     }
 
     /// Looks at all that is due now.
-    async fn look_at_due(&self, watches: &Watches) {
+    async fn look_at_due(&self, watches: &Arc<Watches>) {
         loop {
             let now_ms = watches.now_ms();
             let tasks = watches.due().take(now_ms, ROUND_MAX);
@@ -212,24 +212,19 @@ impl FileSystem {
         }
     }
 
-    /// Walks the data directory; what differs from the tree is looked at as after an event.
-    async fn mend(&self, watches: &Arc<Watches>) {
+    /// Walks a directory of the data directory; what differs from the tree is looked at as after an event.
+    async fn mend(&self, watches: &Arc<Watches>, start: TreePath) {
         let (send, mut found) = mpsc::channel::<TreePath>(WALK_AHEAD);
         let (store, watched) = (Arc::clone(&self.store), Arc::clone(watches));
         let walking = tokio::task::spawn_blocking(move || {
-            for path in walk_found(&store, &watched) {
+            for path in walk_found(&store, start, &watched) {
                 if send.blocking_send(path).is_err() {
                     return;
                 }
             }
         });
         while let Some(path) = found.recv().await {
-            let task = Task {
-                path,
-                was_removed: false,
-                was_put: false,
-                moved_from: None,
-            };
+            let task = Task::unheard(path);
             let seen = look::look(&self.store, &self.catalog, self, &task).await;
             if matches!(seen.look, Look::Differs(_)) {
                 let now_ms = watches.now_ms();

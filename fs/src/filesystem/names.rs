@@ -98,7 +98,7 @@ impl FileSystem {
     async fn make_plain(&self, parent: Ino, name: &[u8], entered: &Committed<Node_>) {
         let Node_ { ino, inode, .. } = &entered.value;
         let make = |path: &TreePath| match inode.kind {
-            Kind::Directory => self.store.make_dir(path, inode),
+            Kind::Directory => self.store.make_dir(path, *ino, inode),
             Kind::Symlink => self.store.make_symlink(path, inode),
             _ => Ok(()),
         };

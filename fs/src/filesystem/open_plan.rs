@@ -183,8 +183,16 @@ mod tests {
     }
 
     fn holdings() -> impl Strategy<Value = Vec<(NodeId, Holding)>> {
-        let one = (1u64..5, 0u64..4, 0u64..100)
-            .prop_map(|(node, version, bytes)| (NodeId(node), Holding { version, bytes }));
+        let one = (1u64..5, 0u64..4, 0u64..100).prop_map(|(node, version, bytes)| {
+            (
+                NodeId(node),
+                Holding {
+                    version,
+                    bytes,
+                    is_put: false,
+                },
+            )
+        });
         proptest::collection::vec(one, 0..5)
     }
 
@@ -252,6 +260,7 @@ mod tests {
                 Holding {
                     version: 2,
                     bytes: 40,
+                    is_put: false,
                 },
             ),
             (
@@ -259,6 +268,7 @@ mod tests {
                 Holding {
                     version: 2,
                     bytes: 100,
+                    is_put: false,
                 },
             ),
             (
@@ -266,6 +276,7 @@ mod tests {
                 Holding {
                     version: 2,
                     bytes: 100,
+                    is_put: false,
                 },
             ),
             (
@@ -273,6 +284,7 @@ mod tests {
                 Holding {
                     version: 1,
                     bytes: 100,
+                    is_put: false,
                 },
             ),
         ];

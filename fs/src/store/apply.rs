@@ -51,6 +51,9 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(2);
 /// task that applies: one that answers the kernel, when the event is its own.
 pub type OnEvent = Arc<dyn Fn(NodeId, &Event) + Send + Sync>;
 
+/// Whether something was heard of a path that the tree does not know yet.
+pub type IsNews<'n> = &'n (dyn Fn(&TreePath) -> bool + Send + Sync);
+
 /// The one place where names in the data directory change.
 pub struct Applier {
     shared: Arc<Shared>,
@@ -107,7 +110,7 @@ impl Applier {
         });
         reconcile::place_parked(&shared.local(), position).await?;
         if shared.catalog.is_behind() {
-            shared.compare_all().await?;
+            shared.compare_all(&|_| false).await?;
         }
         while shared.position() < last {
             shared.follow_once().await?;
@@ -148,9 +151,10 @@ impl Applier {
         }
     }
 
-    /// Compares the whole data directory with the tree: after it was rebuilt.
-    pub async fn compare(&self) -> Result<(), StoreError> {
-        self.shared.compare_all().await
+    /// Compares the whole data directory with the tree: after it was rebuilt. What is `news` (somebody moved it behind the daemon's back, and
+    /// the tree does not know it yet) is left where it stands.
+    pub async fn compare(&self, news: IsNews<'_>) -> Result<(), StoreError> {
+        self.shared.compare_all(news).await
     }
 
     /// The event up to which everything is applied.
@@ -329,7 +333,7 @@ impl Shared {
                 }
                 Ok(())
             }
-            Err(crate::catalog::EventsTrimmed) => self.compare_all().await,
+            Err(crate::catalog::EventsTrimmed) => self.compare_all(&|_| false).await,
         }
     }
 
@@ -378,13 +382,13 @@ impl Shared {
     }
 
     /// The stream does not reach back to our position.
-    async fn compare_all(&self) -> Result<(), StoreError> {
+    async fn compare_all(&self, news: IsNews<'_>) -> Result<(), StoreError> {
         tracing::warn!(
             "the changes since this node was last here are not all known: comparing its whole data directory with the catalog"
         );
         let mut order = self.order.lock().await;
         let last = self.catalog.last_event().await?;
-        reconcile::reconcile(&self.local(), last).await?;
+        reconcile::reconcile(&self.local(), last, news).await?;
         self.advance(&mut order, last, None)
     }
 

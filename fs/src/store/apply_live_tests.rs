@@ -258,3 +258,53 @@ async fn a_file_is_made_however_many_events_are_applied_meanwhile() {
     assert!(one.applier.position() > before);
     others.iter().for_each(|other| other.abort());
 }
+
+/// A file of two names, both elsewhere than the tree has them; and two copies of one file, of which the older comes by first.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_misplaced_twice_loses_nothing() {
+    let redis = TestRedis::start().await;
+    let (one, mut two) = (live(&redis).await, live(&redis).await);
+    let linked = two.make_file(ROOT, b"linked").await;
+    let link = two.catalog.link(linked, ROOT, b"other").await.unwrap();
+    two.own(&link).await;
+    let copied = two.make_file(ROOT, b"copied").await;
+    let at = |name: &str| two.directory.path().join(name);
+    std::fs::rename(at("linked"), at("x")).unwrap();
+    std::fs::hard_link(at("x"), at("y")).unwrap();
+    // The same inode, an older version: a left-over under another name.
+    let stale = std::fs::File::create_new(at("a-copy")).unwrap();
+    stale.write_all_at(b"an older version", 0).unwrap();
+    let (file, mut meta) = two
+        .store
+        .open_file(
+            &path("copied"),
+            copied,
+            OpenLocal {
+                write: true,
+                truncate: false,
+            },
+        )
+        .unwrap();
+    meta.version = 3;
+    two.store.set_meta(&file, &meta).unwrap();
+    let (stale_size, modified) = (16, Store::modified(&stale).unwrap());
+    let old = LocalMeta {
+        version: 1,
+        size: stale_size,
+        mtime: modified,
+        ..meta.clone()
+    };
+    two.store.set_meta(&stale, &old).unwrap();
+    std::fs::rename(at("copied"), at("z-copy")).unwrap();
+    drop(std::mem::replace(&mut two.applier, one.applier.clone()));
+    let (again, _) = applier(&two.store, &two.catalog).await;
+    again.compare(&|_| false).await.unwrap();
+    assert!(two.stands("linked", linked).await || two.stands("other", linked).await);
+    let names: Vec<_> = std::fs::read_dir(two.directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+        .collect();
+    let is_kept = |path: &std::path::PathBuf| std::fs::read(path).unwrap() == copied.to_le_bytes();
+    assert!(names.iter().any(is_kept), "the newer copy: {names:?}");
+}

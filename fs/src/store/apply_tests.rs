@@ -435,7 +435,7 @@ proptest! {
         let last = history.after.last().unwrap();
         let local = Local { store: &node.store, names: last, me: ME };
         let id = EventId(8, 0);
-        block_on(super::reconcile::reconcile(&local, id)).unwrap();
+        block_on(super::reconcile::reconcile(&local, id, &|_| false)).unwrap();
         let here: BTreeSet<Ino> = expected(&history, &history.after[left]).into_values().collect();
         let mut expected = expected(&history, last);
         expected.retain(|_, ino| here.contains(ino));

@@ -45,6 +45,14 @@ impl Standing {
         self.meta().filter(|meta| meta.ino == ino)
     }
 
+    /// Which inode a directory says it is; 0: it does not say, or is none.
+    pub(super) fn directory(&self) -> Ino {
+        match self {
+            Standing::Directory { tag: Some(tag), .. } => tag.directory,
+            _ => 0,
+        }
+    }
+
     pub(super) fn meta(&self) -> Option<&LocalMeta> {
         match self {
             Standing::File { tag, .. } => tag.as_ref()?.meta.as_ref(),
@@ -239,18 +247,20 @@ impl Store {
         let mut tag = self.new_tag(Some(meta.clone()));
         if let Some(old) = self.read_tag(file)? {
             tag.seen = tag.seen.max(old.seen);
-            let is_same = old.meta.is_some_and(|old| old.version == meta.version);
+            let old_meta = old.meta.as_ref();
+            let is_same = old_meta.is_some_and(|old| old.version == meta.version);
+            tag.is_put = old.is_put && old_meta.is_some_and(|old| old.ino == meta.ino);
             tag.stored = old.stored.filter(|_| is_same);
         }
         meta::write(file, &tag)
     }
 
     /// Makes a directory (those above it too), or gives the one that stands there the record's attributes.
-    pub fn make_dir(&self, path: &TreePath, inode: &Inode) -> Result<(), StoreError> {
+    pub fn make_dir(&self, path: &TreePath, ino: Ino, inode: &Inode) -> Result<(), StoreError> {
         let made = self.with_parents(path, || {
             let (parent, name) = self.root.parent(path)?;
             match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700)) {
-                Ok(()) => self.stamp_directory(&self.root.open_directory(path)?),
+                Ok(()) => self.stamp_directory(&self.root.open_directory(path)?, ino),
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -470,16 +480,49 @@ impl Store {
         match act() {
             Err(error) if is(&error, Errno::NOENT) => {
                 self.root
-                    .make_parents(path, |made| self.stamp_directory(made))?;
+                    .make_parents(path, |made| self.stamp_directory(made, 0))?;
                 act()
             }
             other => other,
         }
     }
 
-    /// Notes on a new directory up to which event it stands right. Failing costs only that replayed events may take it for an older one.
-    fn stamp_directory(&self, directory: &OwnedFd) {
-        let _ = meta::write(directory, &self.new_tag(None));
+    /// Notes on a new directory which inode it is (0: not known here), and up to which event it stands right. Failing costs only that
+    /// replayed events may take it for an older one, and that it is not known again where it is moved.
+    fn stamp_directory(&self, directory: &OwnedFd, ino: Ino) {
+        let tag = Tag {
+            directory: ino,
+            ..self.new_tag(None)
+        };
+        let _ = meta::write(directory, &tag);
+    }
+
+    /// Notes on the directory at `path` which inode it is, if it is the one that has this number on its disk (`None`: whichever). One that
+    /// belongs to another user stays as it is.
+    pub(crate) fn mark_directory(
+        &self,
+        path: &TreePath,
+        disk: Option<(u64, u64)>,
+        ino: Ino,
+    ) -> io::Result<()> {
+        let directory = match self.root.open_directory(path) {
+            Ok(directory) => directory,
+            Err(error) if is_not_that_file(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let stat = rustix::fs::fstat(&directory)?;
+        if disk.is_some_and(|disk| disk != (stat.st_dev, stat.st_ino)) {
+            return Ok(());
+        }
+        let tag = self.read_tag(&directory)?;
+        let tag = Tag {
+            directory: ino,
+            ..tag.unwrap_or_else(|| self.new_tag(None))
+        };
+        match meta::write_on(&directory, stat.st_ino, tag) {
+            Err(error) if is(&error, Errno::PERM) || is(&error, Errno::ACCESS) => Ok(()),
+            written => written,
+        }
     }
 
     pub(super) fn io(&self, path: &TreePath) -> impl Fn(io::Error) -> StoreError + use<> {

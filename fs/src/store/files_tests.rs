@@ -141,7 +141,7 @@ fn no_path_of_the_tree_reaches_the_state_directory_or_follows_a_symlink() {
     assert!(store.create(&path(".ks/node"), 5, &record).is_err());
     assert!(
         store
-            .make_dir(&path(".ks/x"), &inode(Kind::Directory, 0o755))
+            .make_dir(&path(".ks/x"), 9, &inode(Kind::Directory, 0o755))
             .is_err()
     );
     assert!(
@@ -154,7 +154,7 @@ fn no_path_of_the_tree_reaches_the_state_directory_or_follows_a_symlink() {
     assert!(store.create(&path("way/file"), 5, &record).is_err());
     assert!(
         store
-            .make_dir(&path("way/d"), &inode(Kind::Directory, 0o755))
+            .make_dir(&path("way/d"), 9, &inode(Kind::Directory, 0o755))
             .is_err()
     );
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
@@ -178,10 +178,10 @@ fn attributes_of_files_directories_and_symlinks() {
     );
 
     store
-        .make_dir(&path("d/e"), &inode(Kind::Directory, 0o1777))
+        .make_dir(&path("d/e"), 9, &inode(Kind::Directory, 0o1777))
         .unwrap();
     store
-        .make_dir(&path("d/e"), &inode(Kind::Directory, 0o1770))
+        .make_dir(&path("d/e"), 9, &inode(Kind::Directory, 0o1770))
         .unwrap();
     let found = std::fs::metadata(directory.path().join("d/e")).unwrap();
     assert_eq!(found.permissions().mode() & 0o7777, 0o1770);
@@ -199,7 +199,7 @@ fn attributes_of_files_directories_and_symlinks() {
         Err(StoreError::Mismatch { .. })
     ));
     assert!(matches!(
-        store.make_dir(&path("f"), &inode(Kind::Directory, 0o755)),
+        store.make_dir(&path("f"), 9, &inode(Kind::Directory, 0o755)),
         Err(StoreError::Mismatch { .. })
     ));
 }

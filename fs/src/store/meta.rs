@@ -3,13 +3,14 @@
 //! The store writes it on every file that the catalog knows, and on directories that the store makes (there without
 //! [`LocalMeta`], only for `seen`). Besides the meta it says which catalog its inode numbers belong to (one that is of
 //! another catalog counts as absent, so that a fresh Redis never takes an old number for a new file), on which file of the disk
-//! it was written (on another, a copy with all attributes, it counts as absent too), and the event up to which the place where
-//! the file stands is known to be right (what makes applying an event twice harmless).
+//! it was written (on another, a copy with all attributes, it counts as absent too), which node wrote it (a file that was moved here
+//! from another node's data directory is a file of its own here), and the event up to which the place where the file stands is known
+//! to be right (what makes applying an event twice harmless).
 //!
 //! Not for what the catalog knows better: mode, owner and times are the plain file's own.
 use super::LocalMeta;
 use crate::catalog::EventId;
-use crate::record::Time;
+use crate::record::{Ino, NodeId, Time};
 use rustix::fs::{Stat, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,11 @@ use std::os::fd::AsFd;
 /// The attribute's name.
 pub const ATTRIBUTE: &str = "user.ks";
 /// First byte of the attribute: the format's version.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
+/// The format before: it does not say which node wrote it, nor which directory it is on.
+const FORMAT_UNSIGNED: u8 = 1;
+/// What a directory says that is none of the tree's yet.
+pub(crate) const UNKNOWN_DIRECTORY: Ino = Ino::MAX;
 /// No attribute of ours is longer.
 pub(crate) const ATTRIBUTE_BYTES_MAX: usize = 512;
 
@@ -31,12 +36,41 @@ pub(crate) struct Tag {
     pub(crate) cluster: u64,
     /// The number of the file on its disk: a copy made with its attributes (`cp -a`) has another, and is a file of its own.
     pub(crate) disk_ino: u64,
+    /// The node that wrote it; `NodeId::NONE`: not told.
+    pub(crate) node: NodeId,
     /// All events up to this one are reflected in where the file or directory stands.
     pub(crate) seen: (u64, u64),
     /// When fetched data became this file without being synced to disk: after a crash of the machine it must be checked.
     pub(crate) stored: Option<Time>,
+    /// A copy of another node's file that was put here by somebody, not fetched.
+    pub(crate) is_put: bool,
+    /// Directories only: which inode it is; 0: not told.
+    pub(crate) directory: Ino,
     /// Files only.
     pub(crate) meta: Option<LocalMeta>,
+}
+
+/// As it was written before nodes signed it.
+#[derive(Serialize, Deserialize)]
+struct UnsignedTag {
+    cluster: u64,
+    disk_ino: u64,
+    seen: (u64, u64),
+    stored: Option<Time>,
+    meta: Option<LocalMeta>,
+}
+
+impl From<UnsignedTag> for Tag {
+    fn from(old: UnsignedTag) -> Self {
+        Tag {
+            cluster: old.cluster,
+            disk_ino: old.disk_ino,
+            seen: old.seen,
+            stored: old.stored,
+            meta: old.meta,
+            ..Tag::default()
+        }
+    }
 }
 
 impl Tag {
@@ -53,6 +87,10 @@ pub(crate) fn encode(tag: &Tag) -> Vec<u8> {
 pub(crate) fn decode(bytes: &[u8]) -> Option<Tag> {
     match bytes.split_first() {
         Some((&FORMAT, rest)) => postcard::from_bytes(rest).ok(),
+        Some((&FORMAT_UNSIGNED, rest)) => {
+            let old: UnsignedTag = postcard::from_bytes(rest).ok()?;
+            Some(old.into())
+        }
         _ => None,
     }
 }
@@ -127,9 +165,10 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read(ino: u64, version: u64, epoch: u32, home: u64, size: u64, mtime: i64,
-                                   hash: Option<[u8; 32]>, cluster: u64, disk_ino: u64, seen: (u64, u64), stored: Option<i64>) {
+                                   hash: Option<[u8; 32]>, cluster: u64, disk_ino: u64, seen: (u64, u64), stored: Option<i64>,
+                                   node: u64, is_put: bool, directory: u64) {
             let meta = LocalMeta { ino, version, epoch, home: NodeId(home), size, mtime, blake3: hash };
-            let tag = Tag { cluster, disk_ino, seen, stored, meta: Some(meta) };
+            let tag = Tag { cluster, disk_ino, node: NodeId(node), seen, stored, is_put, directory, meta: Some(meta) };
             let bytes = encode(&tag);
             prop_assert!(bytes.len() <= ATTRIBUTE_BYTES_MAX);
             prop_assert_eq!(decode(&bytes), Some(tag));
@@ -144,8 +183,26 @@ mod tests {
     #[test]
     fn another_format_is_absent() {
         let mut bytes = encode(&Tag::default());
-        bytes[0] = 2;
+        bytes[0] = 3;
         assert_eq!(decode(&bytes), None);
         assert_eq!(decode(b""), None);
+    }
+
+    #[test]
+    fn one_that_is_not_signed_is_read() {
+        let old = UnsignedTag {
+            cluster: 1,
+            disk_ino: 2,
+            seen: (3, 4),
+            stored: Some(5),
+            meta: None,
+        };
+        let bytes = postcard::to_extend(&old, vec![FORMAT_UNSIGNED]).unwrap();
+        let tag = decode(&bytes).unwrap();
+        assert_eq!((tag.disk_ino, tag.seen, tag.stored), (2, (3, 4), Some(5)));
+        assert_eq!(
+            (tag.node, tag.is_put, tag.directory),
+            (NodeId::NONE, false, 0)
+        );
     }
 }

@@ -3,7 +3,7 @@
 //! Always: memory is bounded (a part of each directory on the way, [`PART_MAX`] names of each), and so is what is open (one directory at a time); what appears
 //! or goes meanwhile may be seen or not; `.ks`, symlinks and other file systems mounted inside are passed over.
 use super::Store;
-use crate::path::{STATE_DIR, TreePath};
+use crate::path::{TreePath, is_own_name};
 use rustix::fs::{Dir, FileType};
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
@@ -68,7 +68,7 @@ impl Ordered {
         };
         for entry in directory.flatten() {
             let name = entry.file_name().to_bytes();
-            let is_own = level.path.is_root() && name == STATE_DIR.as_bytes();
+            let is_own = is_own_name(&level.path, name);
             if name == b"." || name == b".." || is_own || name <= &level.after[..] {
                 continue;
             }

@@ -81,18 +81,8 @@ pub async fn scan(
     watches: Option<&Arc<Watches>>,
 ) -> Result<ScanReport, StoreError> {
     store.set_node_name(node_name);
-    let mut scan = Scan {
-        store,
-        catalog,
-        hasher,
-        report: ScanReport::default(),
-        pending: Vec::new(),
-        aside: Vec::new(),
-        copies: Vec::new(),
-        telling: JoinSet::new(),
-        watches,
-        live: None,
-    };
+    let mut scan = Scan::new(store, catalog, hasher);
+    scan.watches = watches;
     let hold = hasher.hold();
     let mut starts = vec![TreePath::root()];
     while let Some(start) = starts.pop() {
@@ -153,6 +143,24 @@ enum Known {
     /// At another path; with what the catalog has where it was found.
     Elsewhere(Node_, Way),
     Unknown,
+}
+
+impl<'s> Scan<'s> {
+    /// One that has found nothing yet: of a node that starts, and that tells nobody which directories it lists.
+    fn new(store: &'s Arc<Store>, catalog: &'s Catalog, hasher: &'s Hasher) -> Self {
+        Self {
+            store,
+            catalog,
+            hasher,
+            report: ScanReport::default(),
+            pending: Vec::new(),
+            aside: Vec::new(),
+            copies: Vec::new(),
+            telling: JoinSet::new(),
+            watches: None,
+            live: None,
+        }
+    }
 }
 
 impl Scan<'_> {
@@ -247,8 +255,14 @@ impl Scan<'_> {
         let me = self.store.node_id();
         let all = entries.into_iter().zip(found);
         let missing = all.filter(|(entry, node)| {
-            let verdict = node.as_ref();
-            let verdict = verdict.map(|node| decide::occupied(&entry.inode, &node.inode, me));
+            let verdict = node
+                .as_ref()
+                .map(|node| decide::occupied(&entry.inode, &node.inode, me));
+            if let (Some(Verdict::Same), Some(node)) = (verdict, node)
+                && entry.inode.kind == Kind::Directory
+            {
+                self.mark_directory(entry, node);
+            }
             verdict != Some(Verdict::Same)
         });
         Ok(missing.map(|(entry, _)| entry).collect())

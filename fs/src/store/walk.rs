@@ -1,12 +1,12 @@
 //! Everything in the data directory, one at a time.
 //!
 //! Always: memory does not grow with the number of files (open directories, one a level, and beyond [`OPEN_MAX`] levels the paths
-//! of directories still to be entered); `.ks` and other file systems mounted inside are not entered, symlinks not followed. What
+//! of directories still to be entered); `.ks`, what else is called like it in the root, and other file systems mounted inside are not entered, symlinks not followed. What
 //! appears or goes meanwhile may be seen or not. A directory comes before what is in it.
 use super::Store;
 use super::meta::{self, Tag};
 use super::watch::Watches;
-use crate::path::{STATE_DIR, TreePath};
+use crate::path::{TreePath, is_own_name};
 use crate::record::Kind;
 use rustix::fs::{AtFlags, Dir, FileType, Stat};
 use rustix::io::Errno;
@@ -112,7 +112,7 @@ impl Walker {
             }
             Some(Ok(entry)) => entry.file_name().to_bytes().to_vec(),
         };
-        if name == b"." || name == b".." || above.is_root() && name == STATE_DIR.as_bytes() {
+        if name == b"." || name == b".." || is_own_name(above, &name) {
             return None;
         }
         let path = above.join(&name);
@@ -237,6 +237,7 @@ mod tests {
         for a in 0..7u8 {
             let outer = directory.path().join(OsStr::from_bytes(&[b'd', 0xf0 + a]));
             std::fs::create_dir_all(outer.join("inner/.ks")).unwrap();
+            std::fs::create_dir_all(directory.path().join(".ks-of-nobody")).unwrap();
             std::fs::write(outer.join("inner/f\n"), "x").unwrap();
             std::os::unix::fs::symlink("/", outer.join("link")).unwrap();
             let name = [b'd', 0xf0 + a];

@@ -15,7 +15,7 @@ mod tree;
 
 use super::walk::{Found, Walker};
 use super::{Store, lock};
-use crate::path::{STATE_DIR, TreePath};
+use crate::path::{TreePath, is_own_name};
 use crate::record::Kind;
 use due::{Due, Hint};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -276,10 +276,12 @@ impl Ear {
             self.left(moved.take());
         }
         if what.contains(ReadFlags::MOVED_FROM) {
+            let mut hint = Hint::Gone;
             if is_directory {
                 *moved = Some((heard.cookie, path.clone()));
+                hint = Hint::MovedAway;
             }
-            self.watches.due().event(path, Hint::Gone, now_ms);
+            self.watches.due().event(path, hint, now_ms);
         } else if what.contains(ReadFlags::MOVED_TO) {
             let from = moved.take().map(|(_, from)| from);
             let hint = from.map_or(Hint::Put, Hint::MovedFrom);
@@ -312,8 +314,7 @@ impl Ear {
             return None;
         }
         let above = self.watches.path_of(heard.watch)?;
-        let is_ours = above.is_root() && heard.name == STATE_DIR.as_bytes();
-        (!is_ours).then(|| above.join(&heard.name))
+        (!is_own_name(&above, &heard.name)).then(|| above.join(&heard.name))
     }
 
     /// A directory that was moved and did not appear elsewhere is out of sight.

@@ -122,7 +122,8 @@ fn on_model(model: &mut Model, step: &Step) -> Result<(), i32> {
 proptest! {
     /// What was looked at is removed where it is as it was; else nothing is changed, and ESTALE says so.
     #[test]
-    fn only_what_was_seen_is_removed(steps in steps(40), d in 0..8usize, n in 0..6u8, other_ino: bool, other_time: bool) {
+    fn only_what_was_seen_is_removed(steps in steps(40), d in 0..8usize, n in 0..6u8, other_ino: bool, other_time: bool,
+                                     other_holders: bool) {
         let (mut store, mut model) = (tree(), Model::default());
         for step in &steps {
             if on_store(&mut store, &model, step).is_ok() {
@@ -138,15 +139,23 @@ proptest! {
         let is_directory = seen.kind == Kind::Directory;
         seen.ctime += Time::from(other_time);
         let seen_ino = entry.ino + Ino::from(other_ino) * 1000;
+        let held = store.hashes.get(&Place::Holdings(entry.ino)).cloned().unwrap_or_default();
+        let mut holders: Vec<(NodeId, Holding)> = held
+            .values()
+            .map(|holding| (seen.home, Holding::from_bytes(holding).unwrap()))
+            .collect();
+        if other_holders {
+            holders.push((NodeId(77), Holding { version: 1, bytes: 1, is_put: true }));
+        }
         let before = shape(&store);
         let removed = store.change(|known| {
-            namespace::remove_seen(known, parent, &name(n), (seen_ino, &seen), NOW)
+            namespace::remove_seen(known, parent, &name(n), (seen_ino, &seen), &holders, NOW)
         });
         match removed {
-            Err(libc::ESTALE) => prop_assert!(other_ino || other_time && !is_directory),
+            Err(libc::ESTALE) => prop_assert!(other_ino || (other_time || other_holders) && !is_directory),
             Err(errno) => prop_assert!(is_directory && errno == libc::ENOTEMPTY),
             Ok(_) => {
-                prop_assert!(!other_ino && (is_directory || !other_time));
+                prop_assert!(!other_ino && (is_directory || !other_time && !other_holders));
                 prop_assert!(store.field(&Place::Directory(parent), &name(n)).is_none());
                 return Ok(());
             }

@@ -392,25 +392,26 @@ impl Catalog {
         }
     }
 
-    /// This node has whole copies of these versions; of files that have changed meanwhile nothing is told.
+    /// This node has whole copies of these versions (`true`: put here by somebody); of files that have changed meanwhile nothing is told.
     pub(crate) async fn tell_copies(
         &self,
-        held: &[(Ino, std::sync::Arc<Inode>)],
+        held: &[(Ino, std::sync::Arc<Inode>, bool)],
     ) -> Result<(), CatalogError> {
         let mut pipeline = redis::pipe();
         // Whatever Redis forgot: the script is there before it is called.
         pipeline.cmd("SCRIPT").arg("LOAD").arg(COMMIT.source());
-        for (ino, inode) in held {
+        for (ino, inode, is_put) in held {
             let holding = Holding {
                 version: inode.version,
                 bytes: inode.size,
+                is_put: *is_put,
             };
             let mut change = Transaction::default();
             change.expect(Check::Equals(Place::Inode(*ino), encode(&**inode)));
             change.then(Operation::SetField(
                 Place::Holdings(*ino),
                 self.me().to_string().into_bytes(),
-                encode(&holding),
+                holding.to_bytes(),
             ));
             pipeline.cmd("EVALSHA").arg(COMMIT.sha1());
             pipeline.arg(1).arg(self.cluster());

@@ -1,13 +1,22 @@
 //! Bringing the tree in line with what was done in the data directory. See `behind` for what always holds.
 use super::super::{Change, FileSystem};
+use crate::catalog::copies::{GaveUp, is_whole};
 use crate::catalog::{AttributeChange, CatalogError, Node_};
 use crate::error::FsError;
 use crate::path::TreePath;
 use crate::record::*;
+use crate::store::UNKNOWN_DIRECTORY;
 use crate::store::scan::look::{self, Glance, Seen};
 use crate::store::scan::take_paths;
 use crate::store::watch::Watches;
-use crate::store::watch::due::{Look, Task};
+use crate::store::watch::due::{Due, Hint, Look, Task};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// So often a path waits for the directory that it is in to be moved.
+const WAITS_MAX: u32 = 40;
+/// So often a directory that was moved waits for what stood in its place.
+const MERGE_AFTER: u32 = 8;
 
 /// One thing to be brought in line.
 struct Item {
@@ -20,15 +29,19 @@ struct Item {
 enum Prepared {
     /// Nothing.
     Done,
+    /// Nothing: a directory was moved with all below.
+    Moved,
     /// It is to be taken in.
     ToTake,
+    /// A directory is to be taken in, and what came along in it looked at one by one.
+    ToMerge,
     /// It is to be tried again.
     Later,
 }
 
 impl FileSystem {
     /// What differed at two looks is looked at once more, with all events applied, and then acted upon.
-    pub(super) async fn take_in(&self, watches: &Watches, tasks: Vec<Task>) {
+    pub(super) async fn take_in(&self, watches: &Arc<Watches>, tasks: Vec<Task>) {
         let mut items = Vec::new();
         for task in tasks {
             let seen = look::look(&self.store, &self.catalog, self, &task).await;
@@ -96,24 +109,49 @@ impl FileSystem {
     }
 
     /// Moved directories first, then what is there, in the order of the events; then what is gone, from the leaves up.
-    async fn act(&self, watches: &Watches, items: Vec<Item>) {
+    async fn act(&self, watches: &Arc<Watches>, items: Vec<Item>) {
         let (mut gone, there): (Vec<Item>, Vec<Item>) =
             items.into_iter().partition(|item| item.glance.is_nothing());
-        let mut taken = Vec::new();
+        let (mut taken, mut merged) = (Vec::new(), Vec::new());
+        let (from, to) = watches.due().moves();
+        let waits_for = |item: &Item, moves: &BTreeSet<TreePath>| {
+            item.task.tries < WAITS_MAX && is_below_any(&item.task.path, moves)
+        };
         for item in there {
+            // The tree has another directory above it still, or none.
+            if waits_for(&item, &from) || waits_for(&item, &to) {
+                not_yet(watches, &item.task.path);
+                continue;
+            }
             match self.prepare(watches, &item).await {
                 Ok(Prepared::Done) => self.settled(watches, &item).await,
+                Ok(Prepared::Moved) => {
+                    self.settled(watches, &item).await;
+                    // What was made in it shortly before was heard of under its old name, and not found there.
+                    self.mend(watches, item.task.path.clone()).await;
+                }
                 Ok(Prepared::ToTake) => taken.push(item),
-                Ok(Prepared::Later) => again(watches, &item.task.path),
+                Ok(Prepared::ToMerge) => {
+                    merged.push(item.task.path.clone());
+                    taken.push(item);
+                }
+                Ok(Prepared::Later) => not_yet(watches, &item.task.path),
                 Err(error) => self.failed(watches, &item, &error),
             }
         }
         self.take_there(watches, taken).await;
+        for path in merged {
+            self.mend(watches, path).await;
+        }
         gone.sort_by_key(|item| std::cmp::Reverse(item.task.path.names().count()));
         for item in gone {
+            if waits_for(&item, &from) {
+                not_yet(watches, &item.task.path);
+                continue;
+            }
             match self.take_away(watches, &item).await {
                 Ok(true) => self.settled(watches, &item).await,
-                Ok(false) => again(watches, &item.task.path),
+                Ok(false) => not_yet(watches, &item.task.path),
                 Err(error) => self.failed(watches, &item, &error),
             }
         }
@@ -143,11 +181,9 @@ impl FileSystem {
     /// What stands where something else stood by the tree's word.
     async fn prepare(&self, watches: &Watches, item: &Item) -> Result<Prepared, FsError> {
         if item.glance.kind() == Some(Kind::Directory)
-            && let Some(from) = &item.task.moved_from
-            && item.node.is_none()
-            && self.move_directory(from, &item.task.path).await?
+            && let Some(prepared) = self.follow_directory(watches, item).await?
         {
-            return Ok(Prepared::Done);
+            return Ok(prepared);
         }
         if let Some(node) = &item.node
             && is_displaced(item, node, self.me(), self.table.inode(node.ino).is_some())
@@ -157,12 +193,64 @@ impl FileSystem {
         Ok(Prepared::ToTake)
     }
 
+    /// A directory that says which it is, or was heard to come from elsewhere: its name in the tree follows, with all below. `None`: it is to be
+    /// taken in as any other.
+    async fn follow_directory(
+        &self,
+        watches: &Watches,
+        item: &Item,
+    ) -> Result<Option<Prepared>, FsError> {
+        let (to, says) = (&item.task.path, item.glance.directory());
+        let from = match says {
+            0 => item.task.moved_from.clone(),
+            ino => self.catalog.path_of(ino).await?,
+        };
+        let Some(from) = from.filter(|from| from != to) else {
+            // A new one in the place of one that was moved: the other comes first.
+            let stood_there = says == 0 && item.node.is_some();
+            let is_awaited = stood_there && watches.due().is_awaited_elsewhere(to);
+            return Ok(is_awaited.then_some(Prepared::Later));
+        };
+        let standing = self.store.glance(&from)?;
+        if says != 0 && standing.directory() == says || says == 0 && !standing.is_nothing() {
+            return Ok(None);
+        }
+        let flags = match &item.node {
+            None => libc::RENAME_NOREPLACE,
+            // The one that the tree has here was moved too: where it is now, it is put right in its turn.
+            Some(node) if is_directory(node) && watches.due().is_awaited_elsewhere(to) => {
+                libc::RENAME_EXCHANGE
+            }
+            Some(node) if is_directory(node) => 0,
+            Some(_) => return Ok(None),
+        };
+        let moved = self.move_directory(&from, to, says, flags).await?;
+        Ok(Some(match moved {
+            true => Prepared::Moved,
+            // What stood there was removed, which is dealt with first.
+            false if item.task.tries < MERGE_AFTER && watches.due().has_below(to) => {
+                Prepared::Later
+            }
+            false => Prepared::ToMerge,
+        }))
+    }
+
     /// A directory was moved, with all below it. `false`: the tree cannot follow in one step.
-    async fn move_directory(&self, from: &TreePath, to: &TreePath) -> Result<bool, FsError> {
-        let is_gone = self.store.glance(from)?.is_nothing();
+    async fn move_directory(
+        &self,
+        from: &TreePath,
+        to: &TreePath,
+        says: Ino,
+        flags: u32,
+    ) -> Result<bool, FsError> {
         let node = self.catalog.resolve(from).await?;
-        if !is_gone || node.is_none_or(|node| node.inode.kind != Kind::Directory) {
+        if node.is_none_or(|node| !is_directory(&node) || says != 0 && node.ino != says) {
             return Ok(false);
+        }
+        let standing = self.store.glance(from)?;
+        if standing.kind() == Some(Kind::Directory) && standing.directory() == 0 {
+            // Another one by now, which is not to be moved when the event comes by.
+            self.store.mark_directory(from, None, UNKNOWN_DIRECTORY)?;
         }
         let (old, new) = (self.parent_of(from).await?, self.parent_of(to).await?);
         let (Some(old), Some(new), Some((_, old_name)), Some((_, new_name))) =
@@ -170,9 +258,9 @@ impl FileSystem {
         else {
             return Ok(false);
         };
-        let renamed =
-            self.catalog
-                .rename(old.ino, old_name, new.ino, new_name, libc::RENAME_NOREPLACE);
+        let renamed = self
+            .catalog
+            .rename(old.ino, old_name, new.ino, new_name, flags);
         match renamed.await {
             Ok(committed) => {
                 self.own(&committed).await;
@@ -201,7 +289,16 @@ impl FileSystem {
             return Ok(Prepared::ToTake);
         };
         let held = self.applier.hold().await?;
-        let removed = match self.catalog.remove_seen(parent.ino, name, node).await {
+        let (holders, heirs) = self.other_keepers(node).await?;
+        if !heirs.is_empty() {
+            // Somebody's own copy of it on another node keeps the name.
+            return Ok(Prepared::ToTake);
+        }
+        let removed = self
+            .catalog
+            .remove_seen(parent.ino, name, node, &holders)
+            .await;
+        let removed = match removed {
             Ok(committed) => committed,
             // What was in the directory is still to go.
             Err(CatalogError::Posix(libc::ENOTEMPTY)) if watches.due().has_below(path) => {
@@ -232,7 +329,7 @@ impl FileSystem {
                     .map(|_| ()),
             };
             let taken = match taken {
-                Ok(()) => self.take_attributes(&item.task.path).await,
+                Ok(()) => self.take_attributes(&item).await,
                 Err(error) => Err(error.into()),
             };
             match taken {
@@ -243,14 +340,20 @@ impl FileSystem {
     }
 
     /// Mode and owner, where they were changed.
-    async fn take_attributes(&self, path: &TreePath) -> Result<(), FsError> {
-        let glance = self.store.glance(path)?;
+    async fn take_attributes(&self, item: &Item) -> Result<(), FsError> {
+        let path = &item.task.path;
+        // Taking a directory in has marked it: whether the daemon had made it was seen before.
+        let glance = match item.glance.kind() {
+            Some(Kind::Directory) => &item.glance,
+            _ => &self.store.glance(path)?,
+        };
         let Some(node) = self.catalog.resolve(path).await? else {
             return Ok(());
         };
         let is_superuser = self.store.sets_owners();
-        let Some((mode, uid, gid)) = look::attributes(&glance, &node, self.me(), is_superuser)
-        else {
+        let is_heard = item.task.has_attributes;
+        let changed = look::attributes(glance, &node, self.me(), is_superuser, is_heard);
+        let Some((mode, uid, gid)) = changed else {
             return Ok(());
         };
         let change = AttributeChange {
@@ -283,19 +386,126 @@ impl FileSystem {
             self.catalog.set_holding(node.ino, None).await?;
             return Ok(true);
         }
-        match self.catalog.remove_seen(parent.ino, name, node).await {
+        let (holders, heirs) = self.other_keepers(node).await?;
+        if !heirs.is_empty() {
+            return self.pass_on(node, &heirs).await;
+        }
+        let removed = self
+            .catalog
+            .remove_seen(parent.ino, name, node, &holders)
+            .await;
+        match removed {
             Ok(committed) => {
                 tracing::debug!(%path, "removed behind the daemon's back");
                 self.own(&committed).await;
                 Ok(true)
             }
-            // What other nodes have in it stays, and so does it.
-            Err(CatalogError::Posix(libc::ENOTEMPTY)) => Ok(!watches.due().has_below(path)),
+            Err(CatalogError::Posix(libc::ENOTEMPTY)) => {
+                let waits = |due: &Due| due.has_below(path) || due.is_awaited_elsewhere(path);
+                if waits(&watches.due()) {
+                    return Ok(false);
+                }
+                // What other nodes have in it stays, and so does it.
+                if item.task.is_with_all || !item.task.was_moved_away {
+                    return Ok(true);
+                }
+                self.all_below_is_gone(watches, path, node.ino).await?;
+                Ok(false)
+            }
             Err(CatalogError::Posix(libc::ESTALE)) => Ok(false),
             Err(CatalogError::Posix(_)) => Ok(true),
             Err(error) => Err(error.into()),
         }
     }
+
+    /// A directory was moved out of sight: of what the tree has below it, all that stood here went along.
+    async fn all_below_is_gone(
+        &self,
+        watches: &Watches,
+        path: &TreePath,
+        ino: Ino,
+    ) -> Result<(), FsError> {
+        let mut directories = vec![(path.clone(), ino)];
+        while let Some((above, ino)) = directories.pop() {
+            let listing = match self.catalog.list(ino).await {
+                Err(CatalogError::Posix(_)) => continue,
+                listing => listing?,
+            };
+            for (name, node) in listing.entries.iter() {
+                let below = above.join(name);
+                match node.inode.kind {
+                    Kind::Directory => directories.push((below.clone(), node.ino)),
+                    Kind::File if !self.stood_here(node).await? => continue,
+                    _ => {}
+                }
+                let now_ms = watches.now_ms();
+                watches.due().event(below, Hint::GoneWithAll, now_ms);
+            }
+        }
+        let now_ms = watches.now_ms();
+        watches.due().event(path.clone(), Hint::GoneWithAll, now_ms);
+        Ok(())
+    }
+
+    /// Whether this node had a file, by the tree's word.
+    async fn stood_here(&self, node: &Node_) -> Result<bool, FsError> {
+        if node.inode.home == self.me() {
+            return Ok(true);
+        }
+        let located = self.catalog.located(node.ino).await?;
+        let is_me = |(holder, _): &(NodeId, Holding)| *holder == self.me();
+        Ok(located.is_some_and(|located| located.holders.iter().any(is_me)))
+    }
+
+    /// Who holds a file, as `remove_seen` wants it; and who of them has whole copies that somebody put there. Those stay when it is removed
+    /// here: who moves a file from one data directory to another's does not want it gone.
+    async fn other_keepers(
+        &self,
+        node: &Node_,
+    ) -> Result<(Vec<(NodeId, Holding)>, Vec<NodeId>), FsError> {
+        if node.inode.kind != Kind::File {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let located = self.catalog.located(node.ino).await?;
+        let holders = located.map_or(Vec::new(), |located| located.holders);
+        let is_keeper = |(holder, holding): &&(NodeId, Holding)| {
+            *holder != self.me() && holding.is_put && is_whole(&node.inode, holding)
+        };
+        let heirs = holders.iter().filter(is_keeper).map(|(holder, _)| *holder);
+        let heirs = match node.inode.nlink {
+            // Another of its names goes, and no copy with it.
+            2.. => Vec::new(),
+            _ => heirs.collect(),
+        };
+        Ok((holders, heirs))
+    }
+
+    /// A file that is gone here has its home at another node from now on. `false`: to be tried again.
+    async fn pass_on(&self, node: &Node_, heirs: &[NodeId]) -> Result<bool, FsError> {
+        let version = node.inode.version;
+        let given = self.catalog.give_up(node.ino, version, heirs, 1).await?;
+        tracing::debug!(
+            ino = node.ino,
+            ?given,
+            "removed behind the daemon's back; another node's own copy stays"
+        );
+        Ok(!matches!(given, GaveUp::TooFew(_) | GaveUp::Changed))
+    }
+}
+
+fn is_directory(node: &Node_) -> bool {
+    node.inode.kind == Kind::Directory
+}
+
+fn is_below_any(path: &TreePath, directories: &BTreeSet<TreePath>) -> bool {
+    let above = |at: &TreePath| at.split_last().map(|(above, _)| above);
+    let mut ancestors = std::iter::successors(above(path), above);
+    !directories.is_empty() && ancestors.any(|ancestor| directories.contains(&ancestor))
+}
+
+fn not_yet(watches: &Watches, path: &TreePath) {
+    let now_ms = watches.now_ms();
+    watches.due().looked(path, Look::NotYet, now_ms);
 }
 
 fn again(watches: &Watches, path: &TreePath) {

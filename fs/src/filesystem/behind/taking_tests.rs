@@ -1,7 +1,6 @@
 use super::*;
 use crate::store::Store;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 const ME: NodeId = NodeId(1);
 const OTHER: NodeId = NodeId(2);
@@ -45,10 +44,8 @@ fn item(make: impl Fn(&std::path::Path), was_put: bool) -> Item {
     Item {
         glance: store.glance(&path).unwrap(),
         task: Task {
-            path,
-            was_removed: false,
             was_put,
-            moved_from: None,
+            ..Task::unheard(path)
         },
         node: None,
     }

@@ -1,11 +1,11 @@
 //! What one event means for the plain files here.
 //!
-//! Files are recognised by the inode in their `user.ks`, so a file is moved or removed only when it is the event's. Directories
-//! have none; they are recognised by path, which is exact at the event's place in the stream, and by the mark that says up to
+//! Files and directories are recognised by the inode in their `user.ks`, so one is moved or removed only when it is the event's. Directories
+//! that do not say which they are are recognised by path, which is exact at the event's place in the stream, and by the mark that says up to
 //! which event they (and those above them) stand right: one that stands right for this event or a later one was moved or made
 //! after it, and is left alone. Symlinks carry nothing; they are made again as the catalog has them now.
 use super::super::files::{Standing, is, is_not_that_file};
-use super::super::{Store, StoreError, confine};
+use super::super::{Store, StoreError, UNKNOWN_DIRECTORY, confine};
 use super::names::Names;
 use crate::catalog::EventId;
 use crate::path::TreePath;
@@ -88,6 +88,7 @@ impl Local<'_> {
                     self.put_right(id, path, ino).await?;
                 }
             }
+            Standing::Directory { .. } if !self.may_be(&standing, ino).await? => {}
             Standing::Directory { .. } if self.seen_at(path)? < id => self.remove_empty(path)?,
             Standing::Symlink => self.redo_symlink(path).await?,
             _ => {}
@@ -114,7 +115,7 @@ impl Local<'_> {
             return self.redo_symlink(to).await;
         }
         // Else: not here, or here already, made where it stands now before this event came by.
-        if self.is_to_move(id, from, ino)? {
+        if self.is_to_move(id, from, ino).await? {
             self.move_any(id, from, to, ino).await?;
         }
         Ok(())
@@ -126,8 +127,8 @@ impl Local<'_> {
         (first, first_ino): (&TreePath, Ino),
         (second, second_ino): (&TreePath, Ino),
     ) -> Result<(), StoreError> {
-        let one = self.is_to_move(id, first, first_ino)?;
-        let other = self.is_to_move(id, second, second_ino)?;
+        let one = self.is_to_move(id, first, first_ino).await?;
+        let other = self.is_to_move(id, second, second_ino).await?;
         if one && other {
             self.exchange(first, second)?;
             self.mark(id, first)?;
@@ -150,14 +151,24 @@ impl Local<'_> {
     }
 
     /// Whether what stands at `path` is the event's (file of that inode, or directory) and has not been moved by it or later.
-    fn is_to_move(&self, id: EventId, path: &TreePath, ino: Ino) -> Result<bool, StoreError> {
+    async fn is_to_move(&self, id: EventId, path: &TreePath, ino: Ino) -> Result<bool, StoreError> {
         let standing = self.look(path)?;
         let is_of_event = match standing {
             Standing::File { .. } => standing.meta_of(ino).is_some(),
-            Standing::Directory { .. } => true,
+            Standing::Directory { .. } => self.may_be(&standing, ino).await?,
             _ => false,
         };
         Ok(is_of_event && self.seen_at(path)? < id)
+    }
+
+    /// Whether a directory may be inode `ino`: it says so, or nothing that counts (what it says may be of before the tree was rebuilt).
+    async fn may_be(&self, standing: &Standing, ino: Ino) -> Result<bool, StoreError> {
+        match standing.directory() {
+            0 => Ok(true),
+            says if says == ino => Ok(true),
+            UNKNOWN_DIRECTORY => Ok(false),
+            says => Ok(self.names.inode(says).await?.is_none()),
+        }
     }
 
     async fn move_any(
@@ -181,6 +192,7 @@ impl Local<'_> {
                 self.put_right(id, path, replaced).await
             }
             // Only an empty directory can be replaced.
+            Standing::Directory { .. } if !self.may_be(&standing, replaced).await? => Ok(()),
             Standing::Directory { .. } if self.seen_at(path)? < id => self.remove_empty(path),
             _ => Ok(()),
         }

@@ -264,8 +264,8 @@ impl Local<'_> {
                 tag.seen = (id.0, id.1);
                 meta::write(&file, &tag)
             }
-            Standing::Directory { directory, .. } => {
-                let mut tag = self.store.new_tag(None);
+            Standing::Directory { directory, tag } => {
+                let mut tag = tag.unwrap_or_else(|| self.store.new_tag(None));
                 tag.seen = (id.0, id.1);
                 meta::write(&directory, &tag)
             }

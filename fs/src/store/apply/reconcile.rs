@@ -9,7 +9,8 @@
 //! does not grow with the number of files.
 use super::super::files::{Standing, is, is_not_that_file};
 use super::super::walk::{Found, Walker};
-use super::super::{StoreError, confine, io_at, meta, state};
+use super::super::{StoreError, UNKNOWN_DIRECTORY, confine, io_at, meta, state};
+use super::IsNews;
 use super::local::Local;
 use crate::catalog::EventId;
 use crate::path::TreePath;
@@ -24,11 +25,16 @@ use std::sync::Arc;
 const DIRECTORIES_MAX: usize = 100_000;
 
 /// Brings the data directory to where the catalog is at (or after) the event `last`.
-pub(super) async fn reconcile(local: &Local<'_>, last: EventId) -> Result<(), StoreError> {
+pub(super) async fn reconcile(
+    local: &Local<'_>,
+    last: EventId,
+    news: IsNews<'_>,
+) -> Result<(), StoreError> {
     state::make_private_directory(&parked_directory(local))?;
     let mut unknown = Vec::new();
     for found in Walker::new(Arc::clone(local.store), TreePath::root()) {
         match found {
+            Found::Entry { path, .. } if news(&path) => {}
             Found::Entry {
                 path,
                 kind: Kind::File,
@@ -40,7 +46,8 @@ pub(super) async fn reconcile(local: &Local<'_>, last: EventId) -> Result<(), St
                 ..
             } if unknown.len() < DIRECTORIES_MAX => {
                 let there = local.names.at(&path).await?;
-                if there.is_none_or(|(_, inode)| inode.kind != Kind::Directory) {
+                let is_known = there.is_some_and(|(_, inode)| inode.kind == Kind::Directory);
+                if !is_known && was_of_the_tree(local, &path).await? {
                     unknown.push(path);
                 }
             }
@@ -77,6 +84,19 @@ pub(super) async fn place_parked(local: &Local<'_>, last: EventId) -> Result<(),
     Ok(())
 }
 
+/// Whether a directory is one that the daemon made, or that the tree has elsewhere now or had: not somebody's that is yet to be taken in.
+async fn was_of_the_tree(local: &Local<'_>, path: &TreePath) -> Result<bool, StoreError> {
+    let Standing::Directory { tag: Some(tag), .. } = local.look(path)? else {
+        return Ok(false);
+    };
+    match tag.directory {
+        0 => Ok(true),
+        UNKNOWN_DIRECTORY => Ok(false),
+        ino if local.names.inode(ino).await?.is_some() => Ok(true),
+        ino => local.names.was_removed(ino).await,
+    }
+}
+
 async fn park_if_misplaced(local: &Local<'_>, path: &TreePath) -> Result<(), StoreError> {
     let standing = local.look(path)?;
     let Some(meta) = standing.meta().cloned() else {
@@ -104,10 +124,42 @@ async fn park_if_misplaced(local: &Local<'_>, path: &TreePath) -> Result<(), Sto
         .map_err(local.store.io(path))?;
     match rustix::fs::renameat_with(&from, name, CWD, &parked, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
-        // A second copy of it is misplaced.
-        Err(Errno::EXIST) if !standing.is_dirty() => local.store.remove(path, meta.ino),
-        Err(Errno::EXIST) => local.store.set_aside(path).map(|_| ()),
+        Err(Errno::EXIST) => second_misplaced(local, path, &standing, &parked),
         Err(error) => Err(local.store.io(path)(error.into())),
+    }
+}
+
+/// Of a file that is parked already something else is misplaced: another name of the very same file goes (its bytes are parked), a copy that
+/// is worth no more than the parked one too. What was changed here is kept under another name.
+fn second_misplaced(
+    local: &Local<'_>,
+    path: &TreePath,
+    standing: &Standing,
+    parked: &Path,
+) -> Result<(), StoreError> {
+    let (Standing::File { stat, .. }, Some(meta)) = (standing, standing.meta()) else {
+        return Ok(());
+    };
+    let first = File::open(parked).map_err(io_at(parked))?;
+    let first_stat = rustix::fs::fstat(&first).map_err(|error| io_at(parked)(error.into()))?;
+    if (first_stat.st_dev, first_stat.st_ino) == (stat.st_dev, stat.st_ino) {
+        return match local.store.is_still(path, standing) {
+            true => local
+                .store
+                .root
+                .unlink(path, false)
+                .map_err(local.store.io(path)),
+            false => Ok(()),
+        };
+    }
+    let first_meta = local.store.read_meta(&first).map_err(io_at(parked))?;
+    let is_worth_less = first_meta.is_some_and(|first| {
+        let is_whole = meta::is_untouched(&first, &first_stat);
+        is_whole && first.ino == meta.ino && first.version >= meta.version
+    });
+    match is_worth_less && !standing.is_dirty() {
+        true => local.store.remove(path, meta.ino),
+        false => local.store.set_aside(path).map(|_| ()),
     }
 }
 

@@ -48,10 +48,28 @@ impl Scan<'_> {
 
     fn take_new(&mut self, entry: Entry, node: &Node_) -> Result<(), StoreError> {
         self.report.new += 1;
-        if entry.inode.kind == Kind::File {
-            self.mark(&entry, &entry.meta_as(node.ino, &node.inode))?;
+        match entry.inode.kind {
+            Kind::File => self.mark(&entry, &entry.meta_as(node.ino, &node.inode))?,
+            Kind::Directory => self.mark_directory(&entry, node),
+            _ => {}
         }
         Ok(())
+    }
+
+    /// So that it is known again where it is moved. Failing costs no more than that.
+    pub(super) fn mark_directory(&self, entry: &Entry, node: &Node_) {
+        if entry.directory == node.ino {
+            return;
+        }
+        let store = self.store;
+        let mut marked = store.mark_directory(&entry.path, Some(entry.disk), node.ino);
+        if entry.is_own_make {
+            let attributes = store.root.open_directory(&entry.path);
+            marked = marked.and(attributes.and_then(|it| store.attributes_of(&it, &node.inode)));
+        }
+        if let Err(error) = marked {
+            tracing::debug!(path = %entry.path, %error, "a directory cannot be marked as part of the tree");
+        }
     }
 
     /// `Some`: it was set aside (from that path) and is to be entered under its new one.
@@ -62,13 +80,22 @@ impl Scan<'_> {
     ) -> Result<Option<(TreePath, Entry)>, StoreError> {
         let verdict = decide::occupied(&entry.inode, &node.inode, self.store.node_id());
         if verdict != Verdict::Same && !self.is_at(&entry.path, &node).await? {
+            if self.catalog.node(node.ino).await?.is_none() {
+                // It was removed in the very moment: the name may be free.
+                return Ok(Some((entry.path.clone(), entry)));
+            }
             // It is what stands in the way above: another node put a file where here is a directory, just now.
             let text = "the tree has a file where this one's directory belongs; the next start tries again";
             self.unreadable(&entry.path, text.into());
             return Ok(None);
         }
         match verdict {
-            Verdict::Same => Ok(None),
+            Verdict::Same => {
+                if entry.inode.kind == Kind::Directory {
+                    self.mark_directory(&entry, &node);
+                }
+                Ok(None)
+            }
             // Somebody has just put it there: what it holds is not taken for granted.
             Verdict::Mark if self.live.is_some() => self.publish(entry, &node).await,
             Verdict::Mark => {
@@ -103,7 +130,7 @@ impl Scan<'_> {
         };
         match decide::known(local, meta, &node.inode, me) {
             Verdict::Current => {
-                self.tell_of_copy(meta, &node);
+                self.tell_of_copy(&entry, meta, &node);
                 if meta.blake3.is_none() || node.inode.blake3.is_none() {
                     self.hasher.queue(entry.path, meta.ino, meta.version);
                 }
@@ -215,7 +242,7 @@ impl Scan<'_> {
         });
         match moved {
             Ok(()) => {
-                self.tell_of_copy(meta, &node);
+                self.tell_of_copy(&entry, meta, &node);
                 Ok(None)
             }
             // Something stands there: this is a file of its own then.
@@ -310,13 +337,14 @@ impl Scan<'_> {
     }
 
     /// A whole copy of another node's file: the holding is told, with others.
-    fn tell_of_copy(&mut self, meta: &LocalMeta, node: &Node_) {
+    fn tell_of_copy(&mut self, entry: &Entry, meta: &LocalMeta, node: &Node_) {
         if node.inode.home == self.store.node_id() || node.inode.version != meta.version {
             return;
         }
         let holding = Holding {
             version: meta.version,
             bytes: meta.size,
+            is_put: entry.is_put,
         };
         self.copies.push((node.ino, holding));
     }

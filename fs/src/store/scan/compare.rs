@@ -4,13 +4,12 @@
 //! Always: until it is decided the file here stands untouched and is no copy.
 use super::super::hasher::Hasher;
 use super::super::{Store, StoreError};
+use super::Scan;
 use super::entry::Entry;
-use super::{Scan, ScanReport};
 use crate::catalog::{Catalog, Node_};
 use crate::record::*;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-use tokio::task::JoinSet;
 
 /// How long a scan waits for hashes of other nodes, in all.
 pub const SETTLE_WAIT: Duration = Duration::from_secs(10);
@@ -78,9 +77,7 @@ impl Scan<'_> {
 
     async fn settle_one(&mut self, mut pending: Pending) -> Result<Option<Pending>, StoreError> {
         let Some(node) = self.catalog.node(pending.ino).await? else {
-            // It was unlinked there: the name may be free.
-            self.adopt(vec![pending.entry]).await?;
-            return Ok(None);
+            return self.is_free_again(pending.entry).await;
         };
         let size = pending.entry.inode.size;
         if node.inode.kind == Kind::File && node.inode.size == size {
@@ -89,8 +86,10 @@ impl Scan<'_> {
             };
             match self.hash_ours(&mut pending).await? {
                 Some(ours) if ours == theirs => {
-                    self.becomes_copy(&pending.entry, &node).await?;
-                    return Ok(None);
+                    return match self.becomes_copy(&pending.entry, &node).await? {
+                        true => Ok(None),
+                        false => self.is_free_again(pending.entry).await,
+                    };
                 }
                 Some(_) => {}
                 // Changed or gone meanwhile: the next scan looks at it anew.
@@ -111,15 +110,28 @@ impl Scan<'_> {
         Ok(pending.ours)
     }
 
-    async fn becomes_copy(&mut self, entry: &Entry, node: &Node_) -> Result<(), StoreError> {
+    /// It was unlinked there: the name may be free.
+    async fn is_free_again(&mut self, entry: Entry) -> Result<Option<Pending>, StoreError> {
+        self.adopt(vec![entry]).await?;
+        Ok(None)
+    }
+
+    /// The catalog knows of it before it is marked: a file that is marked goes with its inode, and this one somebody may have moved here from
+    /// where that inode's file stood. `false`: the inode is gone.
+    async fn becomes_copy(&mut self, entry: &Entry, node: &Node_) -> Result<bool, StoreError> {
         let meta = entry.meta_as(node.ino, &node.inode);
-        self.mark(entry, &meta)?;
         let holding = Holding {
             version: meta.version,
             bytes: meta.size,
+            is_put: true,
         };
-        let told = self.catalog.set_holding(node.ino, Some(holding)).await;
-        Ok(told?)
+        if !self.catalog.add_holding(node.ino, holding).await? {
+            return Ok(false);
+        }
+        if !self.store.mark_put(entry, &meta)? {
+            self.catalog.set_holding(node.ino, None).await?;
+        }
+        Ok(true)
     }
 }
 
@@ -165,18 +177,7 @@ async fn settle_tick(
     pending: Vec<Pending>,
     is_last: bool,
 ) -> Result<Vec<Pending>, StoreError> {
-    let mut scan = Scan {
-        store,
-        catalog,
-        hasher,
-        report: ScanReport::default(),
-        pending: Vec::new(),
-        aside: Vec::new(),
-        copies: Vec::new(),
-        telling: JoinSet::new(),
-        watches: None,
-        live: None,
-    };
+    let mut scan = Scan::new(store, catalog, hasher);
     let undecided = scan.settle(pending, LOOK_SELDOM).await?;
     if !is_last {
         return Ok(undecided);

@@ -18,6 +18,12 @@ pub(super) struct Entry {
     pub(super) inode: Inode,
     pub(super) meta: Option<LocalMeta>,
     pub(super) is_untouched: bool,
+    /// A copy of another node's file that somebody put here.
+    pub(super) is_put: bool,
+    /// Of a directory: which inode its mark says it is; 0: it does not say.
+    pub(super) directory: Ino,
+    /// Of a directory: the daemon made it, on the way to a file.
+    pub(super) is_own_make: bool,
     /// Fetched shortly before a crash of the machine: to be checked against its hash.
     pub(super) is_doubtful: bool,
     /// Device and number of the file on its disk.
@@ -54,9 +60,19 @@ impl Entry {
                 let entry = Self::from_stat(store, &path, kind, &stat);
                 Ok(Some(entry.with_target(target)))
             }
-            _ => Ok(Some(Self::from_stat(store, &path, kind, &stat))),
+            _ => Self::read_directory(store, &path, &stat),
         };
         read().map_err(|error| (path.clone(), error))
+    }
+
+    fn read_directory(store: &Store, path: &TreePath, stat: &Stat) -> io::Result<Option<Entry>> {
+        let mut entry = Self::from_stat(store, path, Kind::Directory, stat);
+        if let Ok(directory) = store.root.open_directory(path) {
+            let tag = store.read_tag(&directory)?;
+            entry.is_own_make = tag.as_ref().is_some_and(|tag| tag.directory == 0);
+            entry.directory = tag.map_or(0, |tag| tag.directory);
+        }
+        Ok(Some(entry))
     }
 
     fn read_file(store: &Store, path: &TreePath) -> io::Result<Option<Entry>> {
@@ -75,9 +91,11 @@ impl Entry {
         if let Some(Tag {
             meta: Some(meta),
             stored,
+            is_put,
             ..
         }) = tag
         {
+            self.is_put = is_put;
             self.is_untouched = meta::is_untouched(&meta, stat);
             self.is_doubtful = store.durability.is_doubtful(stored);
             self.meta = Some(meta);
@@ -120,6 +138,9 @@ impl Entry {
             inode,
             meta: None,
             is_untouched: true,
+            is_put: false,
+            directory: 0,
+            is_own_make: false,
             is_doubtful: false,
             disk: (stat.st_dev, stat.st_ino),
             links: stat.st_nlink,
@@ -167,6 +188,20 @@ impl Store {
             Some(file) => self.set_meta(&file, meta).map(|()| true),
             None => Ok(false),
         }
+    }
+
+    /// As `mark_entry`, on a copy of another node's file that somebody put here.
+    pub(super) fn mark_put(&self, entry: &Entry, meta: &LocalMeta) -> Result<bool, StoreError> {
+        let Some(file) = self.open_entry(entry)? else {
+            return Ok(false);
+        };
+        let _guard = self.meta_lock(meta.ino);
+        let tag = Tag {
+            is_put: true,
+            ..self.new_tag(Some(meta.clone()))
+        };
+        meta::write(&file, &tag).map_err(self.io(&entry.path))?;
+        Ok(true)
     }
 
     /// Opens what was found, if it still stands there.

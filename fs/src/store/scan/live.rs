@@ -15,7 +15,6 @@ use ks_transport::BoxFuture;
 use rustix::fs::FileType;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::JoinSet;
 
 /// How long files that may be copies of another node's are waited for at once; then in the background.
 const SETTLE_WAIT: Duration = Duration::from_millis(500);
@@ -36,18 +35,8 @@ pub async fn take_paths(
     live: &dyn Live,
     paths: &[TreePath],
 ) -> Result<ScanReport, StoreError> {
-    let mut scan = Scan {
-        store,
-        catalog,
-        hasher,
-        report: ScanReport::default(),
-        pending: Vec::new(),
-        aside: Vec::new(),
-        copies: Vec::new(),
-        telling: JoinSet::new(),
-        watches: None,
-        live: Some(live),
-    };
+    let mut scan = Scan::new(store, catalog, hasher);
+    scan.live = Some(live);
     for paths in paths.chunks(BATCH_MAX) {
         let batch: Batch = paths.iter().filter_map(|path| scan.read(path)).collect();
         let mut stale = Vec::new();

@@ -48,6 +48,9 @@ impl Glance {
             if *kind != Kind::Directory {
                 (stat.st_size, mtime_ns(stat), ctime_ns(stat)).hash(&mut hasher);
             }
+            tag.as_ref()
+                .map_or(0, |tag| tag.directory)
+                .hash(&mut hasher);
             if let Some(meta) = tag.as_ref().and_then(|tag| tag.meta.as_ref()) {
                 (meta.ino, meta.version, meta.size, meta.mtime).hash(&mut hasher);
             }
@@ -72,6 +75,14 @@ impl Glance {
         match self {
             Glance::There { tag, .. } => tag.as_ref()?.meta.as_ref(),
             _ => None,
+        }
+    }
+
+    /// Which inode a directory says it is; 0: it does not say.
+    pub(crate) fn directory(&self) -> Ino {
+        match self {
+            Glance::There { tag: Some(tag), .. } => tag.directory,
+            _ => 0,
         }
     }
 
@@ -164,7 +175,10 @@ pub(crate) async fn look(store: &Store, catalog: &Catalog, live: &dyn Live, task
         return failed;
     };
     let me = store.node_id();
-    if is_as_the_tree_has_it(&glance, node.as_ref(), me, store.is_superuser) {
+    let is_changed = |node: &Node_| {
+        attributes(&glance, node, me, store.is_superuser, task.has_attributes).is_some()
+    };
+    if is_as_the_tree_has_it(&glance, node.as_ref(), me) && !node.as_ref().is_some_and(is_changed) {
         return agrees(glance);
     }
     let mut hasher = DefaultHasher::new();
@@ -188,12 +202,7 @@ fn agrees(glance: Glance) -> Seen {
 }
 
 /// Whether there is nothing to do. Of what is gone: whether the tree has nothing there either.
-fn is_as_the_tree_has_it(
-    glance: &Glance,
-    node: Option<&Node_>,
-    me: NodeId,
-    is_superuser: bool,
-) -> bool {
+fn is_as_the_tree_has_it(glance: &Glance, node: Option<&Node_>, me: NodeId) -> bool {
     let Some(kind) = glance.kind() else {
         let is_standing = |node: &Node_| {
             matches!(
@@ -207,10 +216,7 @@ fn is_as_the_tree_has_it(
         return false;
     };
     match kind {
-        Kind::Directory | Kind::File if attributes(glance, node, me, is_superuser).is_some() => {
-            false
-        }
-        Kind::Directory => true,
+        Kind::Directory => glance.directory() == node.ino,
         Kind::Symlink => glance.target() == node.inode.target,
         _ => is_that_file(glance, node, me),
     }
@@ -227,13 +233,14 @@ fn is_that_file(glance: &Glance, node: &Node_, me: NodeId) -> bool {
     meta.ino == node.ino && meta::is_untouched(meta, stat) && (is_current || may_differ)
 }
 
-/// Mode, owner and group that somebody gave, behind the daemon's back, to what this node's word counts for: files whose home it is, and
-/// directories that the daemon did not make (those carry its mark).
+/// Mode, owner and group that somebody gave, behind the daemon's back, to what this node's word counts for: files whose home it is,
+/// directories that the daemon did not make (those carry its mark), and those that it has marked, once it was heard that they were changed.
 pub(crate) fn attributes(
     glance: &Glance,
     node: &Node_,
     me: NodeId,
     is_superuser: bool,
+    is_heard: bool,
 ) -> Option<(u32, u32, u32)> {
     let Glance::There {
         kind, stat, tag, ..
@@ -244,10 +251,17 @@ pub(crate) fn attributes(
     let record = &node.inode;
     let counts = match kind {
         Kind::File => record.home == me && glance.meta()?.ino == node.ino,
-        Kind::Directory => tag.is_none(),
+        Kind::Directory => match tag {
+            Some(tag) => is_heard && tag.directory == node.ino,
+            None => true,
+        },
         _ => false,
     };
-    let mode = stat.st_mode & 0o7777;
+    let mode = match (is_superuser, kind) {
+        // The system takes these off what an ordinary user sets.
+        (false, Kind::Directory) => stat.st_mode & 0o1777 | record.mode & 0o6000,
+        _ => stat.st_mode & 0o7777,
+    };
     // An ordinary user's daemon keeps files readable and writable for itself, and cannot give them away.
     let kept = match (is_superuser, kind) {
         (true, _) => 0,

@@ -6,7 +6,7 @@
 //! scan's). Doing it again changes nothing.
 use super::decide::{Retold, retold};
 use super::entry::Entry;
-use super::{BATCHES_AHEAD, Batch, Known, Scan, ScanReport, read_all};
+use super::{BATCHES_AHEAD, Batch, Known, Scan, read_all};
 use crate::catalog::{Catalog, Node_};
 use crate::path::TreePath;
 use crate::record::*;
@@ -14,7 +14,6 @@ use crate::store::hasher::Hasher;
 use crate::store::{LocalMeta, Store, StoreError, confine};
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
 /// What was told.
 #[derive(Clone, Debug, Default)]
@@ -36,18 +35,7 @@ pub async fn retell(
     hasher: &Hasher,
 ) -> Result<RetoldReport, StoreError> {
     let mut retelling = Retelling {
-        scan: Scan {
-            store,
-            catalog,
-            hasher,
-            report: ScanReport::default(),
-            pending: Vec::new(),
-            aside: Vec::new(),
-            copies: Vec::new(),
-            telling: JoinSet::new(),
-            watches: None,
-            live: None,
-        },
+        scan: Scan::new(store, catalog, hasher),
         report: RetoldReport::default(),
     };
     let (send, mut batches) = mpsc::channel::<Batch>(BATCHES_AHEAD);
@@ -81,7 +69,7 @@ impl Retelling<'_> {
                 Known::Here(node) | Known::Elsewhere(node, _) => {
                     let verdict = retold(&meta, &node.inode, self.scan.store.node_id());
                     match verdict {
-                        Retold::Copy => held.push((node.ino, node.inode)),
+                        Retold::Copy => held.push((node.ino, node.inode, entry.is_put)),
                         Retold::Newer => self.newer(entry, &meta, node).await?,
                         Retold::Conflict => self.keep_beside(entry).await?,
                         Retold::Nothing => {}

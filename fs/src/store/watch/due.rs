@@ -8,6 +8,7 @@
 //!   ([`CONFIRM_OPEN_MS`] for a file that its writer has not closed as far as is known), with no event between them. What the
 //!   daemon itself is in the middle of is over by then, or looks different.
 //! - An event during a look is not lost: the path is looked at again.
+//! - Where a directory is moved, what waits below it goes along; one that is moved twice came from where it was first.
 //! - Bounded: beyond [`PATHS_MAX`] paths nothing more is taken in, and [`Due::has_overflowed`] says so until it is asked.
 //! - Where nothing waits there is no next time: whoever runs it sleeps.
 use crate::path::TreePath;
@@ -30,6 +31,9 @@ pub const RETRY_MS: u64 = 500;
 /// The same, after many.
 pub const RETRY_LONGEST_MS: u64 = 30_000;
 
+/// So often a path is looked at soon again that waits for another one.
+const QUICK_TRIES: u32 = 20;
+
 /// What an event says of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hint {
@@ -45,6 +49,10 @@ pub enum Hint {
     MovedFrom(TreePath),
     /// It was removed, or moved away.
     Gone,
+    /// A directory was moved away, with all below it.
+    MovedAway,
+    /// The directory that it was in was moved away with all that was below.
+    GoneWithAll,
 }
 
 /// What is known of a path when it is looked at.
@@ -58,6 +66,30 @@ pub struct Task {
     pub was_put: bool,
     /// Where what stands there came from.
     pub moved_from: Option<TreePath>,
+    /// Attributes of what stands there were changed.
+    pub has_attributes: bool,
+    /// A directory that stood there was moved away, not emptied and removed.
+    pub was_moved_away: bool,
+    /// All that was below it waits by itself, or was dealt with.
+    pub is_with_all: bool,
+    /// How often it was looked at in vain.
+    pub tries: u32,
+}
+
+impl Task {
+    /// A path that is looked at though nothing was heard of it.
+    pub fn unheard(path: TreePath) -> Self {
+        Self {
+            path,
+            was_removed: false,
+            was_put: false,
+            moved_from: None,
+            has_attributes: false,
+            was_moved_away: false,
+            is_with_all: false,
+            tries: 0,
+        }
+    }
 }
 
 /// What a look showed.
@@ -69,6 +101,8 @@ pub enum Look {
     Differs(u64),
     /// It cannot be told now.
     Failed,
+    /// Something else comes first.
+    NotYet,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -82,6 +116,9 @@ struct Waiting {
     was_removed: bool,
     was_put: bool,
     moved_from: Option<TreePath>,
+    has_attributes: bool,
+    was_moved_away: bool,
+    is_with_all: bool,
     /// What the last look showed, and when.
     seen: Option<(u64, u64)>,
     /// Looks in a row that showed something new, or failed.
@@ -103,6 +140,53 @@ pub struct Due {
 impl Due {
     /// An event.
     pub fn event(&mut self, path: TreePath, hint: Hint, now_ms: u64) {
+        let hint = match hint {
+            Hint::MovedFrom(from) => {
+                self.take_along(&from, &path, now_ms);
+                let first = self.paths.get(&from).and_then(|at| at.moved_from.clone());
+                Hint::MovedFrom(first.unwrap_or(from))
+            }
+            hint => hint,
+        };
+        self.note(path, hint, now_ms);
+    }
+
+    /// What waits below `from` waits below `to`: its directory was moved.
+    fn take_along(&mut self, from: &TreePath, to: &TreePath, now_ms: u64) {
+        for path in self.below(from) {
+            let Some(waiting) = self.paths.get(&path).cloned() else {
+                continue;
+            };
+            let below = &path.as_bytes()[from.as_bytes().len() + 1..];
+            let Some(moved) = TreePath::new(&[to.as_bytes(), b"/", below].concat()) else {
+                continue;
+            };
+            if let Some(at_ms) = waiting.at_ms {
+                self.queue.remove(&(at_ms, waiting.order, path.clone()));
+                self.paths.remove(&path);
+            }
+            let hints = [
+                (waiting.was_removed, Hint::Gone),
+                (waiting.was_moved_away, Hint::MovedAway),
+                (waiting.was_put, Hint::Put),
+                (waiting.has_attributes, Hint::Attributes),
+                (waiting.is_open, Hint::Made),
+            ];
+            let mut hints: Vec<Hint> = hints
+                .into_iter()
+                .filter_map(|(is, hint)| is.then_some(hint))
+                .collect();
+            hints.extend(waiting.moved_from.map(Hint::MovedFrom));
+            if hints.is_empty() {
+                hints.push(Hint::Settled);
+            }
+            for hint in hints {
+                self.note(moved.clone(), hint, now_ms);
+            }
+        }
+    }
+
+    fn note(&mut self, path: TreePath, hint: Hint, now_ms: u64) {
         if self.paths.len() >= PATHS_MAX && !self.paths.contains_key(&path) {
             self.has_overflowed = true;
             return;
@@ -118,13 +202,15 @@ impl Due {
         match hint {
             Hint::Made => waiting.is_open = true,
             Hint::Settled => waiting.is_open = false,
-            Hint::Attributes => {}
+            Hint::Attributes => waiting.has_attributes = true,
             Hint::Put => (waiting.is_open, waiting.was_put) = (false, true),
             Hint::MovedFrom(from) => {
                 (waiting.is_open, waiting.was_put) = (false, true);
                 waiting.moved_from = Some(from);
             }
             Hint::Gone => waiting.was_removed = true,
+            Hint::MovedAway => (waiting.was_removed, waiting.was_moved_away) = (true, true),
+            Hint::GoneWithAll => (waiting.was_removed, waiting.is_with_all) = (true, true),
         }
         (waiting.seen, waiting.tries) = (None, 0);
         let Some(at_ms) = was.0 else {
@@ -155,6 +241,10 @@ impl Due {
                 was_removed: waiting.was_removed,
                 was_put: waiting.was_put,
                 moved_from: waiting.moved_from.clone(),
+                has_attributes: waiting.has_attributes,
+                was_moved_away: waiting.was_moved_away,
+                is_with_all: waiting.is_with_all,
+                tries: waiting.tries,
                 path,
             };
             taken.push((order, task));
@@ -180,6 +270,11 @@ impl Due {
                 Look::Failed => {
                     waiting.tries += 1;
                     longer(RETRY_MS, waiting.tries, RETRY_LONGEST_MS)
+                }
+                Look::NotYet => {
+                    waiting.tries += 1;
+                    let tries = waiting.tries.saturating_sub(QUICK_TRIES);
+                    longer(RETRY_MS / 2, tries, RETRY_LONGEST_MS)
                 }
                 Look::Differs(what) => match waiting.seen {
                     Some((before, since_ms)) if before == what => {
@@ -217,11 +312,45 @@ impl Due {
 
     /// Whether something below a path waits.
     pub fn has_below(&self, path: &TreePath) -> bool {
-        let mut below = path.as_bytes().to_vec();
-        below.push(b'/');
-        let after = TreePath::new(&[&below[..], b"\x01"].concat());
-        let next = after.and_then(|after| self.paths.range(after..).next());
-        next.is_some_and(|(next, _)| next.as_bytes().starts_with(&below))
+        self.range_below(path).next().is_some()
+    }
+
+    fn below(&self, path: &TreePath) -> Vec<TreePath> {
+        self.range_below(path).cloned().collect()
+    }
+
+    fn range_below<'d>(&'d self, path: &TreePath) -> impl Iterator<Item = &'d TreePath> {
+        let below = [path.as_bytes(), b"/"].concat();
+        let first = TreePath::new(&[&below[..], b"\x01"].concat());
+        let after = first.map(|first| self.paths.range(first..));
+        let after = after.into_iter().flatten().map(|(next, _)| next);
+        after.take_while(move |next| next.as_bytes().starts_with(&below))
+    }
+
+    /// Directories that wait to be moved: where from, and where to.
+    pub fn moves(&self) -> (BTreeSet<TreePath>, BTreeSet<TreePath>) {
+        let moved =
+            |(to, waiting): (&TreePath, &Waiting)| Some((waiting.moved_from.clone()?, to.clone()));
+        self.paths.iter().filter_map(moved).unzip()
+    }
+
+    /// Whether a directory that stood at `path` waits where it was moved to.
+    pub fn is_awaited_elsewhere(&self, path: &TreePath) -> bool {
+        self.paths
+            .values()
+            .any(|waiting| waiting.moved_from.as_ref() == Some(path))
+    }
+
+    /// Whether something was heard of a path, or of a directory that it is in, that is not dealt with yet.
+    pub fn is_waiting_at_or_above(&self, path: &TreePath) -> bool {
+        let mut at = Some(path.clone());
+        while let Some(here) = at.filter(|here| !here.is_root()) {
+            if self.paths.contains_key(&here) {
+                return true;
+            }
+            at = here.split_last().map(|(above, _)| above);
+        }
+        false
     }
 
     /// When the next path is due; `None`: nothing waits.

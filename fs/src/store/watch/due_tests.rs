@@ -63,6 +63,25 @@ fn too_much_is_told_and_not_kept() {
     assert!(due.has_overflowed() && !due.has_overflowed());
 }
 
+#[test]
+fn what_waits_below_a_moved_directory_goes_along_and_knows_where_it_was_first() {
+    let mut due = Due::default();
+    due.event(path("a/x"), Hint::Gone, 0);
+    due.event(path("a/y/z"), Hint::Made, 0);
+    due.event(path("ab"), Hint::Settled, 0);
+    due.event(path("b"), Hint::MovedFrom(path("a")), 1);
+    assert!(due.has_below(&path("b")) && !due.has_below(&path("a")));
+    assert!(due.is_awaited_elsewhere(&path("a")));
+    due.event(path("c"), Hint::MovedFrom(path("b")), 2);
+    assert!(due.is_waiting_at_or_above(&path("c/never/heard")));
+    assert!(!due.is_waiting_at_or_above(&path("d")));
+    let taken = due.take(SETTLE_LONGEST_MS, 9);
+    let find = |name: &str| taken.iter().find(|task| task.path == path(name));
+    assert!(find("c/x").unwrap().was_removed && find("c/y/z").is_some() && find("ab").is_some());
+    assert_eq!(find("c").unwrap().moved_from, Some(path("a")));
+    assert!(find("a/x").is_none() && find("b/x").is_none());
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Event(u8, u8),
