@@ -143,6 +143,8 @@ def test_a_client_key_calls_and_is_no_node(cluster):
     code = "from kitchensink import Client\nprint(Client('ks://host1:6323').call(abs, -3, _async=False))"
     called = node.exec(["env", f"KS_CLUSTER_KEY={made}", PYTHON, "-c", code])
     assert called.text == "3\n"
+    told = node.ks("key", "client", "--help").text
+    assert "change and delete files by calls" in told and "only call" not in told
     join = [PROGRAM, "mount", "/tmp/t", "--datadir", "/tmp/d", "--join", "host1", "--cluster-key", made]
     assert node.exec(join, check=False).status == 1
 
@@ -219,6 +221,8 @@ def test_umount_says_what_it_waits_for_and_force_ends_a_stopped_daemon(make_clus
     cluster.expect_clean = False
     cluster[2].shell("echo kept > /ks/kept")
     pid = cluster[2].pid
+    memory_tier = f"/dev/shm/ks-{cluster[2].status()['id']}"
+    cluster[2].exec(["test", "-d", memory_tier])
     os.kill(pid, signal.SIGSTOP)
     try:
         done = cluster[2].ks("umount", "/ks", "--force", check=False, timeout=20)
@@ -230,6 +234,7 @@ def test_umount_says_what_it_waits_for_and_force_ends_a_stopped_daemon(make_clus
     assert done.status == 0 and done.seconds < 10, done
     assert f"process {pid}, is stopped" in done.error and "kill -CONT" in done.error, done
     assert not command_line(pid)
+    cluster[2].exec(["test", "!", "-e", memory_tier])
     cluster[2].restart()
     assert cluster[2].exec(["cat", "/ks/kept"]).text == "kept\n"
 
@@ -241,7 +246,12 @@ def test_errors_name_files_as_the_user_sees_them(make_cluster):
         refused = cluster[1].ks(*command, check=False)
         assert refused.status == 1 and "/ks/none: no such file" in refused.error.lower(), refused
     refused = cluster[1].ks("drop", "/ks/only", check=False)
-    assert refused.status == 1 and "/ks/only" in refused.text + refused.error, refused
+    assert refused.status == 1 and "run: ks fetch /ks/only\n" in refused.text, refused
+    cluster[1].ks("pin", "/ks/only")
+    refused = cluster[1].ks("drop", "/ks/only", check=False)
+    assert refused.status == 1 and "run: ks pin --unpin /ks/only\n" in refused.text, refused
+    assert cluster[1].ks("where", "/ks/only").text.splitlines()[1].startswith("/ks/only ")
+    assert cluster[1].ks_json("where", "/ks/only")[0]["path"] == "/ks/only"
 
 
 def test_a_number_is_no_data_directory(make_cluster):

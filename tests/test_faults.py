@@ -280,12 +280,28 @@ def test_the_first_node_goes_and_comes_back(make_cluster):
     """Redis goes with it: what needs the catalog ends with an error in time, and works again when it is back."""
     cluster = make_cluster(3).start()
     cluster[2].shell("echo two > /ks/two")
-    cluster[1].kill9()
-    began = time.monotonic()
-    cluster[3].exec(["bash", "-c", "echo x > /ks/x"], check=False, timeout=35)
-    assert time.monotonic() - began < 32
-    cluster[3].exec(["df", "/ks"], timeout=5)
-    cluster[1].restart()
+    code = """
+        def slow():
+            open("/tmp/runs", "w").close()
+            time.sleep(18)
+            return "done"
+        reply(c.call(slow, _node="host3", _async=False))
+    """
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(cluster[2].ask, code, timeout=90)
+        wait_for(lambda: cluster[3].shell("ls /tmp/runs", check=False).status == 0, 20, "the call runs")
+        cluster[1].kill9()
+        began = time.monotonic()
+        cluster[3].exec(["bash", "-c", "echo x > /ks/x"], check=False, timeout=35)
+        assert time.monotonic() - began < 32
+        cluster[3].exec(["df", "/ks"], timeout=5)
+        # No heart-beat came through for longer than one lasts: that is not taken for the others' death.
+        time.sleep(max(0, began + 9 - time.monotonic()))
+        cluster[1].restart()
+        assert {node["name"]: node["alive"] for node in cluster[1].ks_json("nodes")} == dict.fromkeys(
+            ["host1", "host2", "host3"], True
+        )
+        assert answer.result() == "done"
     for node in cluster.nodes:
         wait_for(lambda node=node: node.exec(["cat", "/ks/two"], check=False, timeout=40).text == "two\n", 40)
     cluster[3].shell("echo three > /ks/three")

@@ -29,6 +29,9 @@ def test_a_redis_that_is_given(make_cluster, url):
         second.shell("echo two > /ks/two")
         assert first.exec(["cat", "/ks/two"]).text == "two\n"
         assert first.ask("reply(c.call(lambda p: open(p).read(), '/ks/two', _async=False))") == "two\n"
+        daemons = [line for line in cluster.hosts.processes(1).values() if " mount " in line]
+        assert daemons and not any(PASSWORD in line for line in daemons), "everybody can read command lines"
+        assert first.ask("reply(c.call(lambda: dict(os.environ), _async=False))").get("KS_REDIS") is None
         database = re.search(r"(\d+)$", url.replace(str(PORT), "0"))[1]
         assert int(redis.ask("dbsize", database=database)) > 0
         others = [line for line in redis.ask("info", "keyspace").splitlines() if line.startswith("db")]
@@ -49,6 +52,13 @@ def test_payloads_do_not_go_through_redis(make_cluster):
         assert answer == 8_000_000
         received = re.search(r"total_net_input_bytes:(\d+)", redis.ask("info", "stats"))[1]
         assert int(received) < MIB, "what went into Redis"
+        redis.ask("config", "set", "min-replicas-to-write", "1")
+        for node in cluster.nodes:
+            found = node.ks("doctor", check=False)
+            assert found.status == 1 and "no name in the cluster can change: NOREPLICAS" in found.text, found
+            assert "REFUSES CHANGES: NOREPLICAS" in node.ks("status").text
+        redis.ask("config", "set", "min-replicas-to-write", "0")
+        assert "no name in the cluster can change" not in second.ks("doctor", check=False).text
         for key in redis.ask("--scan").split():
             size = redis.ask("memory", "usage", key, "samples", "0")
             assert int(size.strip() or 0) < 256 * 1024, (key, size)

@@ -129,6 +129,9 @@ impl std::str::FromStr for NamedPython {
 #[error("{0}")]
 pub struct WrongUse(pub String);
 
+/// Environment variable for `--redis`.
+pub const REDIS_VARIABLE: &str = "KS_REDIS";
+
 /// `ks mount`.
 #[derive(Args, Clone, Debug)]
 pub struct MountArgs {
@@ -141,7 +144,7 @@ pub struct MountArgs {
     #[arg(
         long,
         value_name = "URL",
-        env = "KS_REDIS",
+        env = REDIS_VARIABLE,
         conflicts_with = "join",
         value_parser = parse_redis
     )]

@@ -72,7 +72,12 @@ fn open_log(path: &Path) -> std::io::Result<File> {
 }
 
 /// Starts `arguments` of this program as a daemon that logs to `log`; returns when it is ready, or its error.
-pub fn start(arguments: &[std::ffi::OsString], log: &Path) -> anyhow::Result<()> {
+/// `secret`: a variable and its value that go into the daemon's environment, which its own user alone can read.
+pub fn start(
+    arguments: &[std::ffi::OsString],
+    secret: Option<(&str, &str)>,
+    log: &Path,
+) -> anyhow::Result<()> {
     let (mut from_daemon, to_parent) = std::io::pipe().context("a pipe")?;
     let program = std::env::current_exe().context("this program's own path")?;
     let log_file = open_log(log).with_context(|| log.display().to_string())?;
@@ -80,6 +85,7 @@ pub fn start(arguments: &[std::ffi::OsString], log: &Path) -> anyhow::Result<()>
     let mut command = Command::new(program);
     command
         .args(arguments)
+        .envs(secret)
         .arg("--foreground")
         .arg(format!("--ready-fd={}", to_parent.as_raw_fd()))
         .stdin(Stdio::null())

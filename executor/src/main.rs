@@ -46,7 +46,7 @@ enum Command {
     /// Run a shell command where the data is; its standard input is empty
     #[command(after_help = commands::run::EXAMPLES)]
     Run(commands::run::RunArgs),
-    /// Make a cluster key, or a key that may only call and read
+    /// Make a cluster key, or a key for a machine that calls and is no node
     #[command(after_help = commands::key::EXAMPLES)]
     Key(commands::key::KeyArgs),
     /// The calls that wait or run

@@ -430,9 +430,11 @@ impl Queue {
 
     /// Gives the lease up: this node claims nothing any more.
     pub async fn resign(&self) -> Result<(), QueueError> {
-        let mut command = redis::cmd("DEL");
-        command.arg(format!("ks:lease:{}", self.node));
-        self.redis.run(&command).await?;
+        let lease = format!("ks:lease:{}", self.node);
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("DEL").arg(&lease);
+        pipeline.cmd("HDEL").arg("ks:renewed").arg(&lease);
+        self.redis.pipe(&pipeline).await?;
         Ok(())
     }
 

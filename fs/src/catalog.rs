@@ -2,7 +2,7 @@
 //!
 //! Keys (all begin with `ks:`): `ks:meta` (hash: format, cluster, next_ino) · `ks:i:<ino>` (encoded Inode) · `ks:d:<ino>` (hash: name -> Entry;
 //! the illegal names `/t` and `/n` keep the directory's change time and its number of subdirectories) · `ks:l:<ino>` (set of parent+name: further hard links) ·
-//! `ks:h:<ino>` (hash: NodeId -> encoded Holding) · `ks:nodes` (hash: NodeId -> encoded NodeInfo) · `ks:alive:<node>` (expires with the heart-beat) · `ks:events` (stream of encoded Events) · `ks:troubles` (what needs a person: `troubles`).
+//! `ks:h:<ino>` (hash: NodeId -> encoded Holding) · `ks:nodes` (hash: NodeId -> encoded NodeInfo) · `ks:alive:<node>` (expires with the heart-beat) · `ks:renewed` (when it was renewed last: `redis_client/absence`) · `ks:events` (stream of encoded Events) · `ks:troubles` (what needs a person: `troubles`).
 //! Locks have keys of their own (`crate::locks`).
 //!
 //! Who takes part: `namespace` decides what a change is (pure), `transaction` is the change as a value (pure),

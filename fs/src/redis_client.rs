@@ -20,6 +20,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+mod absence;
 mod patience;
 mod target;
 
@@ -279,6 +280,20 @@ impl Redis {
         !self.is_connected() && silent_since.is_some_and(|since| since.elapsed() >= AWAY_AFTER)
     }
 
+    /// Why Redis takes no changes now, in its words (a full disk, say); `None`: it takes them, or cannot be asked.
+    pub async fn refuses_changes(&self) -> Option<String> {
+        if !self.is_connected() {
+            return None;
+        }
+        // A change by its kind, which changes nothing.
+        let mut command = redis::cmd("SETRANGE");
+        command.arg("ks:probe").arg(0).arg("");
+        match self.run(&command).await {
+            Err(RedisError::Refused(text)) => Some(text),
+            _ => None,
+        }
+    }
+
     /// A blocking command's own connection (XREAD BLOCK and the like): no deadline but the caller's, no tracking.
     pub async fn dedicated(&self) -> Result<MultiplexedConnection, RedisError> {
         let config = AsyncConnectionConfig::new()
@@ -452,7 +467,8 @@ impl Link {
             .set_concurrency_limit(IN_FLIGHT_COMMANDS_MAX)
             .set_push_sender(self.push_sender(lost.clone()));
         let mut connection = self.target.connect(config).await?;
-        check(&mut connection, &self.target).await?;
+        let run = check(&mut connection, &self.target).await?;
+        absence::make_good(&mut connection, &run).await;
         if self.tracking {
             let command = tracking_command();
             connection
@@ -533,11 +549,11 @@ fn message(data: Vec<Value>) -> Option<Push> {
     }
 }
 
-/// New enough, and done with reading its file.
+/// New enough, and done with reading its file. Returns which run of Redis it is.
 async fn check(
     connection: &mut MultiplexedConnection,
     target: &target::Endpoint,
-) -> Result<(), RedisError> {
+) -> Result<String, RedisError> {
     let answer = connection
         .send_packed_command(redis::cmd("INFO").arg("server").arg("persistence"))
         .await
@@ -561,7 +577,7 @@ async fn check(
             "{target} is still reading its file"
         )));
     }
-    Ok(())
+    Ok(field("run_id").unwrap_or_default().to_owned())
 }
 
 /// Whether version `found` ("7.0.15") is `needed` ("7.0") or later.

@@ -568,6 +568,29 @@ async fn nodes_register_beat_and_leave() {
 }
 
 #[tokio::test]
+async fn a_restart_of_redis_ends_no_node_and_brings_none_back() {
+    let mut redis = TestRedis::start().await;
+    let (a, _) = open(&redis, 1).await;
+    let (b, _) = open(&redis, 2).await;
+    a.register(info("a", "h1:1", 1)).await.unwrap();
+    b.register(info("b", "h2:1", 1)).await.unwrap();
+    b.deregister().await.unwrap();
+    // As if its time had run out while Redis was away.
+    let mut expire = redis::cmd("DEL");
+    expire.arg("ks:alive:0000000000000001");
+    assert_eq!(a.redis().run(&expire).await.unwrap(), redis::Value::Int(1));
+    drop((a, b));
+    redis.restart().await.unwrap();
+    let (third, _) = open(&redis, 3).await;
+    let nodes = third.nodes().await.unwrap();
+    let seen: Vec<_> = nodes
+        .iter()
+        .map(|node| (node.info.name.as_str(), node.alive))
+        .collect();
+    assert_eq!(seen, [("a", true), ("b", false)]);
+}
+
+#[tokio::test]
 async fn beats_whose_answers_are_lost_do_not_end_the_beating() {
     let redis = TestRedis::start().await;
     let (a, _) = open(&redis, 1).await;

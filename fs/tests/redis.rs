@@ -162,6 +162,62 @@ async fn a_restart_in_order_keeps_everything_and_leaves_no_process() {
 }
 
 #[tokio::test]
+async fn who_lived_when_redis_went_lives_when_it_is_back() {
+    let mut server = TestRedis::start().await;
+    let (redis, _) = connect(&server, false).await;
+    let now_ms = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_millis();
+    for (key, at_ms) in [
+        ("lived", now_ms - 5000),
+        ("beat", now_ms),
+        ("died", now_ms - 7000),
+    ] {
+        let mut note = redis::cmd("HSET");
+        note.arg("ks:renewed")
+            .arg(key)
+            .arg(format!("{at_ms} 6000 its value"));
+        redis.run(&note).await.unwrap();
+    }
+    // Nobody was away: what stands is left as it is.
+    let (again, _) = connect(&server, false).await;
+    let exists = |key: &'static str| {
+        let mut command = redis::cmd("EXISTS");
+        command.arg(key);
+        command
+    };
+    assert_eq!(
+        again.run(&exists("lived")).await.unwrap(),
+        redis::Value::Int(0)
+    );
+    drop((redis, again));
+    server.restart().await.unwrap();
+    let (redis, _) = connect(&server, false).await;
+    assert_eq!(text(&redis, &get("lived")).await, "its value");
+    assert_eq!(text(&redis, &get("beat")).await, "its value");
+    assert_eq!(
+        redis.run(&exists("died")).await.unwrap(),
+        redis::Value::Int(0)
+    );
+    let mut left = redis::cmd("PTTL");
+    left.arg("lived");
+    let redis::Value::Int(left_ms) = redis.run(&left).await.unwrap() else {
+        panic!("PTTL is a number");
+    };
+    assert!((4000..=6000).contains(&left_ms), "{left_ms}");
+    // Once for each run of Redis.
+    let mut remove = redis::cmd("DEL");
+    remove.arg("lived");
+    redis.run(&remove).await.unwrap();
+    let (redis, _) = connect(&server, false).await;
+    assert_eq!(
+        redis.run(&exists("lived")).await.unwrap(),
+        redis::Value::Int(0)
+    );
+}
+
+#[tokio::test]
 async fn what_an_earlier_daemon_left_is_ended_first() {
     let directory = tempfile::tempdir().unwrap();
     let first = RedisServer::start(directory.path()).await.unwrap();

@@ -70,6 +70,16 @@ def test_text_by_url(fs, node):
         assert file.read() == "a,b\n1,2\n"
 
 
+def test_a_file_in_the_root_by_url(fs, node):
+    fsspec.register_implementation("ks", KitchenSinkFileSystem, clobber=True)
+    with fsspec.open("ks://out.csv", "w", url=node.socket, skip_instance_cache=True) as file:
+        file.write("a,b\n")
+    assert fs.cat_file("out.csv") == b"a,b\n"
+    fs.rm("out.csv")
+    with pytest.raises(FileExistsError):
+        fs.makedirs("")
+
+
 def test_what_is_not_finished_is_not_seen(fs, root):
     fs.makedirs("d")
     file = fs.open("d/unfinished", "wb", autocommit=False)

@@ -24,6 +24,9 @@ def test_executor(node):
         assert isinstance(pool, concurrent.futures.Executor)
         future = pool.submit(pow, 2, 5)
         assert future.result(10) == 32 and list(pool.map(pow, [2, 3], [3, 2])) == [8, 9]
+        running, queued = pool.submit(slow, 30), pool.submit(slow, 31)
+        for future in (queued, running):
+            assert future.cancel() and future.done() and future.cancelled() and not future.cancel()
         with pytest.raises(ZeroDivisionError):
             list(pool.map(lambda x: 1 / x, [1, 0]))
         with pytest.raises(TimeoutError):

@@ -123,6 +123,7 @@ def test_memoize(c, tmp_path):
     assert count.read_text() == ".." and len(c.path_search("memoize/*")) == 2
     assert len(c.reducetree("memoize*")) == 2 and c.cs(add, 1, 2) == 3
     assert count.read_text() == "..."
+    assert add(1, 2) == 3 and count.read_text() == "....", "called directly it is the function that it was"
 
 
 def test_a_client_with_no_mount(c, monkeypatch, root):

@@ -369,6 +369,60 @@ fn troubles(status: &serde_json::Value) -> Vec<Finding> {
     findings
 }
 
+/// Whether the catalog's Redis is there and takes changes.
+fn redis(status: &serde_json::Value) -> Finding {
+    if status.get("connected") != Some(&serde_json::Value::Bool(true)) {
+        let cure =
+            "start it again, or the node that carries it; local files stay readable meanwhile";
+        return Finding::failed("redis", "not connected", cure);
+    }
+    let refuses = super::text(status, "refuses");
+    if refuses.is_empty() {
+        return Finding::ok("redis", "connected");
+    }
+    let machine = match super::text(status, "carrier") {
+        name if name.is_empty() => "Redis's machine".to_owned(),
+        name => name,
+    };
+    let cure = if refuses.starts_with("MISCONF") {
+        format!(
+            "it cannot write its file: make room on the disk of {machine}, where the data directory's .ks/redis (or its own directory) is"
+        )
+    } else {
+        format!("look at Redis's configuration and log on {machine}")
+    };
+    let found = format!("no name in the cluster can change: {refuses}");
+    Finding::failed("redis", found, &cure)
+}
+
+/// How much room the data directory's disk has; `None`: it could not be asked.
+fn disk(status: &serde_json::Value) -> Option<Finding> {
+    let free = status.get("free_bytes")?.as_u64()?;
+    let keep_free = super::number(status, "keep_free_bytes");
+    let shown = format!("{} free", super::human_bytes(free));
+    // Some file systems refuse new blocks while they still count a few as free.
+    const FULL_BYTES: u64 = 16 << 20;
+    Some(if free < FULL_BYTES {
+        let cure = "make room: nothing can be written, and files of other nodes are read without being kept";
+        Finding::warning(
+            "disk",
+            format!("the data directory's is full: {shown}"),
+            cure,
+        )
+    } else if free < keep_free {
+        let kept = super::human_bytes(keep_free);
+        let cure =
+            "make room, or mount with a smaller --keep-free: no fetched files are kept meanwhile";
+        Finding::warning(
+            "disk",
+            format!("{shown}, less than the {kept} of --keep-free"),
+            cure,
+        )
+    } else {
+        Finding::ok("disk", shown)
+    })
+}
+
 /// Records of the catalog that cannot be read.
 fn records_found(records: &serde_json::Value) -> Vec<Finding> {
     let damaged = records.get("damaged").and_then(serde_json::Value::as_array);
@@ -396,16 +450,8 @@ async fn look_at_node(mountpoint: &Path) -> anyhow::Result<Vec<Finding>> {
         anyhow::bail!("the node gave no status");
     };
     let mut findings = Vec::new();
-    let connected = status
-        .pointer("/redis/connected")
-        .context("an incomplete status")?;
-    findings.push(if connected == &serde_json::Value::Bool(true) {
-        Finding::ok("redis", "connected")
-    } else {
-        let cure =
-            "start it again, or the node that carries it; local files stay readable meanwhile";
-        Finding::failed("redis", "not connected", cure)
-    });
+    findings.push(redis(status.get("redis").context("an incomplete status")?));
+    findings.extend(status.get("disk").and_then(disk));
     findings.extend(watching(&status));
     findings.extend(troubles(&status));
     match node.ask(Ask::Records).await {
@@ -439,4 +485,37 @@ async fn look_at_node(mountpoint: &Path) -> anyhow::Result<Vec<Finding>> {
         );
     }
     Ok(findings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Verdict, disk, redis};
+    use serde_json::json;
+
+    #[test]
+    fn a_redis_that_takes_no_changes_is_told_with_its_machine() {
+        let full = "MISCONF Errors writing to the AOF file: No space left on device";
+        let found = redis(&json!({"connected": true, "refuses": full, "carrier": "host1"}));
+        assert_eq!(found.verdict, Verdict::Failed);
+        assert!(found.found.contains(full) && found.cure.unwrap().contains("the disk of host1"));
+        let well = redis(&json!({"connected": true, "refuses": null, "carrier": null}));
+        assert_eq!(well.verdict, Verdict::Ok);
+        assert_eq!(redis(&json!({"connected": false})).verdict, Verdict::Failed);
+    }
+
+    #[test]
+    fn a_disk_with_little_room_is_told() {
+        let judged = |free: u64| {
+            let status = json!({"free_bytes": free << 20, "keep_free_bytes": 100 << 20});
+            let found = disk(&status).unwrap();
+            (found.verdict, found.found.contains("full"))
+        };
+        let expected = [
+            (Verdict::Warning, true),
+            (Verdict::Warning, false),
+            (Verdict::Ok, false),
+        ];
+        assert_eq!([0, 99, 100].map(judged), expected);
+        assert!(disk(&json!(null)).is_none());
+    }
 }

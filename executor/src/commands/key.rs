@@ -1,4 +1,4 @@
-//! `ks key`: the cluster's secret, and keys that may only call and read.
+//! `ks key`: the cluster's secret, and keys for machines that call and are no nodes.
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use ks_executor::config::{WrongUse, default_key_file};
@@ -10,7 +10,7 @@ use std::process::ExitCode;
 pub const EXAMPLES: &str = "\
 Examples:
   ks key new                         a cluster key, before the first mount; copy it to each machine that shall join
-  ks key client alice                alice.key: for a machine that calls and reads (KS_CLUSTER_KEY=alice.key), and is no node";
+  ks key client alice                alice.key: for a machine that calls (KS_CLUSTER_KEY=alice.key), and is no node";
 
 /// `ks key`.
 #[derive(Args, Debug)]
@@ -27,7 +27,10 @@ enum Which {
         #[arg(long, value_name = "FILE", env = "KS_CLUSTER_KEY")]
         cluster_key: Option<PathBuf>,
     },
-    /// Make a key that may only call and read
+    /// Make a key for a machine that calls and is no node
+    ///
+    /// Calls run as the user of the node that runs them: who has this key can read, change and delete files by calls.
+    /// It cannot become a node, mount the tree or find out the cluster key.
     Client {
         /// Whose it is, as nodes will log it
         name: String,

@@ -1,8 +1,10 @@
 //! `ks mount`: runs a node, as a daemon or in the foreground.
 use anyhow::Context;
-use ks_executor::config::{MountArgs, WrongUse};
+use ks_executor::config::{MountArgs, REDIS_VARIABLE, WrongUse};
 use ks_executor::daemon::{self, Ready};
 use ks_executor::node::Node;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,14 +36,34 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
         std::os::unix::fs::PermissionsExt::from_mode(0o700),
     )
     .with_context(|| state_dir.display().to_string())?;
-    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    daemon::start(&arguments, &state_dir.join("ks.log"))?;
+    let arguments = without_redis(std::env::args_os().skip(1));
+    let redis = args.redis.as_deref().map(|url| (REDIS_VARIABLE, url));
+    daemon::start(&arguments, redis, &state_dir.join("ks.log"))?;
     eprintln!(
         "{} is mounted; the log is {}",
         args.mountpoint.display(),
         state_dir.join("ks.log").display()
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// The command line without Redis's URL: the daemon's own stands in the table of processes for everybody, and a URL may
+/// have a password in it.
+fn without_redis(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    // Long flags may be cut; shorter than this, it is another's, too.
+    const SPELLED: [&[u8]; 3] = [b"--red", b"--redi", b"--redis"];
+    let mut left = Vec::new();
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        let mut parts = argument.as_bytes().splitn(2, |&byte| byte == b'=');
+        if !parts.next().is_some_and(|name| SPELLED.contains(&name)) {
+            left.push(argument);
+        } else if parts.next().is_none() {
+            // Its value.
+            arguments.next();
+        }
+    }
+    left
 }
 
 /// A data directory is on a file system of the machine's own: in a tree, ours or another node's, it would be a part of what it keeps.
@@ -142,4 +164,27 @@ fn start_log() {
         .log_internal_errors(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_redis;
+
+    #[test]
+    fn the_daemons_command_line_has_no_password() {
+        for redis in [
+            "--redis redis://:sesame@h",
+            "--redis=redis://:sesame@h",
+            "--red tcp://:sesame@h",
+        ] {
+            let line = format!("mount /ks {redis} --read-only --datadir /redis");
+            let left = without_redis(line.split(' ').map(Into::into));
+            assert_eq!(
+                left.join(" ".as_ref()),
+                "mount /ks --read-only --datadir /redis"
+            );
+        }
+        let other = ["mount", "--no-redis", "--join", "h"].map(Into::into);
+        assert_eq!(without_redis(other.clone()), other);
+    }
 }

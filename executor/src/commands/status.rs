@@ -74,10 +74,12 @@ fn print(status: &Value) {
             "redis",
             format!(
                 "{}{}",
-                if redis.get("connected") == Some(&Value::Bool(true)) {
-                    "connected"
+                if redis.get("connected") != Some(&Value::Bool(true)) {
+                    "NOT CONNECTED: local files stay readable, nothing can be changed".to_owned()
+                } else if redis.get("refuses").is_some_and(Value::is_string) {
+                    format!("REFUSES CHANGES: {}", text(redis, "refuses"))
                 } else {
-                    "NOT CONNECTED: local files stay readable, nothing can be changed"
+                    "connected".to_owned()
                 },
                 if redis.get("private") == Some(&Value::Bool(true)) {
                     " (private, on this node)"

@@ -2,6 +2,7 @@
 use anyhow::{Context, bail};
 use clap::Args;
 use ks_executor::control::{self, MountedTree, mounted_trees};
+use ks_fs::store::memory;
 use rustix::mount::{UnmountFlags, unmount};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -50,6 +51,10 @@ impl UmountArgs {
                 kill(&tree)?;
             }
             std::thread::sleep(Duration::from_millis(20));
+        }
+        if let Some(state_dir) = tree.socket.parent() {
+            // A node that was killed has not done it itself.
+            memory::remove_left_over(Path::new(memory::PARENT), state_dir);
         }
         Ok(ExitCode::SUCCESS)
     }

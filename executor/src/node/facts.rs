@@ -30,7 +30,13 @@ impl NodeFacts for Facts {
 impl Node {
     /// Everything `ks status --json` prints.
     async fn status(&self) -> Value {
-        let nodes = self.catalog.nodes().await.map(|nodes| {
+        let redis = self.catalog.redis();
+        let (nodes, refuses) = tokio::join!(self.catalog.nodes(), redis.refuses_changes());
+        let carrier = nodes.as_ref().ok().and_then(|nodes| {
+            let carrier = nodes.iter().find(|node| node.info.carries_redis)?;
+            Some(carrier.info.name.clone())
+        });
+        let nodes = nodes.map(|nodes| {
             let alive = nodes.iter().filter(|node| node.alive).count();
             json!({"alive": alive, "known": nodes.len()})
         });
@@ -50,9 +56,15 @@ impl Node {
             "mountpoint": self.options.mountpoint,
             "datadir": self.options.datadir,
             "read_only": self.options.read_only,
-            "disk": space.map(|space| json!({"free_bytes": space.free, "total_bytes": space.total})),
+            "disk": space.map(|space| json!({
+                "free_bytes": space.free, "total_bytes": space.total,
+                "keep_free_bytes": self.options.keep_free.of(space.total),
+            })),
             "memory_bytes": resident_bytes(),
-            "redis": {"connected": self.catalog.redis().is_connected(), "private": self.redis.is_some()},
+            "redis": {
+                "connected": redis.is_connected(), "private": self.redis.is_some(),
+                "refuses": refuses, "carrier": carrier,
+            },
             "nodes": nodes.unwrap_or_else(|error| json!({"error": error.to_string()})),
             "files": self.fs.counters(),
             "watched": self.fs.is_watched(),

@@ -11,6 +11,7 @@
 -- ks:d:<data>  zset of nodes that fetch such data for jobs of others, by when (ms) they are thought to have it
 -- ks:nq:<node>  set of the queues that ever had jobs for that node alone
 -- ks:c:<token>  set of jobs claimed under it; ks:claimants  set of tokens; ks:lease:<node>  its incarnation, while it lives
+-- ks:renewed  hash: key that expires and is renewed, when and how it was last (the Redis client's `absence.lua`)
 -- ks:ended, ks:ended:untold  lists of jobs whose records are kept although they have ended, the oldest first
 -- ks:jobs  zset of jobs that have not ended, by when they were accepted
 local EPOCH_MS = 1767225600000

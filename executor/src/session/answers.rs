@@ -195,7 +195,8 @@ impl Session {
                 self.compute_md5(&tree_path).await?;
             }
             let place = self.executor.fs.where_is(&tree_path).await;
-            let place = place.map_err(|e| (kind_of(&e), self.said_of(&tree_path, &e)))?;
+            let mut place = place.map_err(|e| (kind_of(&e), self.said_of(&tree_path, &e)))?;
+            place.path = self.as_seen(&tree_path).to_string_lossy().into_owned();
             found.push(serde_json::to_value(place).map_err(|e| ("ProtocolError", e.to_string()))?);
         }
         Ok(Answer::Where(found))

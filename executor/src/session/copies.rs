@@ -18,11 +18,14 @@ fn row(path: &std::path::Path, outcome: Result<(), String>) -> Value {
     json!({"path": path.to_string_lossy(), "ok": outcome.is_ok(), "error": outcome.err()})
 }
 
-/// An error's text without the path that its row has already.
-fn bare(file: &TreePath, error: &dyn std::fmt::Display) -> String {
+/// An error's text without the path that its row has already; a command at its end names the file as it is `seen`.
+fn bare(file: &TreePath, seen: &std::path::Path, error: &dyn std::fmt::Display) -> String {
     let text = error.to_string();
-    let bare = text.strip_prefix(&format!("{file}: "));
-    bare.map_or(text.clone(), str::to_owned)
+    let bare = text.strip_prefix(&format!("{file}: ")).unwrap_or(&text);
+    match bare.strip_suffix(&format!(" {file}")) {
+        Some(command) => format!("{command} {}", seen.display()),
+        None => bare.to_owned(),
+    }
 }
 
 impl Session {
@@ -52,7 +55,7 @@ impl Session {
             let dropped = self.executor.fs.drop_copy(&file).await;
             rows.push(row(
                 &self.as_seen(&file),
-                dropped.map_err(|error| bare(&file, &error)),
+                dropped.map_err(|error| bare(&file, &self.as_seen(&file), &error)),
             ));
         }
         Ok(Answer::Report(rows))
@@ -82,7 +85,7 @@ impl Session {
                 Ok(found) => json!({
                     "path": seen.to_string_lossy(), "ok": found.good, "lost": found.lost, "copies": found.copies,
                 }),
-                Err(error) => row(&seen, Err(bare(&file, &error))),
+                Err(error) => row(&seen, Err(bare(&file, &self.as_seen(&file), &error))),
             });
         }
         Ok(Answer::Report(rows))
@@ -145,7 +148,8 @@ impl Session {
             let made = fs.replicate(&file).await;
             rows.push(row(
                 &self.as_seen(&file),
-                made.map(drop).map_err(|error| bare(&file, &error)),
+                made.map(drop)
+                    .map_err(|error| bare(&file, &self.as_seen(&file), &error)),
             ));
         }
         Ok(Answer::Report(rows))

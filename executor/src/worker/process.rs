@@ -70,6 +70,8 @@ fn start_here(launch: &Launch) -> io::Result<Process> {
         .args(["-m", "kitchensink.worker"])
         .args(["--fd", &inherited[0].to_string()])
         .args(["--fault-fd", &inherited[1].to_string()])
+        // It may have a password in it.
+        .env_remove(crate::config::REDIS_VARIABLE)
         .envs(launch.environment.iter().map(|(name, value)| (name, value)))
         .current_dir("/")
         .stdin(Stdio::null())

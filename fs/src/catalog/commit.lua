@@ -76,6 +76,9 @@ while at <= total do
     at = at + 1
   elseif act == 'del' then
     call('DEL', key)
+    if string.sub(key, 1, 9) == 'ks:alive:' then
+      call('HDEL', 'ks:renewed', key)
+    end
   elseif act == 'sadd' then
     call('SADD', key, words[at])
     at = at + 1
@@ -83,7 +86,11 @@ while at <= total do
     call('SREM', key, words[at])
     at = at + 1
   elseif act == 'expiring' then
+    -- Noted, too, so that Redis's own absence is not taken for a death (`redis_client/absence.lua`).
+    local t = call('TIME')
+    local now_ms = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
     call('SET', key, words[at], 'PX', words[at + 1])
+    call('HSET', 'ks:renewed', key, string.format('%d %d %s', now_ms, words[at + 1], words[at]))
     at = at + 2
   elseif act == 'tell' then
     local origin, nonce, touched, event = key, words[at], words[at + 1], words[at + 2]

@@ -23,7 +23,7 @@ pub struct Copy_ {
 /// Who holds a file.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Where {
-    /// Its path in the tree.
+    /// Its path in the tree; as the asker's programs open it, once a node's session has seen it.
     pub path: String,
     /// `file`, `directory`, `symlink`, ...
     pub kind: String,

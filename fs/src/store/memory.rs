@@ -205,6 +205,22 @@ pub(super) fn files_below(directory: &Path) -> Result<Vec<std::fs::DirEntry>, St
 }
 
 /// Removes the tiers of nodes of this user that do not run and whose data directories are gone: nobody will come for them.
+/// Removes what a node that was killed left in `parent`; nothing while a node with this state directory lives.
+pub fn remove_left_over(parent: &Path, state_dir: &Path) {
+    let identity = std::fs::read_to_string(state_dir.join("node")).unwrap_or_default();
+    let Ok(node) = identity.trim().parse::<NodeId>() else {
+        return;
+    };
+    let directory = parent.join(format!("ks-{node}"));
+    let Ok(lock) = File::open(directory.join("lock")) else {
+        return;
+    };
+    if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        // What is another user's stays, and is not ours to tell of.
+        let _ = std::fs::remove_dir_all(&directory);
+    }
+}
+
 fn sweep_strangers(parent: &Path) {
     let Ok(entries) = std::fs::read_dir(parent) else {
         return;

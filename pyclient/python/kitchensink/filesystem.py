@@ -89,7 +89,10 @@ class KitchenSinkFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Makes a directory, and those above it."""
-        if self.tree.mounted:
+        if not self._strip_protocol(path):
+            if not exist_ok:
+                raise FileExistsError(f"{path!r}: the tree's root")
+        elif self.tree.mounted:
             os.makedirs(self._full(path), exist_ok=exist_ok)
         else:
             self.tree.there("make_directory", self._strip_protocol(path), exist_ok)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # States of concurrent.futures; it has no public names for them.
 _PENDING, _RUNNING, _FINISHED = "PENDING", "RUNNING", "FINISHED"
 
+CANCEL_SECONDS = 10.0
+"""How long `Job.cancel` waits until the call has stopped."""
+
 _making_conditions = threading.Lock()
 
 
@@ -249,11 +252,13 @@ class Job(Future):  # type: ignore[type-arg]
         return isinstance(self._exception, JobCancelled) if outcome is None else outcomes.is_cancelled(outcome)
 
     def cancel(self) -> bool:
-        """Asks that it be ended: a queued call never starts, a running one is interrupted, then killed. True: it was
-        still going. It ends as `JobCancelled` as soon as it has stopped."""
-        if self.finished or self._session is None:
+        """Ends it: a queued call never starts, a running one is interrupted, then killed. Returns when it has stopped
+        (where that takes longer than `CANCEL_SECONDS`, before). True: it ends as `JobCancelled`; False: it had ended,
+        or was done meanwhile."""
+        if self.finished or self._session is None or not self._session.cancel([self.id]):
             return False
-        return bool(self._session.cancel([self.id]))
+        waiting.wait(self._session, self, time.monotonic() + CANCEL_SECONDS)
+        return not self.finished or self.cancelled()
 
     @property
     def placement(self) -> Placement | None:

@@ -13,8 +13,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def memoize(function: F) -> F:
-    """A function whose results are kept in the tree, under `memoize/`: called again, anywhere, with the same arguments,
-    it is not run again. `f.ks_memoize = True` does the same.
+    """A function whose results are kept in the tree, under `memoize/`: called again through a client, anyone's, with
+    the same arguments, it is not run again. `f.ks_memoize = True` does the same. Called directly it is the function
+    that it was: it runs, and nothing is kept.
 
     >>> @memoize
     ... def slow(path):
