@@ -192,6 +192,12 @@ impl Watched {
         }
     }
 
+    /// All who wait, the one who asked last at the end.
+    fn all(&self) -> Vec<Arc<Audience>> {
+        let all = self.others.iter().chain([&self.audience]);
+        all.cloned().collect()
+    }
+
     /// One more asks, or the same again.
     fn join(&mut self, audience: &Arc<Audience>) {
         if self.audience.number == audience.number {
@@ -353,10 +359,8 @@ impl Callers {
     }
 
     /// Takes those who wait for the end.
-    fn take(&self, job: &str) -> Option<(Vec<Arc<Audience>>, Option<Box<Lesson>>)> {
-        let mut entry = self.watched.lock().unwrap().remove(job)?;
-        entry.others.push(entry.audience);
-        Some((entry.others, entry.learn))
+    fn take(&self, job: &str) -> Option<Watched> {
+        self.watched.lock().unwrap().remove(job)
     }
 
     /// Who is to be told of something before the end, the one who asked last at the end; and the `Started` that was held back
@@ -364,8 +368,7 @@ impl Callers {
     fn find(&self, job: &str) -> Option<(Vec<Arc<Audience>>, Option<Update>)> {
         let mut watched = self.watched.lock().unwrap();
         let entry = watched.get_mut(job)?;
-        let all = entry.others.iter().chain([&entry.audience]);
-        Some((all.cloned().collect(), entry.started.take()))
+        Some((entry.all(), entry.started.take()))
     }
 
     /// Holds `Started` back. `true`: somebody has to `flush` soon.
@@ -437,7 +440,7 @@ impl Executor {
                 }
             }
             ended @ Update::Ended { .. } => {
-                if let Some((all, learn)) = self.callers.take(job) {
+                if let Some(entry) = self.callers.take(job) {
                     // One that failed may not have come to open what it opens.
                     if let (
                         Some(lesson),
@@ -445,11 +448,11 @@ impl Executor {
                             outcome: Outcome::Returned(_),
                             report,
                         },
-                    ) = (learn, &ended)
+                    ) = (&entry.learn, &ended)
                     {
-                        self.learned.note(&lesson, &report.files);
+                        self.learned.note(lesson, &report.files);
                     }
-                    for audience in all {
+                    for audience in entry.all() {
                         self.end_for(audience, job, ended.clone(), keeper);
                     }
                 }
