@@ -444,6 +444,60 @@ def test_own_changes_are_no_news(trio):
     assert "behind the daemon" not in trio[1].log()
 
 
+def test_what_takes_the_place_of_what_an_event_took_away_stays(trio):
+    """Links and directories stand where they were made alone: that node 1 gives up what it had under their names, and has nothing there
+    then, does not remove them."""
+    trio[1].shell("mkdir /ks/taken; cd /ks/taken; for n in $(seq 30); do echo x >l$n; echo x >d$n; mkdir k$n; done")
+    trio[2].python("""
+        os.chdir("/ks/taken")
+        for n in range(1, 31):
+            os.rename(f"l{n}", f"moved{n}")
+            os.symlink("elsewhere", f"l{n}")
+            os.unlink(f"d{n}")
+            os.mkdir(f"d{n}")
+            os.rmdir(f"k{n}")
+            os.symlink("elsewhere", f"k{n}")
+    """)
+    time.sleep(SEEN_WITHIN_S)
+    expected = {f"{letter}{n}" for n in range(1, 31) for letter in ("l", "d", "k", "moved")}
+    for node in (trio[1], trio[2], trio[3]):
+        assert set(node.exec(["ls", "/ks/taken"]).text.split()) == expected, node.name
+
+
+def test_a_directory_that_somebody_works_in_stays_known(trio):
+    """A copy that is fetched makes the directories above it in the data directory, which is nobody's news."""
+    trio[1].shell("mkdir -p /ks/worked/in/deep; echo x >/ks/worked/in/deep/file")
+    trio[2].shell("""
+        cd /ks/worked/in/deep
+        cat file
+        for n in 1 2 3 4 5; do sleep 0.4; cat file; python3 -c 'import os; os.getcwd()'; done
+    """)
+    assert (trio[2].datadir / "worked" / "in" / "deep").is_dir()
+
+
+@pytest.mark.timeout(400)
+def test_twenty_thousand_files_at_once(trio):
+    """They are all in the tree, in a time that goes with their number."""
+    count = 20_000
+    source, root = trio[1].home / "many", trio[1].datadir / "many"
+    for number in range(count):
+        file = source / f"d{number % 50}" / f"f{number}"
+        if number < 50:
+            file.parent.mkdir(parents=True)
+        file.write_bytes(b"%d" % number)
+    run("cp", "-r", source, root)
+    wait_for(lambda: count_files(trio[2], "/ks/many") == count, 120, "all are in the tree", every_s=1)
+    assert trio[2].exec(["cat", "/ks/many/d7/f19957"]).text == "19957"
+    run("mv", root / "d7", root / "renamed")
+    run("rm", "-r", root / "d8")
+    expected = count - count // 50
+    wait_for(lambda: count_files(trio[2], "/ks/many") == expected, 30, "moved and removed", every_s=1)
+    assert trio[2].exec(["cat", "/ks/many/renamed/f19957"]).text == "19957"
+    shutil.rmtree(source)
+    run("rm", "-r", root)
+    wait_for(lambda: trio[2].exec(["ls", "/ks/many"], check=False).status != 0, 120, "all are gone", every_s=1)
+
+
 def test_special_files(trio):
     """Fifos, sockets and devices are there as on a local disk, and connect processes of the node that made them."""
     trio[1].shell("""

@@ -6,6 +6,7 @@
 //!
 //! Always: a symlink inside the tree never leads out of it (nor anywhere: none is ever followed), a path with `..` or one
 //! that names `.ks` is refused before the kernel sees it. Not for the files under `.ks/` itself: those are the program's own.
+use super::watch::own::OwnRemovals;
 use crate::path::{STATE_DIR, TreePath};
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -24,6 +25,8 @@ pub(crate) struct Root {
     directory: OwnedFd,
     device: u64,
     has_openat2: bool,
+    /// What is taken from its name here.
+    pub(crate) own_removals: OwnRemovals,
 }
 
 impl Root {
@@ -46,6 +49,7 @@ impl Root {
             directory,
             device,
             has_openat2: probe.is_ok(),
+            own_removals: OwnRemovals::default(),
         })
     }
 
@@ -152,8 +156,31 @@ impl Root {
     ) -> io::Result<()> {
         let (from_directory, from_name) = self.parent(from)?;
         let (to_directory, to_name) = self.parent(to)?;
-        rustix::fs::renameat_with(&from_directory, from_name, &to_directory, to_name, flags)?;
-        Ok(())
+        let taken: &[&TreePath] = match flags.contains(RenameFlags::EXCHANGE) {
+            true => &[from, to],
+            false => &[from],
+        };
+        self.taking(taken, || {
+            rustix::fs::renameat_with(&from_directory, from_name, &to_directory, to_name, flags)
+        })
+    }
+
+    /// Does `act`, which takes what stands there from these names.
+    pub(crate) fn taking(
+        &self,
+        names: &[&TreePath],
+        act: impl FnOnce() -> rustix::io::Result<()>,
+    ) -> io::Result<()> {
+        for name in names {
+            self.own_removals.announce(name);
+        }
+        let done = act();
+        if done.is_err() {
+            for name in names {
+                self.own_removals.take(name);
+            }
+        }
+        Ok(done?)
     }
 
     /// Removes the name `path` (a file or a symlink; with `directory` an empty directory).
@@ -164,7 +191,7 @@ impl Root {
         } else {
             AtFlags::empty()
         };
-        Ok(rustix::fs::unlinkat(&parent, name, flags)?)
+        self.taking(&[path], || rustix::fs::unlinkat(&parent, name, flags))
     }
 
     fn piece(

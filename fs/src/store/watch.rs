@@ -5,12 +5,13 @@
 //! ([`Listener`]), and whoever looks at what is due (`filesystem/behind`).
 //!
 //! Always: a directory is watched before it is listed; one that appears is watched and listed by the thread itself. `.ks/` is not
-//! watched, nor another file system mounted inside. Own changes are heard like others': what they left agrees with the tree, and a
-//! look at it costs two system calls. The thread sleeps while nothing happens. Where there are more directories than the system
+//! watched, nor another file system mounted inside. What the daemon itself takes from a name is known ([`own`]); what else it does is heard
+//! like others' doing: what that left agrees with the tree, and a look at it costs two system calls. The thread sleeps while nothing happens. Where there are more directories than the system
 //! lets one user watch, the rest is left to scans ([`Watches::is_exhausted`]).
 //!
 //! Not for what becomes of what was heard.
 pub mod due;
+pub(crate) mod own;
 mod tree;
 
 use super::walk::{Found, Walker};
@@ -160,6 +161,7 @@ impl Listener {
             watches: Arc::clone(watches),
             stop: stop.try_clone()?,
         };
+        store.root.own_removals.listen();
         let thread = std::thread::Builder::new()
             .name("ks-watch".into())
             .spawn(move || ear.listen())?;
@@ -281,6 +283,7 @@ impl Ear {
                 *moved = Some((heard.cookie, path.clone()));
                 hint = Hint::MovedAway;
             }
+            let hint = self.removed(&path, hint);
             self.watches.due().event(path, hint, now_ms);
         } else if what.contains(ReadFlags::MOVED_TO) {
             let from = moved.take().map(|(_, from)| from);
@@ -290,7 +293,8 @@ impl Ear {
                 self.enter(path);
             }
         } else if what.contains(ReadFlags::DELETE) {
-            self.watches.due().event(path, Hint::Gone, now_ms);
+            let hint = self.removed(&path, Hint::Gone);
+            self.watches.due().event(path, hint, now_ms);
         } else if what.contains(ReadFlags::CREATE) {
             let hint = if is_directory {
                 Hint::Settled
@@ -305,6 +309,14 @@ impl Ear {
             self.watches.due().event(path, Hint::Settled, now_ms);
         } else if !self.watches.is_starting.load(Ordering::Acquire) {
             self.watches.due().event(path, Hint::Attributes, now_ms);
+        }
+    }
+
+    /// `hint`, unless it was the daemon itself.
+    fn removed(&self, path: &TreePath, hint: Hint) -> Hint {
+        match self.store.root.own_removals.take(path) {
+            true => Hint::TakenByUs,
+            false => hint,
         }
     }
 

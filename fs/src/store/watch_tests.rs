@@ -9,6 +9,7 @@ const HEARD_WITHIN: Duration = Duration::from_secs(10);
 
 struct Watched {
     directory: TempDir,
+    store: Arc<Store>,
     watches: Arc<Watches>,
     _listener: Listener,
 }
@@ -24,6 +25,7 @@ fn watched() -> Watched {
     watches.has_started();
     Watched {
         directory,
+        store,
         watches,
         _listener: listener,
     }
@@ -74,6 +76,29 @@ fn what_is_made_changed_moved_and_removed_is_heard() {
     assert!(find_task(&heard, "moved").unwrap().was_put);
     fs::remove_file(watched.at("moved")).unwrap();
     assert!(watched.heard(&["moved"])[0].was_removed);
+}
+
+#[test]
+fn what_the_daemon_takes_itself_is_not_told_as_removed() {
+    let watched = watched();
+    let at = |text: &str| TreePath::new(text.as_bytes()).unwrap();
+    let root = &watched.store.root;
+    for name in ["a", "b", "c", "known/d"] {
+        fs::write(watched.at(name), "x").unwrap();
+    }
+    watched.heard(&["a", "b", "c", "known/d"]);
+    root.unlink(&at("a"), false).unwrap();
+    assert!(root.unlink(&at("a"), false).is_err());
+    let flags = rustix::fs::RenameFlags::empty();
+    root.rename(&at("b"), &at("known/b"), flags).unwrap();
+    root.rename(&at("known"), &at("other"), flags).unwrap();
+    fs::write(watched.at("a"), "x").unwrap();
+    fs::remove_file(watched.at("c")).unwrap();
+    let heard = watched.heard(&["a", "c", "other"]);
+    let removed = |path: &str| find_task(&heard, path).is_some_and(|task| task.was_removed);
+    assert!(removed("c") && !removed("a") && !removed("b") && !removed("known"));
+    fs::remove_file(watched.at("a")).unwrap();
+    assert!(watched.heard(&["a"])[0].was_removed, "one announcement, one event");
 }
 
 #[test]

@@ -9,8 +9,7 @@ use crate::store::UNKNOWN_DIRECTORY;
 use crate::store::scan::look::{self, Glance, Seen};
 use crate::store::scan::take_paths;
 use crate::store::watch::Watches;
-use crate::store::watch::due::{Due, Hint, Look, Task};
-use std::collections::BTreeSet;
+use crate::store::watch::due::{BelowMoved, Due, Hint, Look, Task};
 use std::sync::Arc;
 
 /// So often a path waits for the directory that it is in to be moved.
@@ -110,16 +109,23 @@ impl FileSystem {
 
     /// Moved directories first, then what is there, in the order of the events; then what is gone, from the leaves up.
     async fn act(&self, watches: &Arc<Watches>, items: Vec<Item>) {
-        let (mut gone, there): (Vec<Item>, Vec<Item>) =
+        let (gone, there): (Vec<Item>, Vec<Item>) =
             items.into_iter().partition(|item| item.glance.is_nothing());
         let (mut taken, mut merged) = (Vec::new(), Vec::new());
-        let (from, to) = watches.due().moves();
-        let waits_for = |item: &Item, moves: &BTreeSet<TreePath>| {
-            item.task.tries < WAITS_MAX && is_below_any(&item.task.path, moves)
+        // As it is before any of them is done: what the tree had for the others was looked at before, too.
+        let below_moved = |items: Vec<Item>| -> Vec<(BelowMoved, Item)> {
+            let due = watches.due();
+            let of = |item: &Item| match item.task.tries < WAITS_MAX {
+                true => due.is_below_moved(&item.task.path),
+                false => BelowMoved::default(),
+            };
+            let with = |item: Item| (of(&item), item);
+            items.into_iter().map(with).collect()
         };
-        for item in there {
+        let (there, mut gone) = (below_moved(there), below_moved(gone));
+        for (below, item) in there {
             // The tree has another directory above it still, or none.
-            if waits_for(&item, &from) || waits_for(&item, &to) {
+            if below.from || below.to {
                 not_yet(watches, &item.task.path);
                 continue;
             }
@@ -143,9 +149,9 @@ impl FileSystem {
         for path in merged {
             self.mend(watches, path).await;
         }
-        gone.sort_by_key(|item| std::cmp::Reverse(item.task.path.names().count()));
-        for item in gone {
-            if waits_for(&item, &from) {
+        gone.sort_by_key(|(_, item)| std::cmp::Reverse(item.task.path.names().count()));
+        for (below, item) in gone {
+            if below.from {
                 not_yet(watches, &item.task.path);
                 continue;
             }
@@ -162,18 +168,23 @@ impl FileSystem {
         again(watches, &item.task.path);
     }
 
-    /// It is done; the kernel forgets what it knew of it.
+    /// It is done; the kernel forgets what it knew of it. A name that is the same thing's as before stays: who works in a directory would find
+    /// itself nowhere.
     async fn settled(&self, watches: &Watches, item: &Item) {
         let path = &item.task.path;
-        if let Some((above, name)) = path.split_last()
+        let before = item.node.as_ref().map(|node| node.ino);
+        let after = self.catalog.resolve(path).await.ok().flatten();
+        let after = after.map(|node| node.ino);
+        if (before.is_none() || before != after)
+            && let Some((above, name)) = path.split_last()
             && let Ok(Some(parent)) = self.catalog.resolve(&above).await
         {
             let (parent, name) = (parent.ino, name.to_vec());
             self.tell(Change::Name { parent, name });
             self.tell(Change::Contents(parent));
         }
-        if let Some(node) = &item.node {
-            self.tell(Change::Attributes(node.ino));
+        if let Some(ino) = before {
+            self.tell(Change::Attributes(ino));
         }
         watches.due().done(path, watches.now_ms());
     }
@@ -495,12 +506,6 @@ impl FileSystem {
 
 fn is_directory(node: &Node_) -> bool {
     node.inode.kind == Kind::Directory
-}
-
-fn is_below_any(path: &TreePath, directories: &BTreeSet<TreePath>) -> bool {
-    let above = |at: &TreePath| at.split_last().map(|(above, _)| above);
-    let mut ancestors = std::iter::successors(above(path), above);
-    !directories.is_empty() && ancestors.any(|ancestor| directories.contains(&ancestor))
 }
 
 fn not_yet(watches: &Watches, path: &TreePath) {

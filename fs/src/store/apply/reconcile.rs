@@ -122,10 +122,15 @@ async fn park_if_misplaced(local: &Local<'_>, path: &TreePath) -> Result<(), Sto
         .root
         .parent(path)
         .map_err(local.store.io(path))?;
-    match rustix::fs::renameat_with(&from, name, CWD, &parked, RenameFlags::NOREPLACE) {
+    let parking = local.store.root.taking(&[path], || {
+        rustix::fs::renameat_with(&from, name, CWD, &parked, RenameFlags::NOREPLACE)
+    });
+    match parking {
         Ok(()) => Ok(()),
-        Err(Errno::EXIST) => second_misplaced(local, path, &standing, &parked),
-        Err(error) => Err(local.store.io(path)(error.into())),
+        Err(error) if is(&error, Errno::EXIST) => {
+            second_misplaced(local, path, &standing, &parked)
+        }
+        Err(error) => Err(local.store.io(path)(error)),
     }
 }
 

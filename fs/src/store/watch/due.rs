@@ -49,6 +49,8 @@ pub enum Hint {
     MovedFrom(TreePath),
     /// It was removed, or moved away.
     Gone,
+    /// The same, by the daemon itself.
+    TakenByUs,
     /// A directory was moved away, with all below it.
     MovedAway,
     /// The directory that it was in was moved away with all that was below.
@@ -105,6 +107,15 @@ pub enum Look {
     NotYet,
 }
 
+/// What waits above a path; see [`Due::is_below_moved`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BelowMoved {
+    /// A directory above it stood there and was moved away.
+    pub from: bool,
+    /// A directory above it was moved there.
+    pub to: bool,
+}
+
 #[derive(Clone, Debug, Default)]
 struct Waiting {
     /// When it is looked at; `None`: it is being looked at.
@@ -133,6 +144,10 @@ pub struct Due {
     paths: BTreeMap<TreePath, Waiting>,
     /// By time, then by order.
     queue: BTreeSet<(u64, u64, TreePath)>,
+    /// Of those that wait, the directories that were moved: where each came from.
+    moved_to: BTreeMap<TreePath, TreePath>,
+    /// Where they came from, and how many of them from there.
+    moved_from: BTreeMap<TreePath, usize>,
     next_order: u64,
     has_overflowed: bool,
 }
@@ -146,6 +161,8 @@ impl Due {
                 let first = self.paths.get(&from).and_then(|at| at.moved_from.clone());
                 Hint::MovedFrom(first.unwrap_or(from))
             }
+            // Nothing to be looked at, but what was seen there before counts no more.
+            Hint::TakenByUs if !self.paths.contains_key(&path) => return,
             hint => hint,
         };
         self.note(path, hint, now_ms);
@@ -163,7 +180,7 @@ impl Due {
             };
             if let Some(at_ms) = waiting.at_ms {
                 self.queue.remove(&(at_ms, waiting.order, path.clone()));
-                self.paths.remove(&path);
+                self.forget(&path);
             }
             let hints = [
                 (waiting.was_removed, Hint::Gone),
@@ -191,6 +208,9 @@ impl Due {
             self.has_overflowed = true;
             return;
         }
+        if let Hint::MovedFrom(from) = &hint {
+            self.moved(path.clone(), from.clone());
+        }
         self.next_order += 1;
         let waiting = self.paths.entry(path.clone()).or_insert_with(|| Waiting {
             at_ms: Some(now_ms),
@@ -209,6 +229,7 @@ impl Due {
                 waiting.moved_from = Some(from);
             }
             Hint::Gone => waiting.was_removed = true,
+            Hint::TakenByUs => waiting.is_open = false,
             Hint::MovedAway => (waiting.was_removed, waiting.was_moved_away) = (true, true),
             Hint::GoneWithAll => (waiting.was_removed, waiting.is_with_all) = (true, true),
         }
@@ -223,6 +244,29 @@ impl Due {
         let order = waiting.order;
         self.queue.remove(&(at_ms, was.1, path.clone()));
         self.queue.insert((next, order, path));
+    }
+
+    fn moved(&mut self, to: TreePath, from: TreePath) {
+        *self.moved_from.entry(from.clone()).or_default() += 1;
+        if let Some(before) = self.moved_to.insert(to, from) {
+            self.no_more_from(&before);
+        }
+    }
+
+    fn no_more_from(&mut self, from: &TreePath) {
+        if let Some(count) = self.moved_from.get_mut(from) {
+            *count -= 1;
+            if *count == 0 {
+                self.moved_from.remove(from);
+            }
+        }
+    }
+
+    fn forget(&mut self, path: &TreePath) {
+        self.paths.remove(path);
+        if let Some(from) = self.moved_to.remove(path) {
+            self.no_more_from(&from);
+        }
     }
 
     /// The paths whose time has come, `most` at once, in the order of their last events. Each must come back by `looked`.
@@ -264,7 +308,7 @@ impl Due {
         } else {
             match look {
                 Look::Agrees => {
-                    self.paths.remove(path);
+                    self.forget(path);
                     return false;
                 }
                 Look::Failed => {
@@ -327,18 +371,21 @@ impl Due {
         after.take_while(move |next| next.as_bytes().starts_with(&below))
     }
 
-    /// Directories that wait to be moved: where from, and where to.
-    pub fn moves(&self) -> (BTreeSet<TreePath>, BTreeSet<TreePath>) {
-        let moved =
-            |(to, waiting): (&TreePath, &Waiting)| Some((waiting.moved_from.clone()?, to.clone()));
-        self.paths.iter().filter_map(moved).unzip()
+    /// Whether a directory above `path` was moved away from where it was, or to where it is, and that waits.
+    pub fn is_below_moved(&self, path: &TreePath) -> BelowMoved {
+        let mut below = BelowMoved::default();
+        let mut at = path.split_last().map(|(above, _)| above);
+        while let Some(here) = at.filter(|_| !self.moved_to.is_empty()) {
+            below.from |= self.moved_from.contains_key(&here);
+            below.to |= self.moved_to.contains_key(&here);
+            at = here.split_last().map(|(above, _)| above);
+        }
+        below
     }
 
     /// Whether a directory that stood at `path` waits where it was moved to.
     pub fn is_awaited_elsewhere(&self, path: &TreePath) -> bool {
-        self.paths
-            .values()
-            .any(|waiting| waiting.moved_from.as_ref() == Some(path))
+        self.moved_from.contains_key(path)
     }
 
     /// Whether something was heard of a path, or of a directory that it is in, that is not dealt with yet.

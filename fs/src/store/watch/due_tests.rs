@@ -82,6 +82,39 @@ fn what_waits_below_a_moved_directory_goes_along_and_knows_where_it_was_first() 
     assert!(find("a/x").is_none() && find("b/x").is_none());
 }
 
+#[test]
+fn what_waits_to_be_moved_is_known_until_it_is_done() {
+    let (mut due, now) = (Due::default(), 0);
+    due.event(path("b"), Hint::MovedFrom(path("a")), now);
+    due.event(path("c"), Hint::MovedFrom(path("b")), now);
+    due.event(path("b"), Hint::MovedFrom(path("x/y")), now);
+    let below = |due: &Due, at: &str| due.is_below_moved(&path(at));
+    let (from, to) = (true, true);
+    assert_eq!(below(&due, "a/1/2"), BelowMoved { from, to: false });
+    assert_eq!(below(&due, "x/y/1"), BelowMoved { from, to: false });
+    assert_eq!(below(&due, "c/1"), BelowMoved { from: false, to });
+    assert_eq!(below(&due, "b"), BelowMoved::default());
+    assert_eq!(below(&due, "x/z"), BelowMoved::default());
+    let taken = due.take(SETTLE_LONGEST_MS, 9);
+    for task in &taken {
+        due.done(&task.path, SETTLE_LONGEST_MS);
+    }
+    assert!(due.moved_to.is_empty() && due.moved_from.is_empty() && due.paths.is_empty());
+}
+
+#[test]
+fn what_the_daemon_takes_itself_is_not_looked_at_and_undoes_what_was_seen() {
+    let (mut due, mut now) = (Due::default(), 0);
+    due.event(path("a"), Hint::TakenByUs, now);
+    assert_eq!(due.next_ms(), None);
+    due.event(path("a"), Hint::Made, now);
+    next(&mut due, &mut now).unwrap();
+    assert!(!due.looked(&path("a"), Look::Differs(7), now));
+    due.event(path("a"), Hint::TakenByUs, now);
+    let taken = next(&mut due, &mut now).unwrap();
+    assert!(!taken[0].was_removed && !due.looked(&path("a"), Look::Differs(7), now));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Event(u8, u8),
