@@ -445,8 +445,8 @@ def test_own_changes_are_no_news(trio):
 
 
 def test_what_takes_the_place_of_what_an_event_took_away_stays(trio):
-    """Links and directories stand where they were made alone: that node 1 gives up what it had under their names, and has nothing there
-    then, does not remove them."""
+    """Links and directories stand where they were made alone: that node 1 gives up what it had under their names, and
+    has nothing there then, does not remove them."""
     trio[1].shell("mkdir /ks/taken; cd /ks/taken; for n in $(seq 30); do echo x >l$n; echo x >d$n; mkdir k$n; done")
     trio[2].python("""
         os.chdir("/ks/taken")
@@ -464,6 +464,15 @@ def test_what_takes_the_place_of_what_an_event_took_away_stays(trio):
         assert set(node.exec(["ls", "/ks/taken"]).text.split()) == expected, node.name
 
 
+def test_a_link_that_was_renamed_over_is_gone_where_it_was_made(trio):
+    trio[2].shell("mkdir /ks/over; ln -s elsewhere /ks/over/one; ln -s elsewhere /ks/over/two")
+    trio[1].shell("cd /ks/over; echo x >file; mv file one; ln -s other link; mv -T link two")
+    wait_for(lambda: not (trio[2].datadir / "over" / "one").is_symlink(), 5, "the link's name is another's")
+    time.sleep(SEEN_WITHIN_S)
+    for node in (trio[1], trio[2], trio[3]):
+        assert node.shell("cd /ks/over; ls; cat one; readlink two").text == "one\ntwo\nx\nother\n", node.name
+
+
 def test_a_directory_that_somebody_works_in_stays_known(trio):
     """A copy that is fetched makes the directories above it in the data directory, which is nobody's news."""
     trio[1].shell("mkdir -p /ks/worked/in/deep; echo x >/ks/worked/in/deep/file")
@@ -479,23 +488,46 @@ def test_a_directory_that_somebody_works_in_stays_known(trio):
 def test_twenty_thousand_files_at_once(trio):
     """They are all in the tree, in a time that goes with their number."""
     count = 20_000
-    source, root = trio[1].home / "many", trio[1].datadir / "many"
+    source, root = trio[1].home / "twenty", trio[1].datadir / "twenty"
     for number in range(count):
         file = source / f"d{number % 50}" / f"f{number}"
         if number < 50:
             file.parent.mkdir(parents=True)
         file.write_bytes(b"%d" % number)
     run("cp", "-r", source, root)
-    wait_for(lambda: count_files(trio[2], "/ks/many") == count, 120, "all are in the tree", every_s=1)
-    assert trio[2].exec(["cat", "/ks/many/d7/f19957"]).text == "19957"
+    wait_for(lambda: count_files(trio[2], "/ks/twenty") == count, 120, "all are in the tree", every_s=1)
+    assert trio[2].exec(["cat", "/ks/twenty/d7/f19957"]).text == "19957"
     run("mv", root / "d7", root / "renamed")
     run("rm", "-r", root / "d8")
     expected = count - count // 50
-    wait_for(lambda: count_files(trio[2], "/ks/many") == expected, 30, "moved and removed", every_s=1)
-    assert trio[2].exec(["cat", "/ks/many/renamed/f19957"]).text == "19957"
+    wait_for(lambda: count_files(trio[2], "/ks/twenty") == expected, 30, "moved and removed", every_s=1)
+    assert trio[2].exec(["cat", "/ks/twenty/renamed/f19957"]).text == "19957"
     shutil.rmtree(source)
     run("rm", "-r", root)
-    wait_for(lambda: trio[2].exec(["ls", "/ks/many"], check=False).status != 0, 120, "all are gone", every_s=1)
+    wait_for(lambda: trio[2].exec(["ls", "/ks/twenty"], check=False).status != 0, 120, "all are gone", every_s=1)
+
+
+@pytest.mark.timeout(240)
+def test_more_directories_than_watches(make_cluster):
+    """It is said, and a scan finds what was put into those that are not watched. (The limit is a user namespace's.)"""
+    cluster = make_cluster(2)
+    first, second = cluster.nodes
+    if first.exec(["unshare", "-Ur", "sh", "-c", "echo 5 >/proc/sys/user/max_inotify_watches"], check=False).status:
+        pytest.skip("no user namespaces here")
+    first.start("--num-workers", 1)
+    cluster.copy_key(first, second)
+    for number in range(9):
+        second.put(f"few/{number}/file", b"before")
+    limited = 'echo 5 >/proc/sys/user/max_inotify_watches && exec "$@"'
+    command = second.mount_command("--join", first.name, "--num-workers", "0", "-f", "--watch")
+    log = second.home / "said"
+    with log.open("wb") as said:
+        second.spawn(["unshare", "-Urm", "sh", "-c", limited, "sh", *command], stderr=said)
+    wait_for(lambda: count_files(first, "/ks/few") == 9, 60, "the second node is there", every_s=0.5)
+    for number in range(9):
+        second.put(f"few/{number}/later", b"later")
+    wait_for(lambda: count_files(first, "/ks/few") == 18, 90, "a scan finds them", every_s=1)
+    assert "more directories than may be watched" in log.read_text()
 
 
 def test_special_files(trio):

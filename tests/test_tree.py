@@ -172,6 +172,37 @@ def test_the_files_are_plain_files_of_the_node(cluster):
     assert (cluster[3].datadir / "plain/dir/file").read_text() == "mine\n"
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.long_timeout(1800)
+def test_a_large_directory(cluster, long_run):
+    """Made, listed, renamed and removed: 100,000 names in the long form."""
+    count = 100_000 if long_run else 5_000
+    root, timeout = "/ks/huge", 900 if long_run else 120
+    cluster[1].python(
+        f"""
+        os.mkdir({root!r})
+        for number in range({count}):
+            os.close(os.open(f"{root}/name-{{number}}", os.O_CREAT | os.O_WRONLY))
+        """,
+        timeout=timeout,
+    )
+    for node in cluster.nodes:
+        names = node.ask(
+            f"""
+            names = os.listdir({root!r})
+            assert len(set(names)) == len(names)
+            reply([len(names), min(names), max(names)])
+            """,
+            timeout=timeout,
+        )
+        assert names == [count, "name-0", max(f"name-{number}" for number in range(count))], node.name
+    cluster[2].shell(f"mv {root} {root}r; test -e {root}r/name-{count - 1}; rm {root}r/name-7")
+    assert cluster[3].shell(f"ls {root}r | wc -l").text == f"{count - 1}\n"
+    cluster[1].shell(f"rm -r {root}r", timeout=timeout)
+    assert cluster[3].exec(["ls", f"{root}r"], check=False).status == 2
+    assert not (cluster[1].datadir / "huger").exists()
+
+
 def test_the_tree_is_the_same_after_all_nodes_were_away(make_cluster):
     cluster = make_cluster(3)
     cluster[2].put("old/file", "from before\n")

@@ -466,6 +466,11 @@ impl Catalog {
         self.resolve_(path).await
     }
 
+    /// As `resolve`, of what is remembered alone; `None`: it is not, or there is nothing. No round trip.
+    pub(crate) fn remembered_at(&self, path: &TreePath) -> Option<Node_> {
+        self.resolve_remembered(path)
+    }
+
     /// The path of an inode's first link; `None` when it has none any more.
     pub async fn path_of(&self, ino: Ino) -> Result<Option<TreePath>, CatalogError> {
         self.path_of_(ino).await

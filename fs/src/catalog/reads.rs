@@ -277,7 +277,7 @@ impl Catalog {
         Ok(self.walk(path).await?.map(|located| located.node))
     }
 
-    fn resolve_remembered(&self, path: &TreePath) -> Option<Node_> {
+    pub(super) fn resolve_remembered(&self, path: &TreePath) -> Option<Node_> {
         let mut cache = self.shared.memory.locked();
         let mut at = ROOT;
         for name in path.names() {

@@ -191,8 +191,8 @@ impl FileSystem {
                 return;
             }
             let mut different = Vec::new();
-            for task in tasks {
-                let seen = look::look(&self.store, &self.catalog, self, &task).await;
+            let seen = look::look_all(&self.store, &self.catalog, self, &tasks).await;
+            for (task, seen) in tasks.into_iter().zip(seen) {
                 let look = self.unless_behind(seen.look);
                 if watches.due().looked(&task.path, look, watches.now_ms()) {
                     different.push(task);
@@ -223,12 +223,15 @@ impl FileSystem {
                 }
             }
         });
-        while let Some(path) = found.recv().await {
-            let task = Task::unheard(path);
-            let seen = look::look(&self.store, &self.catalog, self, &task).await;
-            if matches!(seen.look, Look::Differs(_)) {
-                let now_ms = watches.now_ms();
-                watches.due().event(task.path, Hint::Made, now_ms);
+        let mut paths = Vec::new();
+        while found.recv_many(&mut paths, ROUND_MAX).await > 0 {
+            let tasks: Vec<Task> = paths.drain(..).map(Task::unheard).collect();
+            let seen = look::look_all(&self.store, &self.catalog, self, &tasks).await;
+            for (task, seen) in tasks.into_iter().zip(seen) {
+                if matches!(seen.look, Look::Differs(_)) {
+                    let now_ms = watches.now_ms();
+                    watches.due().event(task.path, Hint::Made, now_ms);
+                }
             }
         }
         if let Err(error) = walking.await {

@@ -98,7 +98,10 @@ fn what_the_daemon_takes_itself_is_not_told_as_removed() {
     let removed = |path: &str| find_task(&heard, path).is_some_and(|task| task.was_removed);
     assert!(removed("c") && !removed("a") && !removed("b") && !removed("known"));
     fs::remove_file(watched.at("a")).unwrap();
-    assert!(watched.heard(&["a"])[0].was_removed, "one announcement, one event");
+    assert!(
+        watched.heard(&["a"])[0].was_removed,
+        "one announcement, one event"
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Bringing the tree in line with what was done in the data directory. See `behind` for what always holds.
 use super::super::{Change, FileSystem};
 use crate::catalog::copies::{GaveUp, is_whole};
-use crate::catalog::{AttributeChange, CatalogError, Node_};
+use crate::catalog::{AttributeChange, Catalog, CatalogError, Node_};
 use crate::error::FsError;
 use crate::path::TreePath;
 use crate::record::*;
@@ -10,6 +10,7 @@ use crate::store::scan::look::{self, Glance, Seen};
 use crate::store::scan::take_paths;
 use crate::store::watch::Watches;
 use crate::store::watch::due::{BelowMoved, Due, Hint, Look, Task};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// So often a path waits for the directory that it is in to be moved.
@@ -22,6 +23,31 @@ struct Item {
     task: Task,
     glance: Glance,
     node: Option<Node_>,
+}
+
+/// Directories that were asked for, so that each is asked for once.
+#[derive(Default)]
+struct Parents {
+    known: HashMap<TreePath, Option<Ino>>,
+}
+
+impl Parents {
+    /// The directory that `path` is in; `None`: the tree has none there.
+    async fn of(
+        &mut self,
+        catalog: &Catalog,
+        path: &TreePath,
+    ) -> Result<Option<Ino>, CatalogError> {
+        let Some((above, _)) = path.split_last() else {
+            return Ok(None);
+        };
+        if let Some(known) = self.known.get(&above) {
+            return Ok(*known);
+        }
+        let found = catalog.resolve(&above).await?.map(|node| node.ino);
+        self.known.insert(above, found);
+        Ok(found)
+    }
 }
 
 /// What is left to do for what is there.
@@ -42,8 +68,8 @@ impl FileSystem {
     /// What differed at two looks is looked at once more, with all events applied, and then acted upon.
     pub(super) async fn take_in(&self, watches: &Arc<Watches>, tasks: Vec<Task>) {
         let mut items = Vec::new();
-        for task in tasks {
-            let seen = look::look(&self.store, &self.catalog, self, &task).await;
+        let seen = look::look_all(&self.store, &self.catalog, self, &tasks).await;
+        for (task, seen) in tasks.into_iter().zip(seen) {
             let Seen { look, glance, node } = seen;
             if watches.due().looked(&task.path, look, watches.now_ms()) {
                 items.push(Item { task, glance, node });
@@ -75,11 +101,12 @@ impl FileSystem {
         if let Err(error) = self.applier.catch_up().await {
             return Err((error.into(), items));
         }
+        let mut parents = Parents::default();
         let mut busy = Vec::with_capacity(items.len());
         for item in &items {
-            let parent = self.parent_of(&item.task.path).await;
+            let parent = parents.of(&self.catalog, &item.task.path).await;
             busy.push(match parent {
-                Ok(parent) => parent.is_some_and(|parent| self.making.is_under_way(parent.ino)),
+                Ok(parent) => parent.is_some_and(|parent| self.making.is_under_way(parent)),
                 Err(_) => true,
             });
         }
@@ -171,15 +198,27 @@ impl FileSystem {
     /// It is done; the kernel forgets what it knew of it. A name that is the same thing's as before stays: who works in a directory would find
     /// itself nowhere.
     async fn settled(&self, watches: &Watches, item: &Item) {
+        let after = self.catalog.resolve(&item.task.path).await.ok().flatten();
+        let after = after.map(|node| node.ino);
+        self.settled_as(watches, item, after, &mut Parents::default())
+            .await;
+    }
+
+    /// The same, where it is known what the tree has there now.
+    async fn settled_as(
+        &self,
+        watches: &Watches,
+        item: &Item,
+        after: Option<Ino>,
+        parents: &mut Parents,
+    ) {
         let path = &item.task.path;
         let before = item.node.as_ref().map(|node| node.ino);
-        let after = self.catalog.resolve(path).await.ok().flatten();
-        let after = after.map(|node| node.ino);
         if (before.is_none() || before != after)
-            && let Some((above, name)) = path.split_last()
-            && let Ok(Some(parent)) = self.catalog.resolve(&above).await
+            && let Some((_, name)) = path.split_last()
+            && let Ok(Some(parent)) = parents.of(&self.catalog, path).await
         {
-            let (parent, name) = (parent.ino, name.to_vec());
+            let name = name.to_vec();
             self.tell(Change::Name { parent, name });
             self.tell(Change::Contents(parent));
         }
@@ -331,39 +370,56 @@ impl FileSystem {
     async fn take_there(&self, watches: &Watches, items: Vec<Item>) {
         let paths: Vec<TreePath> = items.iter().map(|item| item.task.path.clone()).collect();
         let all = take_paths(&self.store, &self.catalog, &self.hasher, self, &paths).await;
-        for item in items {
-            let path = std::slice::from_ref(&item.task.path);
-            let taken = match &all {
-                Ok(_) => Ok(()),
-                Err(_) => take_paths(&self.store, &self.catalog, &self.hasher, self, path)
-                    .await
-                    .map(|_| ()),
-            };
-            let taken = match taken {
-                Ok(()) => self.take_attributes(&item).await,
-                Err(error) => Err(error.into()),
-            };
-            match taken {
-                Ok(()) => self.settled(watches, &item).await,
+        let nodes = match &all {
+            Ok(_) => self.catalog.found(&paths).await.ok(),
+            Err(_) => None,
+        };
+        let mut parents = Parents::default();
+        for (index, item) in items.into_iter().enumerate() {
+            let known = nodes.as_ref().map(|nodes| nodes[index].clone());
+            match self.taken_there(&item, all.is_ok(), known).await {
+                Ok(node) => {
+                    let after = node.map(|node| node.ino);
+                    self.settled_as(watches, &item, after, &mut parents).await;
+                }
                 Err(error) => self.failed(watches, &item, &error),
             }
         }
     }
 
-    /// Mode and owner, where they were changed.
-    async fn take_attributes(&self, item: &Item) -> Result<(), FsError> {
+    /// One of those that were taken in, or that is to be taken in by itself. What the tree has there then.
+    async fn taken_there(
+        &self,
+        item: &Item,
+        is_taken: bool,
+        known: Option<Option<Node_>>,
+    ) -> Result<Option<Node_>, FsError> {
+        let paths = std::slice::from_ref(&item.task.path);
+        if !is_taken {
+            take_paths(&self.store, &self.catalog, &self.hasher, self, paths).await?;
+        }
+        let node = match known {
+            Some(node) => node,
+            None => self.catalog.resolve(&item.task.path).await?,
+        };
+        self.take_attributes(item, node.as_ref()).await?;
+        Ok(node)
+    }
+
+    /// Mode and owner, where they were changed; `node` is what the tree has there now.
+    async fn take_attributes(&self, item: &Item, node: Option<&Node_>) -> Result<(), FsError> {
         let path = &item.task.path;
         // Taking a directory in has marked it: whether the daemon had made it was seen before.
         let glance = match item.glance.kind() {
             Some(Kind::Directory) => &item.glance,
             _ => &self.store.glance(path)?,
         };
-        let Some(node) = self.catalog.resolve(path).await? else {
+        let Some(node) = node else {
             return Ok(());
         };
         let is_superuser = self.store.sets_owners();
         let is_heard = item.task.has_attributes;
-        let changed = look::attributes(glance, &node, self.me(), is_superuser, is_heard);
+        let changed = look::attributes(glance, node, self.me(), is_superuser, is_heard);
         let Some((mode, uid, gid)) = changed else {
             return Ok(());
         };

@@ -194,6 +194,8 @@ impl Local<'_> {
             // Only an empty directory can be replaced.
             Standing::Directory { .. } if !self.may_be(&standing, replaced).await? => Ok(()),
             Standing::Directory { .. } if self.seen_at(path)? < id => self.remove_empty(path),
+            // What took its name may not be here.
+            Standing::Symlink => self.redo_symlink(path).await,
             _ => Ok(()),
         }
     }

@@ -127,9 +127,7 @@ async fn park_if_misplaced(local: &Local<'_>, path: &TreePath) -> Result<(), Sto
     });
     match parking {
         Ok(()) => Ok(()),
-        Err(error) if is(&error, Errno::EXIST) => {
-            second_misplaced(local, path, &standing, &parked)
-        }
+        Err(error) if is(&error, Errno::EXIST) => second_misplaced(local, path, &standing, &parked),
         Err(error) => Err(local.store.io(path)(error)),
     }
 }

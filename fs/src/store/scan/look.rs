@@ -149,18 +149,53 @@ pub(crate) struct Seen {
     pub(crate) node: Option<Node_>,
 }
 
-/// Looks at a path after an event.
-pub(crate) async fn look(store: &Store, catalog: &Catalog, live: &dyn Live, task: &Task) -> Seen {
-    let failed = Seen {
-        look: Look::Failed,
-        glance: Glance::Other,
-        node: None,
+/// Looks at paths after events: what the disk alone does not tell, and is not remembered of the tree, is asked for in one round trip. Of at
+/// most some hundreds.
+pub(crate) async fn look_all(
+    store: &Store,
+    catalog: &Catalog,
+    live: &dyn Live,
+    tasks: &[Task],
+) -> Vec<Seen> {
+    let mut seen: Vec<Option<Seen>> = Vec::with_capacity(tasks.len());
+    let mut asked: Vec<(usize, Glance)> = Vec::new();
+    for (index, task) in tasks.iter().enumerate() {
+        match of_interest(store, live, task) {
+            Err(glance) => seen.push(Some(agrees(glance))),
+            Ok(glance) => match catalog.remembered_at(&task.path) {
+                Some(node) => seen.push(Some(compare(store, task, glance, Some(node)))),
+                None => {
+                    seen.push(None);
+                    asked.push((index, glance));
+                }
+            },
+        }
+    }
+    let paths: Vec<TreePath> = asked
+        .iter()
+        .map(|(index, _)| tasks[*index].path.clone())
+        .collect();
+    let nodes = match catalog.found(&paths).await {
+        Ok(nodes) => nodes.into_iter().map(Ok).collect(),
+        Err(_) => vec![Err(()); paths.len()],
     };
-    let glance = match store.glance(&task.path) {
-        Ok(glance) => glance,
-        // Too deep for one name, or not to be read: the scan says so.
-        Err(_) => return agrees(Glance::Other),
-    };
+    for ((index, glance), node) in asked.into_iter().zip(nodes) {
+        seen[index] = Some(match node {
+            Ok(node) => compare(store, &tasks[index], glance, node),
+            Err(()) => Seen {
+                look: Look::Failed,
+                glance: Glance::Other,
+                node: None,
+            },
+        });
+    }
+    seen.into_iter().flatten().collect()
+}
+
+/// What stands there, where the tree is to be asked; else (`Err`) there is nothing to do.
+fn of_interest(store: &Store, live: &dyn Live, task: &Task) -> Result<Glance, Glance> {
+    // Too deep for one name, or not to be read: the scan says so.
+    let glance = store.glance(&task.path).map_err(|_| Glance::Other)?;
     let is_of_no_interest = match &glance {
         Glance::Nothing => !task.was_removed,
         Glance::Other => true,
@@ -168,12 +203,13 @@ pub(crate) async fn look(store: &Store, catalog: &Catalog, live: &dyn Live, task
             .meta()
             .is_some_and(|meta| meta.size == DIRTY_SIZE && live.is_written(meta.ino)),
     };
-    if is_of_no_interest {
-        return agrees(glance);
+    match is_of_no_interest {
+        true => Err(glance),
+        false => Ok(glance),
     }
-    let Ok(node) = catalog.resolve(&task.path).await else {
-        return failed;
-    };
+}
+
+fn compare(store: &Store, task: &Task, glance: Glance, node: Option<Node_>) -> Seen {
     let me = store.node_id();
     let is_changed = |node: &Node_| {
         attributes(&glance, node, me, store.is_superuser, task.has_attributes).is_some()
