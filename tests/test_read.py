@@ -60,6 +60,8 @@ def test_a_file_that_is_being_hashed_is_read_at_once(make_cluster):
 def test_a_remote_gib_is_the_same_and_then_it_is_here(cluster):
     original = cluster[3].datadir / "gib"
     node = cluster[1]
+    # Before that it is read, but not kept.
+    wait_for_hash(cluster, "gib")
     compared, crossed = received(node, lambda: node.exec(["cmp", "/ks/gib", original], timeout=120))
     assert compared.stdout == b""
     assert GIB <= crossed < 1.1 * GIB
