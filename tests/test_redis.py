@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import time
 
 import pytest
 
@@ -84,6 +85,27 @@ def test_the_private_redis_is_ended_with_a_killed_node(make_cluster):
     (pid,) = private_redis(cluster)
     cluster[1].kill9()
     wait_for(lambda: not os.path.exists(f"/proc/{pid}"), 5)
+
+
+@pytest.mark.parametrize("how", ["ended", "killed"])
+def test_the_others_go_on_as_soon_as_the_first_node_is_back(make_cluster, how):
+    """However long it was away: who asks for something meanwhile finds it at once, and is soon told where it is not."""
+    cluster = make_cluster(3).start()
+    if how == "ended":
+        cluster[1].stop()
+    else:
+        cluster[1].kill9()
+    wait_for(lambda: not cluster[2].status()["redis"]["connected"], 15)
+    time.sleep(9)
+    # One asks all the time, of the other nobody asks anything.
+    refused = cluster[2].exec(["mkdir", "/ks/away"], check=False)
+    assert refused.status == 1 and refused.seconds < 2, refused
+    asking = cluster[2].spawn(["bash", "-c", "until mkdir /ks/back; do sleep 0.05; done; date +%s.%N"], stdout=-1)
+    cluster[1].restart()
+    back = time.time()
+    assert cluster[3].exec(["mkdir", "/ks/other"], check=False).status == 0
+    done, _ = asking.communicate(timeout=20)
+    assert float(done) - back < 0.7, "how long after the first node was back"
 
 
 def test_nodes_get_into_a_redis_that_lost_everything(make_cluster):
