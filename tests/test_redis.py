@@ -105,7 +105,7 @@ def test_the_others_go_on_as_soon_as_the_first_node_is_back(make_cluster, how):
     back = time.time()
     assert cluster[3].exec(["mkdir", "/ks/other"], check=False).status == 0
     done, _ = asking.communicate(timeout=20)
-    assert float(done) - back < 0.7, "how long after the first node was back"
+    assert float(done) - back < 1.2, "how long after the first node was back"
 
 
 def test_nodes_get_into_a_redis_that_lost_everything(make_cluster):
@@ -139,20 +139,22 @@ def test_a_redis_without_its_password_says_how_to_give_it(make_cluster):
             assert refused.status == 1 and "redis://:PASSWORD@HOST:PORT" in refused.error, refused
 
 
-def test_files_can_be_removed_when_the_disk_of_redis_is_full(make_cluster):
+@pytest.mark.parametrize("size", [120 * MIB, 1024 * MIB])
+def test_files_can_be_removed_when_the_disk_of_redis_is_full(make_cluster, size):
     """Redis refuses changes while it cannot write its append-only file: what was kept aside makes room."""
     cluster = make_cluster(2)
     first, second = cluster.nodes
-    give_small_disk(first, 1024 * MIB)
+    give_small_disk(first, size)
     cluster.start("--keep-free", "0")
 
     def kept_aside():
         return int(first.exec(["stat", "-c", "%s", first.datadir / ".ks" / "redis" / "ballast"]).text)
 
-    wait_for(lambda: kept_aside() == 32 * MIB, 20, "space kept aside")
+    wait_for(lambda: kept_aside() > size // 40, 20, "space kept aside")
+    whole = kept_aside()
     first.shell("head -c 20M /dev/urandom > /ks/junk")
     fill(first)
-    wait_for(lambda: kept_aside() < 32 * MIB, 30, "space given back")
-    wait_for(lambda: second.exec(["rm", "-f", "/ks/junk"], check=False).status == 0, 60, "the end of a file")
+    wait_for(lambda: kept_aside() < whole, 10, "space given back")
+    wait_for(lambda: second.exec(["rm", "-f", "/ks/junk"], check=False).status == 0, 20, "the end of a file")
     wait_for(lambda: first.shell("echo more > /ks/more", check=False).status == 0, 30, "room for another")
     assert second.exec(["cat", "/ks/more"]).text == "more\n"
