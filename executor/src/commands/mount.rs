@@ -87,7 +87,7 @@ struct Made {
 }
 
 /// What a node that did not come to anything leaves in its state directory.
-const LEFT_BY_A_FAILED_START: [&str; 2] = ["ks.log", "lock"];
+const LEFT_BY_A_FAILED_START: [&str; 3] = ["ks.log", "lock", "node"];
 
 impl Made {
     fn from_here_on(wanted: &[&Path]) -> Self {
@@ -115,16 +115,21 @@ impl Made {
     }
 }
 
-/// Removes a state directory's own small things, if there is nothing else: then no node has lived there.
+/// Empties a state directory of what every start leaves there, if there is nothing else: then no node has lived there.
 fn clear_state(state_dir: &Path) {
     let Ok(entries) = std::fs::read_dir(state_dir) else {
         return;
     };
-    let names: Vec<OsString> = entries.flatten().map(|entry| entry.file_name()).collect();
-    let is_small = |name: &OsString| LEFT_BY_A_FAILED_START.iter().any(|left| name == left);
-    if names.iter().all(is_small) {
-        for name in names {
-            let _ = std::fs::remove_file(state_dir.join(name));
+    let paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    let is_nothing = |path: &PathBuf| match std::fs::read_dir(path) {
+        Ok(mut below) => below.next().is_none(),
+        Err(_) => LEFT_BY_A_FAILED_START
+            .iter()
+            .any(|left| path.ends_with(left)),
+    };
+    if paths.iter().all(is_nothing) {
+        for path in paths {
+            let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path));
         }
     }
 }
