@@ -280,10 +280,24 @@ impl Callers {
         }
     }
 
-    /// These jobs were not accepted after all.
-    pub fn unwatch<'a>(&self, jobs: impl Iterator<Item = &'a String>) {
+    /// Those of these jobs that have no record were not accepted after all: `audience` waits for them no longer. Returns which.
+    pub fn unwatch<'a>(
+        &self,
+        jobs: impl Iterator<Item = &'a String>,
+        audience: &Audience,
+    ) -> Vec<String> {
         let mut watched = self.watched.lock().unwrap();
-        jobs.for_each(|job| drop(watched.remove(job)));
+        let mut refused = Vec::new();
+        for job in jobs {
+            let Some(entry) = watched.get_mut(job).filter(|entry| !entry.is_recorded) else {
+                continue;
+            };
+            if !entry.leave(audience) {
+                watched.remove(job);
+            }
+            refused.push(job.clone());
+        }
+        refused
     }
 
     /// A connection is gone: its jobs go on, their ends stay in their records. Returns those that run elsewhere, and where.
@@ -677,5 +691,37 @@ fn lost_result(ended: &mut Update, reason: &str) {
             exit_code: None,
             stack: None,
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn audience() -> Arc<Audience> {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (_, writer) = ks_transport::quiet::halves(ours).unwrap();
+        Audience::new(Outlet::unix(writer), true)
+    }
+
+    #[tokio::test]
+    async fn who_was_not_accepted_leaves_the_others_waiting() {
+        let callers = Callers::default();
+        let (first, second) = (audience(), audience());
+        let jobs = ["a".to_owned(), "b".to_owned(), "c".to_owned()];
+        assert!(callers.watch(jobs.iter(), &first));
+        assert!(callers.watch(jobs[..1].iter(), &second));
+        callers.recorded(jobs[2..].iter());
+        assert_eq!(callers.unwatch(jobs.iter(), &first), jobs[..2]);
+        let waiting = |job: &str| {
+            let all = callers.find(job).map(|(all, _)| all).unwrap_or_default();
+            all.iter().map(|one| one.number).collect::<Vec<_>>()
+        };
+        assert_eq!(waiting("a"), [second.number]);
+        assert!(waiting("b").is_empty());
+        // What has a record goes on, and its end is told.
+        assert_eq!(waiting("c"), [first.number]);
+        assert_eq!(callers.unwatch(jobs.iter(), &second), jobs[..1]);
+        assert_eq!(callers.count(), 1);
     }
 }
