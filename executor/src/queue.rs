@@ -21,7 +21,9 @@ pub mod record;
 pub use limits::{Full, Limits};
 pub use model::{Took, Want};
 
-use answer::{bytes, fields, integer, list, parse_claims, parse_finished, parse_listed, parse_submitted, text};
+use answer::{
+    bytes, fields, integer, list, parse_claims, parse_finished, parse_listed, parse_submitted, text,
+};
 
 /// An executor that has not renewed its lease for so long is dead: its claims go to others.
 pub const LEASE: Duration = Duration::from_secs(6);

@@ -3,8 +3,8 @@ use ks_executor::placement::{Place, Placement};
 use ks_executor::queue::kept::NewKept;
 use ks_executor::queue::model::Model;
 use ks_executor::queue::{
-    CancelAnswer, Claimant, Finish, Finished, Full, LEASE, Limits, Next, Queue, Standing, Submission,
-    Took, Want, places_text,
+    CancelAnswer, Claimant, Finish, Finished, Full, LEASE, Limits, Next, Queue, Standing,
+    Submission, Took, Want, places_text,
 };
 use ks_fs::record::NodeId;
 use ks_fs::redis_client::{Push, Redis};
@@ -741,14 +741,19 @@ async fn number_of_bytes(node: &Member) -> u64 {
 async fn where_redis_has_no_memory_left_jobs_end_and_none_is_taken() {
     let server = TestRedis::start().await;
     let node = Member::join(&server, 1).await;
-    node.submit(&[job(0, &[]), job(1, &[]), job(2, &[])], 1).await;
+    node.submit(&[job(0, &[]), job(1, &[]), job(2, &[])], 1)
+        .await;
     let config = async |bytes: u64| {
         let mut command = redis::cmd("CONFIG");
         command.arg("SET").arg("maxmemory").arg(bytes);
         node.queue.redis().run(&command).await.unwrap();
     };
     config(1).await;
-    let refused = node.queue.submit(&[], &[job(3, &[])], 0usize).await.unwrap();
+    let refused = node
+        .queue
+        .submit(&[], &[job(3, &[])], 0usize)
+        .await
+        .unwrap();
     assert_eq!(refused.full, Some(Full::Memory));
     assert_eq!(node.standing(&id(3)).await, Standing::Unknown);
     assert!(node.queue.renew().await.unwrap());

@@ -83,6 +83,39 @@ def test_cancelling_the_task_cancels_the_call(client):
     assert isinstance(jobs[0].exception(10), JobCancelled)
 
 
+def test_cancelling_in_an_event_loop_never_waits(node, client):
+    """As `asyncio.wrap_future` does it when its task is cancelled. The call takes its time to stop."""
+
+    def stops_slowly():
+        stopped = None
+        while stopped is None or time.monotonic() < stopped:
+            try:
+                time.sleep(30 if stopped is None else 0.1)
+            except KeyboardInterrupt:
+                stopped = stopped or time.monotonic() + 1.5
+        raise KeyboardInterrupt
+
+    async def main():
+        wrapped, direct = client.call(stops_slowly), client.call(slow, 30)
+        waiting = asyncio.ensure_future(asyncio.wrap_future(wrapped))
+        while not wrapped.running():
+            await asyncio.sleep(0.01)
+        began = time.monotonic()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert direct.cancel() is True
+        took = time.monotonic() - began
+        with pytest.raises(JobCancelled):
+            await direct
+        assert not direct.cancel()
+        return wrapped, took
+
+    wrapped, took = asyncio.run(main())
+    assert took < 0.5
+    assert isinstance(wrapped.exception(10), JobCancelled) and wrapped.cancelled()
+
+
 def test_async_client(node):
     async def main():
         async with AsyncClient(node.socket) as c:

@@ -64,7 +64,6 @@ pub(super) fn hash_of(bytes: &[u8]) -> Result<Hash, PayloadError> {
         .map_err(|_| PayloadError::NoHash(bytes.len()))
 }
 
-
 /// Whether a payload's parts are inline as they should be: the common case, for which nothing is to be done.
 pub(super) fn is_plain(payload: &Payload) -> bool {
     payload

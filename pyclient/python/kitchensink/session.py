@@ -231,6 +231,11 @@ class Session:
         body = self.ask({"Cancel": {"jobs": jobs, "all": all}}, "Cancelled", seconds)
         return list(body["jobs"])
 
+    def cancel_soon(self, jobs: list[str]) -> None:
+        """Cancels jobs without waiting for the node's word."""
+        self.send({"Cancel": {"jobs": jobs, "all": False}}, Reply())
+        self.watch()  # somebody has to take the answer
+
     def watch(self) -> None:
         """Jobs go on and nobody waits: what they print is to be shown as it comes all the same."""
         self._used = time.monotonic()
