@@ -342,6 +342,12 @@ impl Queue {
         self.limits
     }
 
+    /// How many jobs are recorded at a time: not so many that there is seldom room for all of them.
+    pub fn batch_jobs_max(&self) -> usize {
+        let part = self.limits.going_max / limits::BATCHES_MIN;
+        part.clamp(1, BATCH_JOBS_MAX as u64) as usize
+    }
+
     /// Whether ends take so much of Redis that further results are to be files.
     pub fn ends_are_many(&self) -> bool {
         self.ends_bytes.load(Ordering::Relaxed) >= self.limits.ends_bytes_max / 2

@@ -12,6 +12,9 @@ pub const SPILLED_BYTES: usize = 256;
 /// How much more calls that other calls make may take than the rest, in percent: where those wait for them, all would wait.
 pub const INNER_PERCENT: u64 = 10;
 
+/// All jobs that may go on are recorded in so many batches at least.
+pub const BATCHES_MIN: u64 = 16;
+
 /// What jobs may take of Redis in the whole cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {

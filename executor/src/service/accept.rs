@@ -429,7 +429,7 @@ impl Executor {
     ) -> Result<(), SubmitError> {
         let mut functions = functions;
         while !accepted.is_empty() || !functions.is_empty() {
-            let rest = accepted.split_off(batch_length(&accepted));
+            let rest = accepted.split_off(batch_length(&accepted, self.queue.batch_jobs_max()));
             let batch = std::mem::replace(&mut accepted, rest);
             self.record_batch(functions, batch, since).await?;
             functions = &[];
@@ -581,16 +581,12 @@ fn data_key(call: &Call) -> u64 {
 }
 
 /// How many of the first fit in one script call.
-fn batch_length(accepted: &[Accepted]) -> usize {
+fn batch_length(accepted: &[Accepted], jobs_max: usize) -> usize {
     let mut bytes = 0;
     let fits = |one: &&Accepted| {
         bytes += one.submission.body.len();
         bytes <= BATCH_BYTES_MAX
     };
-    let count = accepted
-        .iter()
-        .take(BATCH_JOBS_MAX)
-        .take_while(fits)
-        .count();
+    let count = accepted.iter().take(jobs_max).take_while(fits).count();
     count.max(1).min(accepted.len())
 }
