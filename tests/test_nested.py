@@ -104,8 +104,10 @@ def test_what_a_call_made_ends_with_it_unless_it_ended_by_itself(cluster):
         def leave(inner, how):
             # Two calls of its own: the one may run, the other is queued; neither is waited for.
             from kitchensink import client
-            for job in inner:
-                client().call(stand, job, 0.1 if how in ("raise", "return") else 1.5)
+            for path in inner:
+                job = client().call(stand, path, 0.1 if how in ("raise", "return") else 1.5)
+                with open("/ks/inner-jobs", "a") as jobs:
+                    print(job, how, path, file=jobs)
             time.sleep(0.2)
             if how == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -140,4 +142,9 @@ def test_what_a_call_made_ends_with_it_unless_it_ended_by_itself(cluster):
     assert outcomes == {**ends, "return": "returned"}
     assert not any(any(done[how]) for how in ("cancel", "stay", "die")), done
     written = " ".join(f"/ks/inner-{how}-{index}" for how in ("raise", "return") for index in range(2))
-    wait_for(lambda: cluster[1].shell(f"cat {written}", check=False).status == 0, 20, "the others")
+    try:
+        wait_for(lambda: cluster[1].shell(f"cat {written}", check=False).status == 0, 20, "the others")
+    except AssertionError:
+        asked = 'while read -r job rest; do echo "$job $rest"; ks logs "$job"; done </ks/inner-jobs; ls -l /ks'
+        print(cluster[1].exec(["bash", "-c", asked], check=False))
+        raise

@@ -60,10 +60,12 @@ def test_a_file_that_is_being_hashed_is_read_at_once(make_cluster):
 def test_a_remote_gib_is_the_same_and_then_it_is_here(cluster):
     original = cluster[3].datadir / "gib"
     node = cluster[1]
+    # Before that it is read, but not kept.
+    wait_for_hash(cluster, "gib")
     compared, crossed = received(node, lambda: node.exec(["cmp", "/ks/gib", original], timeout=120))
     assert compared.stdout == b""
     assert GIB <= crossed < 1.1 * GIB
-    wait_for(lambda: set(node.holders("gib")) == {"host1", "host3"}, 20, "host1 is a holder")
+    wait_for(lambda: set(node.holders("gib")) == {"host1", "host3"}, 60, "host1 is a holder")
     before = node.read_counters()
     again, crossed = received(node, lambda: node.exec(["cmp", "/ks/gib", original], timeout=60))
     after = node.read_counters()
@@ -156,7 +158,7 @@ def test_two_holders_are_faster_than_one(cluster):
     wait_for_hash(cluster, "lone")
     took = {}
     for number in (2, 3):
-        cluster.hosts.rate(number, 200)
+        cluster.hosts.rate(number, 100)
     try:
         for name in ("lone", "both"):
             original = cluster[3].datadir / name
@@ -164,7 +166,7 @@ def test_two_holders_are_faster_than_one(cluster):
     finally:
         for number in (2, 3):
             cluster.hosts.rate(number, "off")
-    assert took["lone"] > 1.9, "the link was not limited"
+    assert took["lone"] > 3.8, "the link was not limited"
     assert took["lone"] / took["both"] >= 1.3, took
 
 

@@ -107,8 +107,9 @@ def test_rate_limits_the_link(pair):
         slow = transfer(pair, 5_000_000)
     finally:
         pair.rate(2, "off")
-    assert 0.8 < slow < 5
-    assert transfer(pair, 5_000_000) < 0.5
+    assert slow > 0.8
+    # On a busy machine the start of the sender takes longer than the transfer.
+    wait_for(lambda: transfer(pair, 5_000_000) < slow / 2, 20, "the limit is off")
 
 
 def test_the_machines_fuse_mounts_are_not_a_hosts(pair):

@@ -297,6 +297,42 @@ def test_a_function_is_sent_once_and_never_stale(node, client, monkeypatch):
     assert client.call(functools.partial(scaled, 5), _async=False) == 20
 
 
+class Loaded:
+    """What a function holds, and what happens as it is loaded with it."""
+
+    def __init__(self, expression):
+        self.expression = expression
+
+    def __reduce__(self):
+        return eval, (self.expression,)
+
+
+def test_a_function_that_was_cancelled_while_it_was_loaded_can_be_called_again(tmp_path):
+    mark = tmp_path / "mark"
+    once = f"__import__('os').path.exists({str(mark)!r}) or (open({str(mark)!r}, 'w'), __import__('time').sleep(30))"
+    slow = Loaded(once)
+    with FakeNode(workers=1) as node, Client(node.socket) as client:
+        function = lambda number: (number, slow)  # noqa: E731
+        job = client.call(function, 1)
+        until = time.monotonic() + 10
+        while not mark.exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        client.cancel(job)
+        with pytest.raises(JobCancelled):
+            job.result(10)
+        assert client.call(function, 2).result(10) == (2, True)
+
+
+def test_a_function_whose_import_fails_says_so_each_time():
+    lacking = Loaded("__import__('no_such_module_anywhere')")
+    with FakeNode(workers=1) as node, Client(node.socket) as client:
+        function = lambda: lacking  # noqa: E731
+        for _ in range(2):
+            with pytest.raises(Exception, match="no_such_module_anywhere"):
+                client.call(function, _async=False)
+
+
 def test_a_large_function_travels_beside_the_header(client):
     table = bytes(range(256)) * 1024
     assert client.call(lambda: len(table), _async=False) == 256 * 1024

@@ -227,10 +227,10 @@ impl Executor {
         }
         let mut next = Next::Now;
         while next == Next::Now {
+            // Said before the look: whoever ends a call after it wakes us.
+            self.more.store(true, Ordering::Relaxed);
             let want = self.claimable();
             if want.jobs == 0 {
-                // Whoever ends a call wakes us.
-                self.more.store(true, Ordering::Relaxed);
                 return self.board.lock().unwrap().has_waiting().then_some(STUCK);
             }
             self.more.store(false, Ordering::Relaxed);

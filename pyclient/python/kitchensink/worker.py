@@ -67,14 +67,27 @@ class Run(NamedTuple):
 
 
 class Functions:
-    """The functions that this worker has, by the hash of their code; the least used go first."""
+    """The functions that this worker has, by the hash of their code; the least used go first.
+
+    The node sends the code of each once. What always holds: code that came is kept until it has become a function, also
+    where its call was cancelled, or its import raised, on the way.
+    """
 
     def __init__(self, kept_max: int = FUNCTIONS_MAX, registered_only: bool = False) -> None:
         self._registered_only = registered_only
         self._kept: collections.OrderedDict[bytes, Callable[..., Any]] = collections.OrderedDict()
+        self._codes: collections.OrderedDict[bytes, Buffer] = collections.OrderedDict()
         self._kept_max = kept_max
 
-    def get(self, reference: Any, code: Any, frame: list[bytearray]) -> Callable[..., Any]:
+    def take(self, reference: Any, code: Any, frame: list[bytearray]) -> None:
+        """Keeps the code that came with a call. Not to be interrupted."""
+        if code is None or self._registered_only:
+            return
+        self._codes[variant(reference)[1]] = serialize.open_part(code, frame, first=True)
+        while len(self._codes) > self._kept_max:
+            self._codes.popitem(last=False)
+
+    def get(self, reference: Any) -> Callable[..., Any]:
         """The function of a `FunctionRef`. Errors: FunctionMissing, NotRegistered, NotSerializable, and what its import
         raises."""
         kind, body = variant(reference)
@@ -84,10 +97,12 @@ class Functions:
             raise NotRegistered("this node runs registered functions only")
         function = self._kept.get(body)
         if function is None:
+            code = self._codes.get(body)
             if code is None:
                 raise FunctionMissing("this worker has not got the function's code")
-            function = serialize.decode_function(serialize.open_part(code, frame, first=True))
+            function = serialize.decode_function(code)
             self._kept[body] = function
+            self._codes.pop(body, None)
             while len(self._kept) > self._kept_max:
                 self._kept.popitem(last=False)
         else:
@@ -214,9 +229,10 @@ class Worker:
         """Runs the call; its outcome and the segments that belong to it."""
         try:
             try:
-                self._interruptible = True
                 try:
-                    function = self._functions.get(run.function, run.code, frame)
+                    self._functions.take(run.function, run.code, frame)
+                    self._interruptible = True
+                    function = self._functions.get(run.function)
                     args, kwargs = self._arguments(run, frame)
                 except KitchenSinkError as error:
                     return _failed(type(error).__name__, str(error))
