@@ -388,6 +388,10 @@ fn redis(status: &serde_json::Value) -> Finding {
         format!(
             "it cannot write its file: make room on the disk of {machine}, where the data directory's .ks/redis (or its own directory) is"
         )
+    } else if refuses.starts_with("OOM") {
+        format!(
+            "it has used all the memory it may: raise maxmemory there (redis-cli config set maxmemory 0: no limit), or let calls end (ks jobs; ks cancel --all); it is on {machine}"
+        )
     } else {
         format!("look at Redis's configuration and log on {machine}")
     };
@@ -426,13 +430,21 @@ fn disk(status: &serde_json::Value) -> Option<Finding> {
 /// Records of the catalog that cannot be read.
 fn records_found(records: &serde_json::Value) -> Vec<Finding> {
     let damaged = records.get("damaged").and_then(serde_json::Value::as_array);
-    let damaged: Vec<Finding> = (damaged.into_iter().flatten())
+    let without = records.get("without_content");
+    let without = without.and_then(serde_json::Value::as_array);
+    let without = without.into_iter().flatten().map(|path| {
+        let found = format!("{} is in the tree, and no node has it", path.as_str().unwrap_or_default());
+        let cure = "start the node that had it (its home is forgotten, or was away when the catalog was rebuilt), or remove the file";
+        Finding::warning("file without content", found, cure)
+    });
+    let mut damaged: Vec<Finding> = (damaged.into_iter().flatten())
         .map(|one| {
             let found = one.as_str().unwrap_or_default().to_owned();
             let cure = "its bytes are in the data directories of the nodes that hold it";
             Finding::failed("record", found, cure)
         })
         .collect();
+    damaged.extend(without);
     if !damaged.is_empty() {
         return damaged;
     }
@@ -498,6 +510,10 @@ mod tests {
         let found = redis(&json!({"connected": true, "refuses": full, "carrier": "host1"}));
         assert_eq!(found.verdict, Verdict::Failed);
         assert!(found.found.contains(full) && found.cure.unwrap().contains("the disk of host1"));
+        let full = "OOM command not allowed when used memory > 'maxmemory'.";
+        let found = redis(&json!({"connected": true, "refuses": full, "carrier": "host1"}));
+        let cure = found.cure.unwrap();
+        assert!(cure.contains("maxmemory") && cure.contains("host1"));
         let well = redis(&json!({"connected": true, "refuses": null, "carrier": null}));
         assert_eq!(well.verdict, Verdict::Ok);
         assert_eq!(redis(&json!({"connected": false})).verdict, Verdict::Failed);
