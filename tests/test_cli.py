@@ -9,7 +9,7 @@ import time
 import pytest
 
 from harness import Cluster, wait_for
-from harness.data import MIB, noise
+from harness.data import MIB, noise, write_noise
 from harness.hosts import command_line
 from harness.node import PROGRAM, PYTHON, need_running
 
@@ -66,6 +66,93 @@ def test_fetch_shows_progress_and_says_what_is_there(cluster):
     cluster[2].shell(f"head -c {4 * MIB} /dev/urandom > /ks/data/fetched")
     assert cluster[3].ks("fetch", "/ks/data/fetched").status == 0
     assert "host3" in cluster[3].holders("data/fetched")
+
+
+def test_of_several_paths_the_good_ones_are_done(cluster):
+    good, none = "/ks/data/two.bin", "/ks/none"
+    for command in (
+        ["where"],
+        ["fetch"],
+        ["pin"],
+        ["pin", "--unpin"],
+        ["verify"],
+        ["push", "--to", "host3"],
+        ["replicate", "-n1"],
+    ):
+        done = cluster[1].ks(*command, none, good, check=False)
+        assert done.status == 1 and "none" in done.text + done.error and "no such file" in done.text + done.error, done
+        assert "Traceback" not in done.error and len(done.error.splitlines()) <= 1, done
+    assert set(cluster[1].holders("data/two.bin")) >= {"host1", "host2", "host3"}, "fetched and pushed all the same"
+    found = cluster[1].ks("where", none, good, "--json", check=False)
+    assert found.status == 1 and [row["path"] for row in json.loads(found.stdout)] == [good]
+    dropped = cluster[1].ks("drop", none, good, "--json", check=False)
+    assert {row["path"]: row["ok"] for row in json.loads(dropped.stdout)} == {none: False, good: True}
+    alone = cluster[1].ks("where", none, check=False)
+    assert alone.status == 1 and not alone.text
+
+
+def test_json_tells_names_that_are_not_utf8(cluster):
+    name = b"/ks/odd\xff"
+    path = os.fsdecode(name)
+    cluster[1].exec(["tee", path], input=b"x")
+    (row,) = cluster[1].ks_json("where", path)
+    assert bytes.fromhex(row["path_hex"]) == name
+    (row,) = cluster[1].ks_json("verify", path)
+    assert bytes.fromhex(row["path_hex"]) == name and row["ok"]
+    (row,) = cluster[1].ks_json("where", "/ks/data/two.bin")
+    assert "path_hex" not in row
+
+
+def test_what_came_before_an_interrupt_is_kept_and_told(make_cluster):
+    cluster = make_cluster(2)
+    write_noise(cluster[2].datadir / "large", 256 * MIB)
+    cluster.start()
+    wait_for(lambda: cluster[1].ks_json("where", "/ks/large")[0]["blake3"], 60)
+    cluster.hosts.rate(2, 200)
+    fetching = cluster[1].spawn([PROGRAM, "fetch", "/ks/large"], stderr=subprocess.DEVNULL)
+    wait_for(lambda: cluster[1].read_counters()["bytes_fetched"] > 16 * MIB, 30)
+    fetching.send_signal(signal.SIGINT)
+    assert fetching.wait(10) == 1
+    wait_for(lambda: "host1" in cluster[1].holders("large"), 5, "the part that is here")
+    time.sleep(0.5)
+    part = cluster[1].holders("large")["host1"]["bytes"]
+    assert 8 * MIB < part < 256 * MIB
+    before = cluster[1].read_counters()["bytes_fetched"]
+    time.sleep(1)
+    assert cluster[1].read_counters()["bytes_fetched"] - before < MIB, "nothing more comes"
+
+
+def test_a_mount_that_fails_leaves_nothing(make_cluster):
+    cluster = make_cluster(1).start()
+    node = cluster[1]
+    new = node.home / "new"
+    for foreground in ([], ["--foreground"]):
+        command = [
+            PROGRAM,
+            "mount",
+            new / "a/mnt",
+            "--datadir",
+            new / "b/data",
+            "--join",
+            "127.0.0.1:1",
+            "--listen",
+            "127.0.0.1:7001",
+        ]
+        failed = node.exec([*command, *foreground], check=False)
+        assert failed.status == 1 and "--join" in failed.error, failed
+        assert not new.exists(), list(new.rglob("*"))
+        inside = node.exec([PROGRAM, "mount", new / "mnt", "--datadir", "/ks/inside", *foreground], check=False)
+        assert inside.status == 2 and "lies in the tree" in inside.error, inside
+        within = node.exec([PROGRAM, "mount", new / "mnt", "--datadir", new, *foreground], check=False)
+        assert within.status == 2 and "may not lie in one another" in within.error, within
+        assert not new.exists()
+    new.mkdir()
+    (new / "mine").write_text("mine")
+    failed = node.exec(
+        [PROGRAM, "mount", new / "mnt", "--datadir", node.home / "other", "--join", "127.0.0.1:1"], check=False
+    )
+    assert failed.status == 1
+    assert [path.name for path in new.iterdir()] == ["mine"] and not (node.home / "other").exists()
 
 
 def test_fetch_of_a_directory(cluster):

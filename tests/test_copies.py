@@ -1,5 +1,6 @@
 """Copies on several nodes: given up (never the last), pinned, evicted, spread, and a home that dies."""
 
+import json
 import subprocess
 import time
 
@@ -20,8 +21,6 @@ def cluster():
 
 
 def rows(done):
-    import json
-
     return json.loads(done.stdout)
 
 
@@ -156,6 +155,40 @@ def test_a_dead_home_is_replaced_and_fenced(make_cluster):
     assert cluster[1].exec(["cat", "/ks/empty"]).text == "filled\n"
     conflicts = [name for name in cluster[1].exec(["ls", "/ks"]).text.split() if name.startswith("heir.conflict")]
     assert conflicts and cluster[1].exec(["cat", f"/ks/{conflicts[0]}"]).text == "written behind the back"
+
+
+def test_a_node_that_is_gone_for_good_is_forgotten(make_cluster):
+    cluster = make_cluster(3).start()
+    cluster[3].shell("mkdir /ks/d && echo both > /ks/d/both && echo only > /ks/d/only && touch /ks/d/empty")
+    cluster[2].ks("fetch", "/ks/d/both")
+    living = cluster[1].ks("nodes", "--forget", "host3", check=False)
+    assert living.status == REFUSED and "'host3' is there" in living.error, living
+    cluster[3].kill_all()
+    wait_for(lambda: cluster[1].status()["nodes"]["alive"] == 2, 15)
+    refused = cluster[1].ks("nodes", "--forget", "host3", check=False)
+    assert refused.status == REFUSED and "/ks/d/only" in refused.text and "both" not in refused.text, refused
+    assert "only copy of 1 files" in refused.error and len(cluster[1].ks_json("nodes")) == 3
+    assert "no node 'host9'" in cluster[1].ks("nodes", "--forget", "host9", check=False).error
+
+    told, *lost = json.loads(cluster[1].ks("nodes", "--forget", "host3", "--force", "--json").stdout)
+    assert told["done"] and told["lost"] == 1 and told["homes"] == 2, told
+    assert [row["path"] for row in lost] == ["/ks/d/only"]
+    assert [node["name"] for node in cluster[2].ks_json("nodes")] == ["host1", "host2"]
+    assert set(cluster[1].holders("d/both")) == {"host2"} and cluster[1].holders("d/both")["host2"]["home"]
+    for node in cluster.nodes[:2]:
+        node.shell(f"echo {node.name} >> /ks/d/both && echo {node.name} >> /ks/d/empty")
+    found = cluster[1].ks("doctor", check=False)
+    assert "d/only is in the tree, and no node has it" in found.text and "host3" not in found.text, found
+    assert "host3" not in cluster[1].ks("recover").text
+    assert cluster[1].exec(["cat", "/ks/d/only"], check=False).status == 1
+
+    cluster[3].restart()
+    assert len(cluster[1].ks_json("nodes")) == 3
+    wait_for(lambda: cluster[1].exec(["cat", "/ks/d/only"], check=False).text == "only\n", 15)
+    for node in cluster.nodes:
+        wait_for(lambda node=node: node.exec(["cat", "/ks/d/both"]).text == "both\nhost1\nhost2\n", 10)
+        wait_for(lambda node=node: node.exec(["cat", "/ks/d/empty"]).text == "host1\nhost2\n", 10)
+    assert "no node has it" not in cluster[1].ks("doctor", check=False).text
 
 
 def test_replicas_are_made_inherited_and_made_again(make_cluster):

@@ -1,5 +1,6 @@
 """One tree over three nodes: what one node does, every node sees, as if they were one machine."""
 
+import os
 import random
 
 import pytest
@@ -133,6 +134,14 @@ def test_df_tells_the_disk(cluster):
     for node in cluster.nodes:
         size, free = map(int, node.exec(["df", "-B1", "--output=size,avail", "/ks"]).text.split("\n")[1].split())
         assert 0 < free <= size
+
+
+def test_df_tells_all_disks_from_the_first_moment(make_cluster):
+    cluster = make_cluster(3).start()
+    for node in reversed(cluster.nodes):
+        size = int(node.exec(["df", "-B1", "--output=size", "/ks"]).text.split("\n")[1])
+        disk = os.statvfs(node.datadir)
+        assert size > 2.9 * disk.f_blocks * disk.f_frsize, node.name
 
 
 def test_everyday_programs_work(cluster):

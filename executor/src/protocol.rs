@@ -229,6 +229,14 @@ pub enum Ask {
     },
     /// Answered by `Nodes`: a map each, with name, id, address, alive, workers, queues, mountpoint, datadir, free_bytes, total_bytes, version, read_only.
     Nodes,
+    /// Takes a node that is gone for good out of the cluster. Answered by `Report`: a row that says what came of it (node, done, copies,
+    /// homes, lost), then one for each file of which it has the only copy.
+    ForgetNode {
+        /// Its name or id.
+        node: String,
+        /// Also where it has the only copy of files.
+        force: bool,
+    },
     /// Answered by `Status`.
     Status,
     /// Whether the catalog's records can be read; answered by `Status`, after as long as reading them takes.

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tokio::io::AsyncRead;
 use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 mod answers;
 mod copies;
@@ -156,6 +156,8 @@ struct Session {
     questions: Arc<Semaphore>,
     /// Jobs that end with this session.
     tied: Mutex<Vec<JobId>>,
+    /// The client has gone.
+    gone: watch::Sender<bool>,
 }
 
 /// Serves a session to its end.
@@ -171,6 +173,7 @@ async fn serve(
         rights,
         questions: Arc::new(Semaphore::new(QUESTIONS_MAX)),
         tied: Mutex::default(),
+        gone: watch::Sender::new(false),
     });
     let mut decoder = Decoder::default();
     let greeted =
@@ -194,6 +197,7 @@ async fn serve(
             }
         }
     }
+    session.gone.send_replace(true);
     session.executor.leave(&session.audience);
     let tied = std::mem::take(&mut *session.tied.lock().unwrap());
     if !tied.is_empty()
@@ -274,8 +278,13 @@ impl Session {
                     return false;
                 };
                 let session = self.clone();
+                let ends_with_client = matches!(body, Ask::Fetch { .. });
+                let mut gone = session.gone.subscribe();
                 tokio::spawn(async move {
-                    session.answer(request, body).await;
+                    tokio::select! {
+                        () = session.answer(request, body) => {}
+                        _ = gone.wait_for(|gone| *gone), if ends_with_client => {}
+                    }
                     drop(permit);
                 });
             }

@@ -26,6 +26,7 @@ pub mod copies;
 mod events;
 mod feed;
 mod fence;
+pub mod forgotten;
 mod found;
 pub mod journal;
 mod memory;

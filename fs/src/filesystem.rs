@@ -211,6 +211,9 @@ pub struct FileSystem {
     listener: Mutex<Option<Listener>>,
 }
 
+/// How long `statfs` waits for what the catalog knows of the other nodes' space.
+const SPACE_WAIT: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// What `statfs` tells, bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Space {
@@ -420,7 +423,12 @@ impl FileSystem {
                 (0, 0)
             }
         };
-        self.look_at_space();
+        if let Some(looking) = self.look_at_space()
+            && self.catalog.is_answering()
+        {
+            // What was known before is told where the answer does not come at once.
+            let _ = tokio::time::timeout(SPACE_WAIT, looking).await;
+        }
         let others = *self.others_space.lock().unwrap();
         Space {
             total_bytes: total + others.total_bytes,
@@ -429,13 +437,11 @@ impl FileSystem {
         }
     }
 
-    /// Asks for the other nodes' space, for the next `statfs`; one at a time.
-    fn look_at_space(self: &Arc<Self>) {
-        let Ok(running) = self.looking_at_space.clone().try_acquire_owned() else {
-            return;
-        };
+    /// Asks for the other nodes' space; one at a time, and whoever does not wait for it finds it the next time.
+    fn look_at_space(self: &Arc<Self>) -> Option<tokio::task::JoinHandle<()>> {
+        let running = self.looking_at_space.clone().try_acquire_owned().ok()?;
         let file_system = self.clone();
-        tokio::spawn(async move {
+        Some(tokio::spawn(async move {
             match file_system.catalog.nodes().await {
                 Ok(nodes) => {
                     *file_system.others_space.lock().unwrap() = file_system.of_others(&nodes)
@@ -443,7 +449,7 @@ impl FileSystem {
                 Err(error) => tracing::debug!(%error, "the other nodes' space is not known now"),
             }
             drop(running);
-        });
+        }))
     }
 
     fn of_others(&self, nodes: &[NodeState]) -> Space {

@@ -28,7 +28,7 @@ use patience::{Late, Patience};
 
 /// How long a command may take, waiting for a connection included.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
-/// Without a connection for longer than this, commands do not wait for the next one any more.
+/// Without a connection for longer than this, commands wait `ASKED_WAIT` for the next one and no longer.
 pub const BRIDGED: Duration = Duration::from_secs(5);
 /// From this on Redis counts as away (`Redis::is_away`): a lost connection is usually back before.
 pub const AWAY_AFTER: Duration = Duration::from_secs(1);
@@ -36,12 +36,21 @@ pub const AWAY_AFTER: Duration = Duration::from_secs(1);
 pub const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// The first wait between two attempts to connect; it doubles up to the next constant.
 pub const BACK_OFF_FIRST: Duration = Duration::from_millis(50);
-/// The longest wait between two attempts to connect.
+/// The longest wait between two attempts to connect, where nobody asks for anything meanwhile.
 pub const BACK_OFF_LONGEST: Duration = Duration::from_secs(2);
+/// The wait between two attempts while somebody asks.
+pub const BACK_OFF_ASKED: Duration = Duration::from_millis(200);
+/// How long a command waits for the next attempt when Redis has been gone for `BRIDGED`: it may be back by now.
+pub const ASKED_WAIT: Duration = Duration::from_millis(400);
 /// Commands that wait to be written to the connection; more wait their turn.
 const QUEUE_COMMANDS_MAX: usize = 1024;
 /// Commands under way on the connection; more wait their turn.
 const IN_FLIGHT_COMMANDS_MAX: usize = 4096;
+/// How long a change is asked for again that Redis refuses because its disk is full: what is kept aside makes room
+/// (`redis_server/ballast`), and Redis looks once a second whether there is some.
+pub const FULL_DISK_WAIT: Duration = Duration::from_millis(2500);
+/// Between two such attempts.
+const FULL_DISK_PAUSE: Duration = Duration::from_millis(250);
 /// The oldest Redis that has what the scripts need.
 pub const VERSION_NEEDED: &str = "7.0";
 /// Keys whose changes are pushed to a tracking connection.
@@ -154,6 +163,8 @@ struct Link {
     silent_since: Arc<Mutex<Option<Instant>>>,
     /// Why there is no connection now.
     trouble: Mutex<String>,
+    /// Somebody waits for a connection: the next attempt is due at once.
+    asked: tokio::sync::Notify,
 }
 
 /// One connection of those made one after the other.
@@ -190,8 +201,8 @@ impl Script {
 impl Redis {
     /// Connects; checks the version (7.0 and up); `tracking`: changes of the keys under `TRACKED_PREFIXES` by others are
     /// pushed. Pushes go to `on_push` (must not block).
-    /// A lost connection is made anew in the background (back-off 50 ms to 2 s); commands meanwhile wait up to their deadline,
-    /// and fail at once when it has been gone for `BRIDGED`.
+    /// A lost connection is made anew in the background (back-off 50 ms to 2 s; whoever asks makes the next attempt due after
+    /// `BACK_OFF_ASKED`); commands meanwhile wait up to their deadline, and `ASKED_WAIT` when it has been gone for `BRIDGED`.
     pub async fn connect(
         target: RedisTarget,
         tracking: bool,
@@ -205,6 +216,7 @@ impl Redis {
             live: watch::Sender::new(None),
             silent_since: Arc::default(),
             trouble: Mutex::new(String::new()),
+            asked: tokio::sync::Notify::new(),
         });
         let first = link.attempt().await?;
         link.live.send_replace(Some(first.clone()));
@@ -288,7 +300,8 @@ impl Redis {
         // A change by its kind, which changes nothing.
         let mut command = redis::cmd("SETRANGE");
         command.arg("ks:probe").arg(0).arg("");
-        match self.run(&command).await {
+        let deadline = Instant::now() + COMMAND_DEADLINE;
+        match self.run_once(&command, deadline).await {
             Err(RedisError::Refused(text)) => Some(text),
             _ => None,
         }
@@ -302,11 +315,27 @@ impl Redis {
         self.shared.link.target.connect(config).await
     }
 
+    /// One command; again for a moment where the disk of Redis is full: what is refused so has not been begun.
     async fn run_until(
         &self,
         command: &redis::Cmd,
         deadline: Instant,
     ) -> Result<Value, RedisError> {
+        let give_up = deadline.min(Instant::now() + FULL_DISK_WAIT);
+        loop {
+            match self.run_once(command, deadline).await {
+                Err(RedisError::Refused(text))
+                    if text.starts_with("MISCONF")
+                        && Instant::now() + FULL_DISK_PAUSE < give_up =>
+                {
+                    tokio::time::sleep(FULL_DISK_PAUSE).await;
+                }
+                answered => return answered,
+            }
+        }
+    }
+
+    async fn run_once(&self, command: &redis::Cmd, deadline: Instant) -> Result<Value, RedisError> {
         let live = self.live_until(deadline).await?;
         let mut connection = live.connection.clone();
         let sent = connection.send_packed_command(command);
@@ -314,7 +343,7 @@ impl Redis {
         live.judge(answer.map(|answer| answer.and_then(Value::extract_error)))
     }
 
-    /// The connection, or the next one when it comes before `deadline` and while the gap is bridged.
+    /// The connection, or the next one when it comes before `deadline` and while the gap is bridged, or very soon.
     async fn live_until(&self, deadline: Instant) -> Result<Live, RedisError> {
         let link = &self.shared.link;
         if let Some(live) = &*link.live.borrow()
@@ -324,7 +353,9 @@ impl Redis {
         }
         let now = Instant::now();
         let silent_since = link.silent_since.lock().unwrap().unwrap_or(now);
-        let deadline = deadline.min(silent_since + BRIDGED).max(now);
+        let patient_until = (silent_since + BRIDGED).max(now + ASKED_WAIT);
+        let deadline = deadline.min(patient_until).max(now);
+        link.asked.notify_one();
         let mut changes = link.live.subscribe();
         let waited = tokio::time::timeout_at(
             deadline,
@@ -442,7 +473,12 @@ impl Link {
                     };
                 }
             }
-            tokio::time::sleep(wait).await;
+            let asked = async {
+                tokio::time::sleep(BACK_OFF_ASKED).await;
+                self.asked.notified().await;
+            };
+            // What was asked during the attempt counts: a permit is kept.
+            let _ = tokio::time::timeout(wait, asked).await;
             wait = (wait * 2).min(BACK_OFF_LONGEST);
         }
     }

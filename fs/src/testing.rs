@@ -50,11 +50,16 @@ impl TestRedis {
         }
     }
 
-    /// Ends it in order, then starts it again on the same data.
-    pub async fn restart(&mut self) -> Result<(), RedisServerError> {
+    /// Ends it in order; `restart` brings it back.
+    pub async fn end(&mut self) {
         if let Some(server) = self.server.take() {
             server.stop().await;
         }
+    }
+
+    /// Ends it in order, where it runs, then starts it again on the same data.
+    pub async fn restart(&mut self) -> Result<(), RedisServerError> {
+        self.end().await;
         self.server = Some(RedisServer::start(&self.directory).await?);
         Ok(())
     }

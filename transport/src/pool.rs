@@ -149,6 +149,11 @@ impl Peer {
         Ok(ready.identity)
     }
 
+    /// Lets the next attempt be made at once, whatever the back-off: for who paces his attempts himself.
+    pub(crate) fn urge(&self) {
+        self.0.lanes[0].urge();
+    }
+
     /// Opens a stream; connects where necessary. While back-off lasts it fails at once with the last error.
     pub async fn open(&self, kind: StreamKind) -> Result<Stream, PeerError> {
         self.open_lane(kind, 0).await

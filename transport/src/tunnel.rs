@@ -86,10 +86,12 @@ async fn copy(stream: Stream, mut end: impl AsyncRead + AsyncWrite + Unpin) -> i
     Ok(())
 }
 
-/// The joining side: one stream to the peer's Redis, as tokio's AsyncRead + AsyncWrite.
+/// The joining side: one stream to the peer's Redis, as tokio's AsyncRead + AsyncWrite. An attempt is made whatever was in
+/// vain before: the pace is the caller's.
 pub async fn open(
     peer: &Peer,
 ) -> Result<tokio::io::Join<quinn::RecvStream, quinn::SendStream>, PeerError> {
+    peer.urge();
     let stream = peer.open(StreamKind::TUNNEL).await?;
     Ok(tokio::io::join(stream.recv, stream.send))
 }

@@ -430,13 +430,21 @@ fn disk(status: &serde_json::Value) -> Option<Finding> {
 /// Records of the catalog that cannot be read.
 fn records_found(records: &serde_json::Value) -> Vec<Finding> {
     let damaged = records.get("damaged").and_then(serde_json::Value::as_array);
-    let damaged: Vec<Finding> = (damaged.into_iter().flatten())
+    let without = records.get("without_content");
+    let without = without.and_then(serde_json::Value::as_array);
+    let without = without.into_iter().flatten().map(|path| {
+        let found = format!("{} is in the tree, and no node has it", path.as_str().unwrap_or_default());
+        let cure = "start the node that had it (its home is forgotten, or was away when the catalog was rebuilt), or remove the file";
+        Finding::warning("file without content", found, cure)
+    });
+    let mut damaged: Vec<Finding> = (damaged.into_iter().flatten())
         .map(|one| {
             let found = one.as_str().unwrap_or_default().to_owned();
             let cure = "its bytes are in the data directories of the nodes that hold it";
             Finding::failed("record", found, cure)
         })
         .collect();
+    damaged.extend(without);
     if !damaged.is_empty() {
         return damaged;
     }

@@ -5,7 +5,7 @@ use ks_executor::daemon::{self, Ready};
 use ks_executor::node::Node;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -23,11 +23,25 @@ A daemon logs to DATADIR/.ks/ks.log; RUST_LOG=debug says more.";
 /// Runs the node in this process, or as a daemon of its own.
 pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
     let args = absolute(args)?;
-    if args.foreground {
+    if args.ready_fd.is_some() {
         return foreground(args);
     }
     args.check()?;
     outside_of_trees(&args.datadir)?;
+    let state_dir = args.datadir.join(ks_fs::path::STATE_DIR);
+    let made = Made::from_here_on(&[&args.mountpoint, &state_dir]);
+    let outcome = match args.foreground {
+        true => foreground(args),
+        false => background(&args),
+    };
+    if outcome.is_err() {
+        made.remove();
+    }
+    outcome
+}
+
+/// Runs the node as a daemon; returns when its mount answers.
+fn background(args: &MountArgs) -> anyhow::Result<ExitCode> {
     ks_fs::mount::prepare(&args.mountpoint)?;
     let state_dir = args.datadir.join(ks_fs::path::STATE_DIR);
     std::fs::create_dir_all(&state_dir).with_context(|| state_dir.display().to_string())?;
@@ -64,6 +78,60 @@ fn without_redis(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString>
         }
     }
     left
+}
+
+/// Directories that are not there before a mount is tried. When it fails, those it made go again where nothing is in them.
+struct Made {
+    /// The deepest first.
+    missing: Vec<PathBuf>,
+}
+
+/// What a node that did not come to anything leaves in its state directory.
+const LEFT_BY_A_FAILED_START: [&str; 3] = ["ks.log", "lock", "node"];
+
+impl Made {
+    fn from_here_on(wanted: &[&Path]) -> Self {
+        // A dead mount is there, though nothing can be asked of it.
+        let is_missing = |path: &&Path| {
+            std::fs::symlink_metadata(path)
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        };
+        let missing = wanted
+            .iter()
+            .flat_map(|path| path.ancestors().take_while(is_missing));
+        Self {
+            missing: missing.map(Path::to_owned).collect(),
+        }
+    }
+
+    fn remove(&self) {
+        for directory in &self.missing {
+            if directory.ends_with(ks_fs::path::STATE_DIR) {
+                clear_state(directory);
+            }
+            // One that is not empty stays.
+            let _ = std::fs::remove_dir(directory);
+        }
+    }
+}
+
+/// Empties a state directory of what every start leaves there, if there is nothing else: then no node has lived there.
+fn clear_state(state_dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(state_dir) else {
+        return;
+    };
+    let paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    let is_nothing = |path: &PathBuf| match std::fs::read_dir(path) {
+        Ok(mut below) => below.next().is_none(),
+        Err(_) => LEFT_BY_A_FAILED_START
+            .iter()
+            .any(|left| path.ends_with(left)),
+    };
+    if paths.iter().all(is_nothing) {
+        for path in paths {
+            let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path));
+        }
+    }
 }
 
 /// A data directory is on a file system of the machine's own: in a tree, ours or another node's, it would be a part of what it keeps.

@@ -3,6 +3,7 @@ use super::{Format, connect, human_bytes, number, print_json, print_table, text}
 use anyhow::bail;
 use clap::Args;
 use ks_executor::control::absolute;
+use ks_executor::daemon::described;
 use ks_executor::protocol::{Answer, Ask};
 use serde_bytes::ByteBuf;
 use serde_json::Value;
@@ -35,14 +36,19 @@ impl WhereArgs {
     /// Asks the node and prints a row for each copy.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         let mut node = connect(self.paths.first().map(PathBuf::as_path)).await?;
-        let ask = Ask::Where {
-            paths: path_bytes(&self.paths)?,
-            md5: self.md5,
-        };
-        let found = match node.ask(ask).await? {
-            Answer::Where(found) => found,
-            other => bail!("the node said {other:?}"),
-        };
+        let mut found = Vec::new();
+        let mut refused = Vec::new();
+        for path in path_bytes(&self.paths)? {
+            let ask = Ask::Where {
+                paths: vec![path],
+                md5: self.md5,
+            };
+            match node.ask(ask).await {
+                Ok(Answer::Where(rows)) => found.extend(rows),
+                Ok(other) => bail!("the node said {other:?}"),
+                Err(error) => refused.push(error),
+            }
+        }
         let mountpoint = node.hello.mountpoint.clone();
         if self.format.json {
             print_json(&found)?;
@@ -56,9 +62,19 @@ impl WhereArgs {
                 }
                 rows
             };
-            print_table(&headings, found.iter().flat_map(of_file).collect());
+            let rows: Vec<_> = found.iter().flat_map(of_file).collect();
+            if !rows.is_empty() {
+                print_table(&headings, rows);
+            }
         }
-        Ok(ExitCode::SUCCESS)
+        for error in &refused {
+            eprintln!("ks: {}", described(error));
+        }
+        let status = match refused.is_empty() {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        };
+        Ok(status)
     }
 }
 

@@ -7,7 +7,9 @@ use ks_fs::path::TreePath;
 use ks_fs::record::Kind;
 use serde_bytes::ByteBuf;
 use serde_json::{Value, json};
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,9 @@ use std::time::{Duration, Instant};
 pub(super) const PROGRESS: Duration = Duration::from_millis(100);
 /// Files fetched for one request, below the directories it names.
 const FILES_MAX: usize = 1_000_000;
+
+/// Files that could not be fetched are told by name up to this many.
+const REFUSED_TOLD_MAX: usize = 20;
 
 /// A question that cannot be answered: the Python exception's name, and the text.
 pub(super) type Refusal = (&'static str, String);
@@ -54,6 +59,7 @@ impl Session {
             Ask::Jobs { limit } => self.jobs(limit).await,
             Ask::Logs { job } => self.logs(job).await,
             Ask::Nodes => self.nodes().await,
+            Ask::ForgetNode { node, force } => self.forget_node(&node, force).await,
             Ask::Status => Ok(Answer::Status(self.status().await)),
             Ask::Records => self.records().await,
             Ask::Where { paths, md5 } => self.locate(paths, md5).await,
@@ -195,9 +201,11 @@ impl Session {
                 self.compute_md5(&tree_path).await?;
             }
             let place = self.executor.fs.where_is(&tree_path).await;
-            let mut place = place.map_err(|e| (kind_of(&e), self.said_of(&tree_path, &e)))?;
-            place.path = self.as_seen(&tree_path).to_string_lossy().into_owned();
-            found.push(serde_json::to_value(place).map_err(|e| ("ProtocolError", e.to_string()))?);
+            let place = place.map_err(|e| (kind_of(&e), self.said_of(&tree_path, &e)))?;
+            let row = serde_json::to_value(place);
+            let mut row = row.map_err(|e| ("ProtocolError", e.to_string()))?;
+            name_row(&mut row, &self.as_seen(&tree_path));
+            found.push(row);
         }
         Ok(Answer::Where(found))
     }
@@ -215,13 +223,31 @@ impl Session {
             .map_err(|e| ("OSError", self.said_of(path, &e)))
     }
 
+    /// All that can be fetched is; what cannot is told at the end.
     async fn fetch(&self, request: u64, paths: Vec<ByteBuf>) -> Result<Answer, Refusal> {
+        let mut refused: Vec<Refusal> = Vec::new();
         for path in paths {
-            for file in self.files_below(self.in_tree(&path)?).await? {
-                self.fetch_one(request, &file).await?;
+            let below = async { self.files_below(self.in_tree(&path)?).await };
+            let files = match below.await {
+                Ok(files) => files,
+                Err(refusal) if is_for_all(&refusal) => return Err(refusal),
+                Err(refusal) => {
+                    refused.push(refusal);
+                    continue;
+                }
+            };
+            for file in files {
+                match self.fetch_one(request, &file).await {
+                    Ok(()) => {}
+                    Err(refusal) if is_for_all(&refusal) => return Err(refusal),
+                    Err(refusal) => refused.push(refusal),
+                }
             }
         }
-        Ok(Answer::Done)
+        match all_in_one(refused) {
+            None => Ok(Answer::Done),
+            Some(refusal) => Err(refusal),
+        }
     }
 
     async fn fetch_one(&self, request: u64, file: &TreePath) -> Result<(), Refusal> {
@@ -287,6 +313,40 @@ impl Session {
     }
 }
 
+/// Whether it is no matter of that one path: the others would not fare better.
+pub(super) fn is_for_all(refusal: &Refusal) -> bool {
+    refusal.0 == "CatalogUnavailable"
+}
+
+/// A path that cannot be served, among others that can.
+pub(super) fn refused_row(path: &[u8], (_, message): Refusal) -> Value {
+    let shown = String::from_utf8_lossy(path);
+    let bare = message.strip_prefix(&format!("{shown}: "));
+    let mut row = json!({"ok": false, "error": bare.unwrap_or(&message)});
+    name_row(&mut row, Path::new(OsStr::from_bytes(path)));
+    row
+}
+
+/// Says which file a row is of: `path`, and `path_hex` (its bytes) where it is not UTF-8, as the text is not all of it then.
+pub(super) fn name_row(row: &mut Value, path: &Path) {
+    row["path"] = path.to_string_lossy().into();
+    if path.to_str().is_none() {
+        row["path_hex"] = hex::encode(path.as_os_str().as_bytes()).into();
+    }
+}
+
+/// Several refusals as one: each on a line of its own.
+fn all_in_one(refused: Vec<Refusal>) -> Option<Refusal> {
+    let kind = refused.first()?.0;
+    let mut lines: Vec<String> = (refused.iter().take(REFUSED_TOLD_MAX))
+        .map(|(_, message)| message.clone())
+        .collect();
+    if let Some(more) = refused.len().checked_sub(REFUSED_TOLD_MAX + 1) {
+        lines.push(format!("and {} more", more + 1));
+    }
+    Some((kind, lines.join("\n")))
+}
+
 pub(super) fn kind_of(error: &ks_fs::error::FsError) -> &'static str {
     match error {
         ks_fs::error::FsError::NotFound => "FileNotFoundError",
@@ -294,5 +354,35 @@ pub(super) fn kind_of(error: &ks_fs::error::FsError) -> &'static str {
         ks_fs::error::FsError::NotADirectory => "NotADirectoryError",
         ks_fs::error::FsError::Catalog(_) => "CatalogUnavailable",
         _ => "OSError",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_names_its_file_whatever_its_bytes() {
+        let row = refused_row(
+            b"/ks/a\xff",
+            ("FileNotFoundError", "/ks/a\u{fffd}: gone".into()),
+        );
+        let path_hex = hex::encode(b"/ks/a\xff");
+        let expected =
+            json!({"path": "/ks/a\u{fffd}", "path_hex": path_hex, "ok": false, "error": "gone"});
+        assert_eq!(row, expected);
+        let plain = refused_row("/ks/ä".as_bytes(), ("OSError", "no".into()));
+        assert_eq!(plain, json!({"path": "/ks/ä", "ok": false, "error": "no"}));
+    }
+
+    #[test]
+    fn refusals_are_told_together_but_not_without_end() {
+        assert!(all_in_one(vec![]).is_none());
+        let refused = |n: usize| ("OSError", format!("file {n}"));
+        let one = all_in_one(vec![refused(1)]).unwrap();
+        assert_eq!(one, ("OSError", "file 1".to_owned()));
+        let (_, many) = all_in_one((0..100).map(refused).collect()).unwrap();
+        assert_eq!(many.lines().count(), REFUSED_TOLD_MAX + 1);
+        assert!(many.ends_with("and 80 more"), "{many}");
     }
 }

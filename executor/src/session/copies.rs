@@ -2,8 +2,9 @@
 //!
 //! Each answers with a row for every file, so that one file that cannot be done does not hide the others.
 use super::Session;
-use super::answers::{PROGRESS, Refusal, kind_of};
+use super::answers::{PROGRESS, Refusal, is_for_all, kind_of, name_row, refused_row};
 use crate::protocol::{Answer, Tell};
+use ks_fs::catalog::forgotten::ForgetError;
 use ks_fs::filesystem::PushProgress;
 use ks_fs::path::TreePath;
 use serde_bytes::ByteBuf;
@@ -15,7 +16,12 @@ use std::time::Instant;
 
 /// A row: the file, and why not.
 fn row(path: &std::path::Path, outcome: Result<(), String>) -> Value {
-    json!({"path": path.to_string_lossy(), "ok": outcome.is_ok(), "error": outcome.err()})
+    named(path, json!({"ok": outcome.is_ok(), "error": outcome.err()}))
+}
+
+fn named(path: &std::path::Path, mut row: Value) -> Value {
+    name_row(&mut row, path);
+    row
 }
 
 /// An error's text without the path that its row has already; a command at its end names the file as it is `seen`.
@@ -29,10 +35,21 @@ fn bare(file: &TreePath, seen: &std::path::Path, error: &dyn std::fmt::Display) 
 }
 
 impl Session {
-    async fn files_of(&self, paths: Vec<ByteBuf>) -> Result<Vec<TreePath>, Refusal> {
+    /// The files at and below the paths. Of several paths, one that is not there is a row in `rows`, and the others are done.
+    async fn files_of(
+        &self,
+        paths: Vec<ByteBuf>,
+        rows: &mut Vec<Value>,
+    ) -> Result<Vec<TreePath>, Refusal> {
+        let is_alone = paths.len() == 1;
         let mut files = Vec::new();
         for path in paths {
-            files.extend(self.files_below(self.in_tree(&path)?).await?);
+            let below = async { self.files_below(self.in_tree(&path)?).await };
+            match below.await {
+                Ok(found) => files.extend(found),
+                Err(refusal) if is_alone || is_for_all(&refusal) => return Err(refusal),
+                Err(refusal) => rows.push(refused_row(&path, refusal)),
+            }
         }
         Ok(files)
     }
@@ -51,7 +68,7 @@ impl Session {
     pub(super) async fn drop_copies(&self, paths: Vec<ByteBuf>) -> Result<Answer, Refusal> {
         self.trusted()?;
         let mut rows = Vec::new();
-        for file in self.files_of(paths).await? {
+        for file in self.files_of(paths, &mut rows).await? {
             let dropped = self.executor.fs.drop_copy(&file).await;
             rows.push(row(
                 &self.as_seen(&file),
@@ -64,7 +81,7 @@ impl Session {
     pub(super) async fn pin(&self, paths: Vec<ByteBuf>, pinned: bool) -> Result<Answer, Refusal> {
         self.trusted()?;
         let (mut inos, mut rows) = (Vec::new(), Vec::new());
-        for file in self.files_of(paths).await? {
+        for file in self.files_of(paths, &mut rows).await? {
             let node = self.executor.fs.catalog().resolve(&file).await;
             if let Some(node) = node.map_err(|e| ("CatalogUnavailable", e.to_string()))? {
                 inos.push(node.ino);
@@ -79,15 +96,33 @@ impl Session {
     pub(super) async fn verify(&self, paths: Vec<ByteBuf>) -> Result<Answer, Refusal> {
         self.trusted()?;
         let mut rows = Vec::new();
-        for file in self.files_of(paths).await? {
+        for file in self.files_of(paths, &mut rows).await? {
             let seen = self.as_seen(&file);
             rows.push(match self.executor.fs.verify(&file).await {
-                Ok(found) => json!({
-                    "path": seen.to_string_lossy(), "ok": found.good, "lost": found.lost, "copies": found.copies,
-                }),
+                Ok(found) => named(
+                    &seen,
+                    json!({"ok": found.good, "lost": found.lost, "copies": found.copies}),
+                ),
                 Err(error) => row(&seen, Err(bare(&file, &self.as_seen(&file), &error))),
             });
         }
+        Ok(Answer::Report(rows))
+    }
+
+    pub(super) async fn forget_node(&self, node: &str, force: bool) -> Result<Answer, Refusal> {
+        self.trusted()?;
+        let forgotten = self.executor.fs.catalog().forget_node(node, force).await;
+        let forgotten = forgotten.map_err(|error| match error {
+            ForgetError::Catalog(error) => ("CatalogUnavailable", error.to_string()),
+            other => ("OSError", other.to_string()),
+        })?;
+        let mut rows = vec![json!({
+            "node": forgotten.name, "done": forgotten.is_done, "copies": forgotten.copies,
+            "homes": forgotten.homes, "lost": forgotten.lost,
+        })];
+        let why = "its only copy is there".to_owned();
+        let lost = forgotten.lost_paths.iter();
+        rows.extend(lost.map(|path| row(&self.as_seen(path), Err(why.clone()))));
         Ok(Answer::Report(rows))
     }
 
@@ -119,11 +154,15 @@ impl Session {
             .await
             .map_err(|error| ("OSError", error.to_string()))?;
         let mut rows = Vec::new();
-        for file in self.files_of(paths).await? {
+        for file in self.files_of(paths, &mut rows).await? {
             let seen = self.as_seen(&file);
-            match fs.push(&file, &targets, self.progress_of(request, &seen)).await {
+            match fs
+                .push(&file, &targets, self.progress_of(request, &seen))
+                .await
+            {
                 Ok(pushed) => rows.extend(pushed.into_iter().map(|at| {
-                    json!({"path": seen.to_string_lossy(), "node": at.node, "ok": at.error.is_none(), "error": at.error})
+                    let row = json!({"node": at.node, "ok": at.error.is_none(), "error": at.error});
+                    named(&seen, row)
                 })),
                 Err(error) => rows.push(row(&seen, Err(error.to_string()))),
             }
@@ -138,13 +177,22 @@ impl Session {
     ) -> Result<Answer, Refusal> {
         self.trusted()?;
         let fs = &self.executor.fs;
-        for path in &paths {
-            let path = self.in_tree(path)?;
-            let set = fs.set_replicas(&path, count).await;
-            set.map_err(|error| ("OSError", self.said_of(&path, &error)))?;
+        let (mut rows, is_alone) = (Vec::new(), paths.len() == 1);
+        let mut counted = Vec::new();
+        for path in paths {
+            let set = async {
+                let at = self.in_tree(&path)?;
+                let set = fs.set_replicas(&at, count).await;
+                set.map_err(|error| ("OSError", self.said_of(&at, &error)))
+            };
+            match set.await {
+                Ok(()) => counted.push(path),
+                Err(refusal) if is_alone => return Err(refusal),
+                Err(refusal) => rows.push(refused_row(&path, refusal)),
+            }
         }
-        let mut rows = Vec::new();
-        for file in self.files_of(paths).await? {
+        let paths = counted;
+        for file in self.files_of(paths, &mut rows).await? {
             let made = fs.replicate(&file).await;
             rows.push(row(
                 &self.as_seen(&file),

@@ -157,7 +157,7 @@ pub fn take_over(me: NodeId, ino: Ino, located: &Located, home_lives: bool) -> D
     Decision::Commit(change, TookOver::Epoch(record.epoch))
 }
 
-fn with_home(inode: &Inode, home: NodeId) -> Inode {
+pub(super) fn with_home(inode: &Inode, home: NodeId) -> Inode {
     Inode {
         home,
         epoch: inode.epoch.saturating_add(1),
@@ -165,7 +165,7 @@ fn with_home(inode: &Inode, home: NodeId) -> Inode {
     }
 }
 
-fn field(node: NodeId) -> Vec<u8> {
+pub(super) fn field(node: NodeId) -> Vec<u8> {
     node.to_string().into_bytes()
 }
 

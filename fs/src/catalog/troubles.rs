@@ -29,6 +29,15 @@ pub struct RecordsLookedAt {
     pub is_part: bool,
     /// Those that cannot be read: what they are of, and where that is in the tree as far as is known.
     pub damaged: Vec<String>,
+    /// Files that no node of the cluster has whole, their home being none of its nodes.
+    pub without_content: Vec<String>,
+}
+
+/// Inodes to be named.
+#[derive(Default)]
+struct Named {
+    damaged: BTreeSet<Ino>,
+    homeless: BTreeSet<Ino>,
 }
 
 impl Catalog {
@@ -67,7 +76,8 @@ impl Catalog {
     pub async fn look_at_records(&self) -> Result<RecordsLookedAt, CatalogError> {
         let until = Instant::now() + LOOK_AT_MOST;
         let mut found = RecordsLookedAt::default();
-        let inodes = self.damaged_inodes(&mut found, until).await?;
+        let mut inodes = self.inodes_to_name(&mut found, until).await?;
+        self.keep_lost(&mut inodes.homeless).await?;
         let mut placed = BTreeSet::new();
         let mut cursor = b"0".to_vec();
         loop {
@@ -85,7 +95,7 @@ impl Catalog {
                 break;
             }
         }
-        for ino in inodes.difference(&placed) {
+        for ino in inodes.damaged.difference(&placed) {
             found.damaged.push(format!(
                 "inode {ino}: its record cannot be read, and no directory has it"
             ));
@@ -93,12 +103,33 @@ impl Catalog {
         Ok(found)
     }
 
-    async fn damaged_inodes(
+    /// Of files whose home is no node, those that no other has whole.
+    async fn keep_lost(&self, homeless: &mut BTreeSet<Ino>) -> Result<(), CatalogError> {
+        for ino in homeless.clone() {
+            let located = self.located(ino).await?;
+            let is_lost = located.is_some_and(|located| {
+                let inode = &located.node.inode;
+                let mut holders = located.holders.iter();
+                !holders.any(|(_, holding)| super::copies::is_whole(inode, holding))
+            });
+            if !is_lost {
+                homeless.remove(&ino);
+            }
+        }
+        Ok(())
+    }
+
+    async fn inodes_to_name(
         &self,
         found: &mut RecordsLookedAt,
         until: Instant,
-    ) -> Result<BTreeSet<Ino>, CatalogError> {
-        let (mut damaged, mut cursor) = (BTreeSet::new(), b"0".to_vec());
+    ) -> Result<Named, CatalogError> {
+        let (mut named, mut cursor) = (Named::default(), b"0".to_vec());
+        let nodes = self.nodes().await?;
+        let is_homeless = |inode: &Inode| {
+            let is_known = nodes.iter().any(|node| node.id == inode.home);
+            inode.kind == Kind::File && inode.size > 0 && !is_known
+        };
         loop {
             let (next, keys) = self.scan("ks:i:*", &cursor).await?;
             if !keys.is_empty() {
@@ -110,17 +141,22 @@ impl Catalog {
                         continue;
                     };
                     found.records += 1;
-                    if decode::<Inode>(&record).is_err()
-                        && let Some(Place::Inode(ino)) = Place::from_tracked_key(key)
-                    {
-                        damaged.insert(ino);
+                    let Some(Place::Inode(ino)) = Place::from_tracked_key(key) else {
+                        continue;
+                    };
+                    match decode::<Inode>(&record) {
+                        Err(_) => drop(named.damaged.insert(ino)),
+                        Ok(inode) if is_homeless(&inode) && named.homeless.len() < DAMAGED_MAX => {
+                            named.homeless.insert(ino);
+                        }
+                        Ok(_) => {}
                     }
                 }
             }
             cursor = next;
-            found.is_part |= Instant::now() > until || damaged.len() >= DAMAGED_MAX;
+            found.is_part |= Instant::now() > until || named.damaged.len() >= DAMAGED_MAX;
             if cursor == b"0" || found.is_part {
-                return Ok(damaged);
+                return Ok(named);
             }
         }
     }
@@ -129,7 +165,7 @@ impl Catalog {
     async fn look_at_directory(
         &self,
         directory: Ino,
-        inodes: &BTreeSet<Ino>,
+        inodes: &Named,
         placed: &mut BTreeSet<Ino>,
         found: &mut RecordsLookedAt,
     ) -> Result<(), CatalogError> {
@@ -150,7 +186,12 @@ impl Catalog {
                 found.records += 1;
                 let what = match Entry::from_bytes(entry) {
                     Err(_) => "the directory's entry cannot be read",
-                    Ok(entry) if inodes.contains(&entry.ino) => {
+                    Ok(entry) if inodes.homeless.contains(&entry.ino) => {
+                        let path = self.path_in(directory, name).await;
+                        found.without_content.push(path);
+                        continue;
+                    }
+                    Ok(entry) if inodes.damaged.contains(&entry.ino) => {
                         placed.insert(entry.ino);
                         "its record cannot be read"
                     }
@@ -181,7 +222,7 @@ impl Catalog {
         }
     }
 
-    async fn scan(
+    pub(super) async fn scan(
         &self,
         pattern: &str,
         cursor: &[u8],

@@ -22,6 +22,7 @@ use std::{
     sync::{Arc, Mutex, Weak},
     time::Duration,
 };
+use tokio::sync::Notify;
 
 /// Between two looks at the list.
 const LOOK: Duration = Duration::from_millis(500);
@@ -37,6 +38,15 @@ const PATH_WAIT: Duration = Duration::from_millis(500);
 pub(super) struct Unpublished {
     /// And where each stood when it was written.
     files: Mutex<BTreeMap<Ino, TreePath>>,
+    /// Told when there is a file on it; nothing wakes while there is none.
+    noted: Arc<Notify>,
+}
+
+impl Drop for Unpublished {
+    /// The task that looks at the list sees that it is gone.
+    fn drop(&mut self) {
+        self.noted.notify_one();
+    }
 }
 
 impl Unpublished {
@@ -47,6 +57,7 @@ impl Unpublished {
             return false;
         }
         files.insert(ino, path);
+        self.noted.notify_one();
         true
     }
 
@@ -83,10 +94,15 @@ fn next_wait(before: Duration, all_went_well: bool) -> Duration {
 
 /// Runs until the file system is gone.
 pub(super) fn spawn(file_system: &Arc<FileSystem>) {
+    let noted = file_system.unpublished.noted.clone();
     let file_system: Weak<FileSystem> = Arc::downgrade(file_system);
     tokio::spawn(async move {
         let mut wait = LOOK;
+        let mut is_empty = true;
         loop {
+            if is_empty {
+                noted.notified().await;
+            }
             tokio::time::sleep(wait).await;
             let Some(file_system) = file_system.upgrade() else {
                 return;
@@ -96,6 +112,7 @@ pub(super) fn spawn(file_system: &Arc<FileSystem>) {
                 true => next_wait(wait, file_system.publish_listed().await),
                 false => LOOK,
             };
+            is_empty = file_system.unpublished.count() == 0;
         }
     });
 }

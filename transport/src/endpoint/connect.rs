@@ -2,12 +2,17 @@
 use super::{ConnectError, tuning};
 use crate::identity::NODE_HOST;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// How long a name may take to resolve.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a handshake with all addresses of a name may take together.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+/// How long a handshake may go unanswered before another is begun beside it.
+const AFRESH_AFTER: Duration = Duration::from_millis(300);
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 4;
 
@@ -21,7 +26,7 @@ pub(super) async fn connect(
     let share = CONNECT_DEADLINE / candidates.len() as u32;
     let mut last = ConnectError::Gone(address.to_owned());
     for candidate in candidates {
-        match tokio::time::timeout(share, shake_hands(endpoint, config, candidate, address)).await {
+        match tokio::time::timeout(share, shake_any(endpoint, config, candidate, address)).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(error)) => last = error,
             Err(_) => last = ConnectError::Gone(address.to_owned()),
@@ -46,13 +51,41 @@ async fn resolve(address: &str, has_ipv6: bool) -> Result<Vec<SocketAddr>, Conne
     Ok(usable)
 }
 
-async fn shake_hands(
+/// Shakes hands, and begins afresh for as long as nothing is heard: QUIC repeats what is lost at ever longer intervals, so a
+/// peer that comes back meanwhile would be found late. The caller has the deadline.
+async fn shake_any(
     endpoint: &quinn::Endpoint,
     config: &quinn::ClientConfig,
     candidate: SocketAddr,
     address: &str,
 ) -> Result<quinn::Connection, ConnectError> {
-    let connecting = endpoint
+    let answered = Arc::new(AtomicBool::new(false));
+    let mut hands = JoinSet::new();
+    loop {
+        if !answered.load(Ordering::Relaxed) {
+            let (endpoint, config) = (endpoint.clone(), config.clone());
+            let (address, answered) = (address.to_owned(), answered.clone());
+            hands.spawn(async move {
+                shake_hands(&endpoint, &config, candidate, &address, &answered).await
+            });
+        }
+        // The first that ends decides; those that are left end with the set.
+        match tokio::time::timeout(AFRESH_AFTER, hands.join_next()).await {
+            Ok(Some(Ok(outcome))) => return outcome,
+            Ok(Some(Err(_)) | None) => return Err(ConnectError::Gone(address.to_owned())),
+            Err(_) => {}
+        }
+    }
+}
+
+async fn shake_hands(
+    endpoint: &quinn::Endpoint,
+    config: &quinn::ClientConfig,
+    candidate: SocketAddr,
+    address: &str,
+    answered: &AtomicBool,
+) -> Result<quinn::Connection, ConnectError> {
+    let mut connecting = endpoint
         .connect_with(
             tuning::client_config_for(config, candidate),
             candidate,
@@ -62,6 +95,9 @@ async fn shake_hands(
             address: address.to_owned(),
             reason: error.to_string(),
         })?;
+    if connecting.handshake_data().await.is_ok() {
+        answered.store(true, Ordering::Relaxed);
+    }
     let connection = connecting.await.map_err(|error| explain(address, &error))?;
     confirm(&connection)
         .await

@@ -76,6 +76,12 @@ impl Lane {
         }
     }
 
+    /// Ends the back-off: for who paces his attempts himself.
+    pub(super) fn urge(&self) {
+        let mut state = self.state.lock().expect("no panic while held");
+        state.link.handle(Event::Urged, Instant::now());
+    }
+
     /// The connection; makes it, or waits for whoever makes it.
     pub(super) async fn ready(
         &self,

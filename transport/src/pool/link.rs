@@ -13,6 +13,8 @@ const STABLE_AFTER: Duration = Duration::from_secs(1);
 pub(super) enum Event {
     /// Somebody wants the connection.
     Wanted,
+    /// Somebody who paces his attempts himself is about to want it: back-off ends here.
+    Urged,
     /// The attempt succeeded.
     Connected,
     /// The attempt failed.
@@ -64,6 +66,12 @@ impl Link {
     pub(super) fn handle(&mut self, event: Event, now: Instant) -> Action {
         match event {
             Event::Wanted => self.wanted(now),
+            Event::Urged => {
+                if let Phase::Backoff { .. } = self.phase {
+                    self.phase = Phase::Idle;
+                }
+                Action::None
+            }
             Event::Connected => {
                 self.phase = Phase::Ready { since: now };
                 Action::Use
@@ -150,10 +158,28 @@ mod tests {
         assert_eq!(link.handle(Event::Wanted, now), Action::Fail);
     }
 
+    #[test]
+    fn who_urges_does_not_wait_for_the_back_off() {
+        let mut link = Link::default();
+        let now = Instant::now();
+        for _ in 0..5 {
+            assert_eq!(link.handle(Event::Wanted, now), Action::Connect);
+            link.handle(Event::Urged, now);
+            assert_eq!(link.handle(Event::Wanted, now), Action::Wait, "still one");
+            link.handle(Event::Failed, now);
+            assert_eq!(link.handle(Event::Wanted, now), Action::Fail);
+            link.handle(Event::Urged, now);
+        }
+        link.handle(Event::Wanted, now);
+        link.handle(Event::Connected, now);
+        link.handle(Event::Urged, now);
+        assert_eq!(link.handle(Event::Wanted, now), Action::Use);
+    }
+
     proptest! {
         /// Whatever happens in whatever order: never two attempts at once, and no wait beyond the bound.
         #[test]
-        fn one_attempt_at_a_time(events in proptest::collection::vec((0u8..4, 0u64..3000), 0..200)) {
+        fn one_attempt_at_a_time(events in proptest::collection::vec((0u8..5, 0u64..3000), 0..200)) {
             let mut link = Link::default();
             let mut now = Instant::now();
             let mut connecting = false;
@@ -164,6 +190,7 @@ mod tests {
                     1 if connecting => Event::Connected,
                     2 if connecting => Event::Failed,
                     3 if !connecting => Event::Lost,
+                    4 => Event::Urged,
                     _ => continue,
                 };
                 let action = link.handle(event, now);

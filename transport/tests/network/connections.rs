@@ -418,6 +418,27 @@ async fn a_restarted_peer_is_used_again_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_comes_during_an_attempt_is_found_soon() {
+    let key = ClusterKey::generate();
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    let pool = PeerPool::new(Endpoint::outgoing(&Identity::node(&key, "one").unwrap()).unwrap());
+    let peer = pool.peer(&address.to_string());
+    let asking = {
+        let peer = peer.clone();
+        tokio::spawn(async move { ask(&peer, FOR_ALL, "at last").await })
+    };
+    // What QUIC repeats by itself was sent by now, and comes again a second later only.
+    tokio::time::sleep(Duration::from_millis(1050)).await;
+    drop(silent);
+    let _late = Killable::start(&key, address);
+    let start = Instant::now();
+    assert_eq!(asking.await.unwrap().unwrap(), "at last");
+    let took = start.elapsed();
+    assert!(took < Duration::from_millis(800), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn given_up_connections_are_made_again() {
     let key = ClusterKey::generate();
     let server = echo_node(&key);
