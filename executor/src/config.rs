@@ -180,6 +180,10 @@ pub struct MountArgs {
     /// further worker is started [default: 4 for each worker]
     #[arg(long, value_name = "N", env = "KS_MAX_NESTED", value_parser = clap::value_parser!(u32).range(0..=16384))]
     pub max_nested: Option<u32>,
+    /// Calls that may wait or run in the cluster when this node takes another: each takes about 1 KiB of Redis's memory. Beyond it
+    /// calls wait to be taken, 20 s at most, and are refused then (TooManyJobs)
+    #[arg(long, value_name = "N", env = "KS_MAX_QUEUED", default_value = "1000000", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub max_queued: u64,
     /// A queue served beside `default` and `data` (repeat for several)
     #[arg(
         long = "queue",

@@ -170,6 +170,7 @@ impl Node {
             max_nested: options
                 .max_nested
                 .map_or(NESTED_FOR_EACH_WORKER * num_workers, |n| n as usize),
+            max_queued: options.max_queued,
         };
         let info = foundation.info(&options, &executor_options, space)?;
         foundation.catalog.register(info).await?;

@@ -4,21 +4,26 @@
 //! any node reaps what dead nodes held. What always holds: a job is claimed by one incarnation of one node at a time, and
 //! ends once; a record is there from acceptance to `RECORD_KEEP` after the end. Nothing polls: what is to be done is
 //! published on `ks:wake:<node>` or `ks:wake`; a lost message is made up for by the heart-beat (`renew`, `reap`).
-//! Not for data: bodies are small, payloads over 64 KiB are blobs.
+//! Not for data: bodies are small, payloads over 64 KiB are blobs, and beyond a sum (`limits`) smaller ones too.
 use ks_fs::record::{DamagedRecord, NodeId};
 use ks_fs::redis_client::{Redis, RedisError, Script};
 use redis::Value;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 mod answer;
 pub mod durations;
 pub mod kept;
+pub mod limits;
 pub mod model;
 pub mod record;
 
+pub use limits::{Full, Limits};
 pub use model::{Took, Want};
 
-use answer::{bytes, fields, integer, list, parse_claims, parse_listed, parse_submitted, text};
+use answer::{
+    bytes, fields, integer, list, parse_claims, parse_finished, parse_listed, parse_submitted, text,
+};
 
 /// An executor that has not renewed its lease for so long is dead: its claims go to others.
 pub const LEASE: Duration = Duration::from_secs(6);
@@ -53,6 +58,13 @@ pub enum QueueError {
     /// A script answered something that is not its answer.
     #[error("the queue's script '{0}' gave an answer that makes no sense")]
     Answer(&'static str),
+}
+
+impl QueueError {
+    /// Redis has reached its own limit (`maxmemory`): nothing was done.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, QueueError::Redis(RedisError::Refused(text)) if text.starts_with("OOM"))
+    }
 }
 
 /// Who claims: a node, and which start of it.
@@ -94,6 +106,8 @@ pub struct Submitted {
     pub claimed: Vec<String>,
     /// Jobs that had been submitted before.
     pub known: Vec<String>,
+    /// Nothing was recorded: it would have exceeded this limit.
+    pub full: Option<Full>,
 }
 
 /// A job that this node has claimed.
@@ -264,19 +278,27 @@ macro_rules! script {
             include_str!($file)
         ))
     };
+    // What runs also where Redis has no memory left (`maxmemory`): calls must end for there to be some again.
+    (always $file:literal) => {
+        Script::new(concat!(
+            "#!lua flags=allow-oom\n",
+            include_str!("queue/common.lua"),
+            include_str!($file)
+        ))
+    };
 }
 
 impl Scripts {
     fn new() -> Self {
         Self {
             submit: script!("queue/submit.lua"),
-            claim: script!("queue/claim.lua"),
-            finish: script!("queue/finish.lua"),
-            release: script!("queue/release.lua"),
-            renew: script!("queue/renew.lua"),
-            reap: script!("queue/reap.lua"),
-            cancel: script!("queue/cancel.lua"),
-            attach: script!("queue/attach.lua"),
+            claim: script!(always "queue/claim.lua"),
+            finish: script!(always "queue/finish.lua"),
+            release: script!(always "queue/release.lua"),
+            renew: script!(always "queue/renew.lua"),
+            reap: script!(always "queue/reap.lua"),
+            cancel: script!(always "queue/cancel.lua"),
+            attach: script!(always "queue/attach.lua"),
             kept: kept::KeptScripts::new(),
         }
     }
@@ -290,6 +312,9 @@ pub struct Queue {
     incarnation: String,
     scripts: Scripts,
     result_ttl: Duration,
+    limits: Limits,
+    /// Bytes that the ends in Redis took when some were added last.
+    ends_bytes: AtomicU64,
 }
 
 impl Queue {
@@ -302,7 +327,30 @@ impl Queue {
             incarnation: format!("{:016x}", me.incarnation),
             scripts: Scripts::new(),
             result_ttl: RECORD_KEEP,
+            limits: Limits::default(),
+            ends_bytes: AtomicU64::new(0),
         }
+    }
+
+    /// With other limits than the usual ones.
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// What jobs may take of Redis.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// How many jobs are recorded at a time: not so many that there is seldom room for all of them.
+    pub fn batch_jobs_max(&self) -> usize {
+        let part = self.limits.going_max / limits::BATCHES_MIN;
+        part.clamp(1, BATCH_JOBS_MAX as u64) as usize
+    }
+
+    /// Whether ends take so much of Redis that further results are to be files.
+    pub fn ends_are_many(&self) -> bool {
+        self.ends_bytes.load(Ordering::Relaxed) >= self.limits.ends_bytes_max / 2
     }
 
     /// With records kept for so long after the end, in place of `RECORD_KEEP`.
@@ -334,6 +382,7 @@ impl Queue {
 
     /// Records and enqueues at most `BATCH_JOBS_MAX` jobs, in this order; up to `want` that may run here are claimed at once.
     /// `functions`: (hash, encoded `StoredFunction`) that others may need. Idempotent: a job that is there is not touched.
+    /// All or nothing: where a limit would be exceeded, `full` says which, and nothing is recorded.
     pub async fn submit(
         &self,
         functions: &[(Vec<u8>, Vec<u8>)],
@@ -345,7 +394,10 @@ impl Queue {
         args.number(LEASE.as_millis()).number(want.jobs);
         args.number(want.slots);
         args.number(self.result_ttl.as_millis().max(1));
-        args.number(FUNCTION_KEEP.as_secs()).number(functions.len());
+        args.number(FUNCTION_KEEP.as_secs());
+        args.number(self.limits.going_max)
+            .number(self.limits.bodies_bytes_max);
+        args.number(limits::INNER_PERCENT).number(functions.len());
         for (hash, code) in functions {
             args.bytes(hash).bytes(code);
         }
@@ -358,8 +410,14 @@ impl Queue {
             args.bytes(job.places.as_bytes()).number(u8::from(job.here));
             args.bytes(job.outer.as_deref().unwrap_or_default().as_bytes());
         }
-        let answer = args.run(self, &self.scripts.submit).await?;
-        parse_submitted(answer).ok_or(QueueError::Answer("submit"))
+        match args.run(self, &self.scripts.submit).await {
+            Err(error) if error.is_out_of_memory() => Ok(Submitted {
+                full: Some(Full::Memory),
+                ..Submitted::default()
+            }),
+            Err(error) => Err(error),
+            Ok(answer) => parse_submitted(answer).ok_or(QueueError::Answer("submit")),
+        }
     }
 
     /// Takes up to `want` jobs of these queues that may run here now; `took`: how long calls take here, as far as the others do not know.
@@ -391,6 +449,7 @@ impl Queue {
         let mut args = Arguments::of(self);
         args.number(self.result_ttl.as_millis().max(1));
         args.number(TOLD_RECORDS_MAX).number(UNTOLD_RECORDS_MAX);
+        args.number(self.limits.ends_bytes_max);
         for end in ends {
             args.bytes(end.job.as_bytes())
                 .bytes(end.kind.as_bytes())
@@ -399,14 +458,9 @@ impl Queue {
                 .number(u8::from(end.notify));
         }
         let answer = args.run(self, &self.scripts.finish).await?;
-        let parse = |value: Value| match text(value)?.as_str() {
-            "ended" => Some(Finished::Ended),
-            "again" => Some(Finished::Again),
-            _ => Some(Finished::Refused),
-        };
-        list(answer)
-            .and_then(|values| values.into_iter().map(parse).collect())
-            .ok_or(QueueError::Answer("finish"))
+        let (ends_bytes, answers) = parse_finished(answer).ok_or(QueueError::Answer("finish"))?;
+        self.ends_bytes.store(ends_bytes, Ordering::Relaxed);
+        Ok(answers)
     }
 
     /// Gives jobs back that have not begun; `Some(places)`: to other places than before. Returns how many were still ours.

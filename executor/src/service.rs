@@ -39,6 +39,7 @@ mod output;
 pub mod payload;
 mod recall;
 mod recover;
+mod room;
 mod run;
 mod tend;
 mod workers;
@@ -79,6 +80,8 @@ pub struct ExecutorOptions {
     pub worker_memory_limit: Option<u64>,
     /// How many calls may wait for calls of their own, with others in their places.
     pub max_nested: usize,
+    /// How many jobs may go on in the cluster when this node accepts another.
+    pub max_queued: u64,
 }
 
 impl ExecutorOptions {
@@ -157,6 +160,7 @@ pub struct Executor {
     pub(crate) callers: callers::Callers,
     pool: PeerPool,
     queue: Queue,
+    room: room::Room,
     /// Where workers are watched.
     runtime: tokio::runtime::Handle,
     /// The queues' names in Redis.
@@ -215,7 +219,13 @@ impl Executor {
         let executor = Arc::new(Self {
             callers: callers::Callers::default(),
             facts: OnceLock::new(),
-            queue: Queue::new(redis, me).with_result_ttl(options.result_ttl),
+            queue: Queue::new(redis, me)
+                .with_result_ttl(options.result_ttl)
+                .with_limits(queue::Limits {
+                    going_max: options.max_queued,
+                    ..queue::Limits::default()
+                }),
+            room: room::Room::default(),
             runtime: tokio::runtime::Handle::current(),
             queues: options.queue_keys(),
             mountpoint: options.mountpoint.as_os_str().as_bytes().to_vec(),

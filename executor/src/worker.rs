@@ -103,6 +103,8 @@ pub struct Exit {
     pub job: Option<String>,
     /// It was never ready.
     pub failed_to_start: bool,
+    /// It lived on although its conversation with this node was over, and was killed for that: the signal is ours.
+    pub was_ended: bool,
     /// Its socket to this node was closed while it lived: its end, however it came about, is ours or follows from that.
     pub was_cut_off: bool,
 }

@@ -3,8 +3,8 @@ use ks_executor::placement::{Place, Placement};
 use ks_executor::queue::kept::NewKept;
 use ks_executor::queue::model::Model;
 use ks_executor::queue::{
-    CancelAnswer, Claimant, Finish, Finished, LEASE, Next, Queue, Standing, Submission, Took, Want,
-    places_text,
+    CancelAnswer, Claimant, Finish, Finished, Full, LEASE, Limits, Next, Queue, Standing,
+    Submission, Took, Want, places_text,
 };
 use ks_fs::record::NodeId;
 use ks_fs::redis_client::{Push, Redis};
@@ -606,4 +606,163 @@ async fn holders_of_kept_values_are_known_told_and_remembered() {
     one.hears(&format!("k{}", "07".repeat(32))).await;
     assert!(two.queue.kept(&[id(1)]).await.unwrap()[0].is_none());
     assert!(one.queue.kept_group("pool").await.unwrap().is_empty());
+}
+
+/// A node whose limits are small.
+async fn limited(server: &TestRedis, limits: Limits) -> Member {
+    let member = Member::join(server, 1).await;
+    Member {
+        queue: member.queue.with_limits(limits),
+        heard: member.heard,
+    }
+}
+
+async fn number(member: &Member, key: &str) -> u64 {
+    let mut command = redis::cmd("GET");
+    command.arg(key);
+    match member.queue.redis().run(&command).await.unwrap() {
+        redis::Value::BulkString(bytes) => String::from_utf8(bytes).unwrap().parse().unwrap(),
+        redis::Value::Nil => 0,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn large(number: usize, bytes: usize) -> Submission {
+    Submission {
+        body: vec![b'x'; bytes],
+        ..job(number, &[])
+    }
+}
+
+#[tokio::test]
+async fn no_more_jobs_go_on_than_may() {
+    let server = TestRedis::start().await;
+    let node = limited(
+        &server,
+        Limits {
+            going_max: 20,
+            ..Limits::default()
+        },
+    )
+    .await;
+    let jobs: Vec<_> = (0..20).map(|number| job(number, &[])).collect();
+    node.submit(&jobs, 0).await;
+    let full = async |jobs: &[Submission]| node.queue.submit(&[], jobs, 0usize).await.unwrap().full;
+    assert_eq!(full(&[job(20, &[]), job(21, &[])]).await, Some(Full::Jobs));
+    assert_eq!(node.standing(&id(20)).await, Standing::Unknown);
+    // What is sent again is there already.
+    assert_eq!(full(&jobs[5..15]).await, None);
+    // What jobs make may take a tenth more: those wait for it.
+    let made = |number| Submission {
+        outer: Some(id(0)),
+        ..job(number, &[])
+    };
+    assert_eq!(full(&[made(30), made(31)]).await, None);
+    assert_eq!(full(&[made(32)]).await, Some(Full::Jobs));
+    // Three end: there is room for one of the others.
+    assert_eq!(node.claim(3).await.len(), 3);
+    for number in 0..3 {
+        assert_eq!(node.finish(&id(number), false).await, Finished::Ended);
+    }
+    assert_eq!(full(&[job(20, &[]), job(21, &[])]).await, Some(Full::Jobs));
+    assert_eq!(full(&[job(20, &[])]).await, None);
+}
+
+#[tokio::test]
+async fn large_bodies_are_counted_until_their_jobs_have_ended() {
+    let server = TestRedis::start().await;
+    let node = limited(
+        &server,
+        Limits {
+            bodies_bytes_max: 10_000,
+            ..Limits::default()
+        },
+    )
+    .await;
+    let full = async |jobs: &[Submission]| node.queue.submit(&[], jobs, 0usize).await.unwrap().full;
+    // Small ones do not count.
+    let small: Vec<_> = (100..140).map(|number| large(number, 1024)).collect();
+    assert_eq!(full(&small).await, None);
+    assert_eq!(full(&[large(1, 6_000), large(2, 3_000)]).await, None);
+    assert_eq!(number(&node, "ks:bodies").await, 9_000);
+    assert_eq!(full(&[large(3, 2_000)]).await, Some(Full::Bodies));
+    assert_eq!(full(&[large(1, 6_000), large(2, 3_000)]).await, None);
+    assert_eq!(number(&node, "ks:bodies").await, 9_000);
+    // Cancelled, and ended by the one who took it; a retry keeps its body.
+    let cancelled = node.queue.cancel(&[id(1)]).await.unwrap();
+    assert_eq!(cancelled, [CancelAnswer::Taken]);
+    assert_eq!(node.finish(&id(1), false).await, Finished::Ended);
+    assert_eq!(node.finish(&id(1), false).await, Finished::Refused);
+    assert_eq!(number(&node, "ks:bodies").await, 3_000);
+    assert_eq!(full(&[large(3, 2_000)]).await, None);
+    node.claim(50).await;
+    for job in [2, 3, 100, 101] {
+        assert_eq!(node.finish(&id(job), false).await, Finished::Ended);
+    }
+    assert_eq!(number(&node, "ks:bodies").await, 0);
+}
+
+#[tokio::test]
+async fn the_oldest_ends_go_when_they_take_too_much() {
+    let server = TestRedis::start().await;
+    let node = limited(
+        &server,
+        Limits {
+            ends_bytes_max: 10_000,
+            ..Limits::default()
+        },
+    )
+    .await;
+    let jobs: Vec<_> = (0..10).map(|number| job(number, &[])).collect();
+    node.submit(&jobs, 0).await;
+    node.claim(10).await;
+    for number in 0..10 {
+        let end = Finish {
+            ended: vec![b'x'; if number % 2 == 0 { 3_000 } else { 10 }],
+            ..end(&id(number), false)
+        };
+        let was_many = node.queue.ends_are_many();
+        assert_eq!(was_many, number > 2, "{number}");
+        node.queue.finish(&[end]).await.unwrap();
+        assert!(number_of_bytes(&node).await <= 10_000);
+    }
+    // 0 and 2 of 3,000 bytes went, and 1 between them; the others are there.
+    for number in 0..10 {
+        let gone = node.standing(&id(number)).await == Standing::Unknown;
+        assert_eq!(gone, number < 3, "{number}");
+    }
+}
+
+async fn number_of_bytes(node: &Member) -> u64 {
+    number(node, "ks:ended:untold:bytes").await
+}
+
+#[tokio::test]
+async fn where_redis_has_no_memory_left_jobs_end_and_none_is_taken() {
+    let server = TestRedis::start().await;
+    let node = Member::join(&server, 1).await;
+    node.submit(&[job(0, &[]), job(1, &[]), job(2, &[])], 1)
+        .await;
+    let config = async |bytes: u64| {
+        let mut command = redis::cmd("CONFIG");
+        command.arg("SET").arg("maxmemory").arg(bytes);
+        node.queue.redis().run(&command).await.unwrap();
+    };
+    config(1).await;
+    let refused = node
+        .queue
+        .submit(&[], &[job(3, &[])], 0usize)
+        .await
+        .unwrap();
+    assert_eq!(refused.full, Some(Full::Memory));
+    assert_eq!(node.standing(&id(3)).await, Standing::Unknown);
+    assert!(node.queue.renew().await.unwrap());
+    assert_eq!(node.claim(1).await, [id(0)]);
+    assert_eq!(node.finish(&id(0), false).await, Finished::Ended);
+    let cancelled = node.queue.cancel(&[id(1)]).await.unwrap();
+    assert_eq!(cancelled, [CancelAnswer::Taken]);
+    assert_eq!(node.finish(&id(1), false).await, Finished::Ended);
+    config(0).await;
+    assert_eq!(node.submit(&[job(3, &[])], 0).await, Vec::<String>::new());
+    assert_eq!(node.claim(5).await, [id(2), id(3)]);
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import signal
 import subprocess
 import sys
 import time
@@ -81,6 +82,39 @@ def test_cancelling_the_task_cancels_the_call(client):
 
     asyncio.run(impatient())
     assert isinstance(jobs[0].exception(10), JobCancelled)
+
+
+def test_cancelling_in_an_event_loop_never_waits(client, tmp_path):
+    """As `asyncio.wrap_future` does it when its task is cancelled. This call does not let itself be stopped."""
+    begun = tmp_path / "begun"
+
+    def goes_on():
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        begun.touch()
+        time.sleep(1.5)
+        signal.signal(signal.SIGINT, handler)
+        return "done"
+
+    async def main():
+        wrapped, direct = client.call(goes_on), client.call(slow, 30)
+        waiting = asyncio.ensure_future(asyncio.wrap_future(wrapped))
+        while not begun.exists():
+            await asyncio.sleep(0.01)
+        began = time.monotonic()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await asyncio.sleep(0.1)
+        assert direct.cancel() is True
+        took = time.monotonic() - began
+        with pytest.raises(JobCancelled):
+            await direct
+        assert not direct.cancel()
+        return wrapped, took
+
+    wrapped, took = asyncio.run(main())
+    assert took < 0.7
+    assert wrapped.result(10) == "done" and not wrapped.cancelled()
 
 
 def test_async_client(node):

@@ -388,6 +388,10 @@ fn redis(status: &serde_json::Value) -> Finding {
         format!(
             "it cannot write its file: make room on the disk of {machine}, where the data directory's .ks/redis (or its own directory) is"
         )
+    } else if refuses.starts_with("OOM") {
+        format!(
+            "it has used all the memory it may: raise maxmemory there (redis-cli config set maxmemory 0: no limit), or let calls end (ks jobs; ks cancel --all); it is on {machine}"
+        )
     } else {
         format!("look at Redis's configuration and log on {machine}")
     };
@@ -506,6 +510,10 @@ mod tests {
         let found = redis(&json!({"connected": true, "refuses": full, "carrier": "host1"}));
         assert_eq!(found.verdict, Verdict::Failed);
         assert!(found.found.contains(full) && found.cure.unwrap().contains("the disk of host1"));
+        let full = "OOM command not allowed when used memory > 'maxmemory'.";
+        let found = redis(&json!({"connected": true, "refuses": full, "carrier": "host1"}));
+        let cure = found.cure.unwrap();
+        assert!(cure.contains("maxmemory") && cure.contains("host1"));
         let well = redis(&json!({"connected": true, "refuses": null, "carrier": null}));
         assert_eq!(well.verdict, Verdict::Ok);
         assert_eq!(redis(&json!({"connected": false})).verdict, Verdict::Failed);

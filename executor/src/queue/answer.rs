@@ -1,10 +1,17 @@
 //! What the scripts answer, taken apart. `None`: it makes no sense.
-use super::{Claimed, Claims, Listed, Next, Submitted};
+use super::{Claimed, Claims, Finished, Full, Listed, Next, Submitted};
 use redis::Value;
 
 pub(super) fn parse_submitted(answer: Value) -> Option<Submitted> {
-    let [now, claimed, known] = fields(answer)?;
+    let [now, claimed, known, full] = fields(answer)?;
+    let full = match text(full)?.as_str() {
+        "" => None,
+        "jobs" => Some(Full::Jobs),
+        "bodies" => Some(Full::Bodies),
+        _ => return None,
+    };
     Some(Submitted {
+        full,
         now_ms: integer(&now)?,
         claimed: list(claimed)?
             .into_iter()
@@ -12,6 +19,20 @@ pub(super) fn parse_submitted(answer: Value) -> Option<Submitted> {
             .collect::<Option<_>>()?,
         known: list(known)?.into_iter().map(text).collect::<Option<_>>()?,
     })
+}
+
+/// The bytes that ends take, and what became of each of the batch.
+pub(super) fn parse_finished(answer: Value) -> Option<(u64, Vec<Finished>)> {
+    let [bytes, answers] = fields(answer)?;
+    let parse = |value: Value| {
+        Some(match text(value)?.as_str() {
+            "ended" => Finished::Ended,
+            "again" => Finished::Again,
+            _ => Finished::Refused,
+        })
+    };
+    let answers = list(answers)?.into_iter().map(parse);
+    Some((integer(&bytes)?, answers.collect::<Option<_>>()?))
 }
 
 pub(super) fn parse_claims(answer: Value) -> Option<Claims> {

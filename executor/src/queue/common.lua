@@ -12,10 +12,19 @@
 -- ks:nq:<node>  set of the queues that ever had jobs for that node alone
 -- ks:c:<token>  set of jobs claimed under it; ks:claimants  set of tokens; ks:lease:<node>  its incarnation, while it lives
 -- ks:renewed  hash: key that expires and is renewed, when and how it was last (the Redis client's `absence.lua`)
--- ks:ended, ks:ended:untold  lists of jobs whose records are kept although they have ended, the oldest first
+-- ks:ended, ks:ended:untold  lists of jobs whose records are kept although they have ended, the oldest first; "<job>:<bytes>" where its
+--             end counts; ks:ended:bytes, ks:ended:untold:bytes  the sums of these
 -- ks:jobs  zset of jobs that have not ended, by when they were accepted
+-- ks:bodies  bytes of their bodies, as far as they count
 local EPOCH_MS = 1767225600000
 local PRIORITY_SPAN = 2 ^ 47
+-- `queue/limits.rs`, SMALL_BYTES
+local SMALL_BYTES = 1024
+
+-- What a body or an end adds to what they take of Redis: the number of records bounds the small ones.
+local function counted(text)
+  return #text > SMALL_BYTES and #text or 0
+end
 
 local function clock_ms()
   local t = redis.call('TIME')
@@ -92,14 +101,39 @@ local function hold(node, incarnation, lease_ms)
   end
 end
 
--- Notes that these jobs have ended; the oldest records beyond `most` go before their time.
-local function forget(list, ended, most)
-  local spare = redis.call('RPUSH', list, unpack(ended)) - most
-  if spare > 0 then
-    local oldest = redis.call('LPOP', list, math.min(spare, 2 * #ended + 16))
-    for i, id in ipairs(oldest) do
-      oldest[i] = 'ks:j:' .. id
+-- The body of a job that ends goes; it has just been cleared where `bytes` is what it had.
+local function uncount_bodies(bytes)
+  if bytes > 0 and redis.call('DECRBY', 'ks:bodies', bytes) < 0 then
+    redis.call('SET', 'ks:bodies', 0)
+  end
+end
+
+-- Notes that these jobs have ended ("<job>", or "<job>:<bytes>"); the oldest records beyond `most` of them, or beyond `most_bytes`, go
+-- before their time. (Those that have expired are the oldest.) Returns the bytes that are left.
+local function forget(list, ended, most, most_bytes)
+  local function size(entry)
+    return tonumber(string.match(entry, ':(%d+)$') or 0)
+  end
+  local count, bytes = redis.call('RPUSH', list, unpack(ended)), tonumber(redis.call('GET', list .. ':bytes') or 0)
+  local before = bytes
+  for _, entry in ipairs(ended) do
+    bytes = bytes + size(entry)
+  end
+  local oldest, left = {}, 2 * #ended + 16
+  while left > 0 and (count > most or bytes > most_bytes) do
+    local entry = redis.call('LPOP', list)
+    if not entry then
+      bytes = 0
+      break
     end
+    oldest[#oldest + 1] = 'ks:j:' .. string.match(entry, '^%x+')
+    count, bytes, left = count - 1, bytes - size(entry), left - 1
+  end
+  if #oldest > 0 then
     redis.call('UNLINK', unpack(oldest))
   end
+  if bytes ~= before then
+    redis.call('SET', list .. ':bytes', bytes)
+  end
+  return bytes
 end

@@ -7,17 +7,17 @@ use super::kept::{KnownKept, USED_MAX};
 use super::output::Output;
 use super::payload::{self, PayloadError, part_bytes};
 use super::recall::{self, Remembered};
+use super::room::{Batch, ROOM_WAIT, Recorded};
 use crate::job::Life;
 use crate::placement::resolve::{self, Files};
 use crate::placement::{self, FileFact, NodeFact, Wish};
 use crate::protocol::{Call, FunctionCode, FunctionRef, INLINE_BYTES, Tell};
 use crate::queue::durations::function_key;
 use crate::queue::record::{StoredCall, StoredFunction, encode};
-use crate::queue::{self, BATCH_BYTES_MAX, BATCH_JOBS_MAX, QueueError, Submission};
+use crate::queue::{self, BATCH_BYTES_MAX, BATCH_JOBS_MAX, Full, Limits, QueueError, Submission};
 use bytes::Bytes;
 use ks_fs::path::TreePath;
 use ks_fs::record::NodeId;
-use ks_fs::redis_client::RedisError;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,6 +42,9 @@ pub enum SubmitError {
     /// Redis does not take the jobs; those after the first of them are not accepted.
     #[error("the jobs cannot be recorded: {0}")]
     Queue(#[from] QueueError),
+    /// Redis holds as much of jobs as it may, and has for a while.
+    #[error("{}", full_text(.0, .1))]
+    Full(Full, Limits),
     /// Too many jobs are waited for.
     #[error(
         "{} jobs are waited for at this node, which is the most",
@@ -57,8 +60,26 @@ impl SubmitError {
             SubmitError::Function(_) => "NotSerializable",
             SubmitError::Payload(_) => "PayloadError",
             SubmitError::Catalog(_) | SubmitError::Queue(_) => "CatalogUnavailable",
-            SubmitError::TooMany => "TooManyJobs",
+            SubmitError::TooMany | SubmitError::Full(..) => "TooManyJobs",
         }
+    }
+}
+
+/// What is full, and what helps.
+fn full_text(full: &Full, limits: &Limits) -> String {
+    let waited = ROOM_WAIT.as_secs();
+    match full {
+        Full::Jobs => format!(
+            "{} jobs go on in the cluster, which is the most (--max-queued), and for {waited} s too few ended: collect results before you send more, cancel some (ks cancel), or add workers",
+            limits.going_max
+        ),
+        Full::Bodies => format!(
+            "what the jobs that go on carry takes {} MiB of Redis, which is the most, and for {waited} s too few ended: name fewer paths in a call, collect results before you send more, or cancel some (ks cancel)",
+            limits.bodies_bytes_max >> 20
+        ),
+        Full::Memory => format!(
+            "Redis has had no memory left for {waited} s: raise its maxmemory, or cancel jobs (ks cancel); 'ks doctor' says on which machine it is"
+        ),
     }
 }
 
@@ -92,8 +113,15 @@ impl Executor {
             self.record(&functions, placed, since).await
         };
         if let Err(error) = recorded.await {
-            self.callers.unwatch(jobs.iter());
-            return Err(error);
+            let refused = self.callers.unwatch(jobs.iter(), audience);
+            if refused.len() == jobs.len() {
+                return Err(error);
+            }
+            // The others are recorded, or have heard of their end.
+            for job in refused {
+                let update = self.failure(error.kind(), error.to_string());
+                audience.tell(&Tell::Update { job, update });
+            }
         }
         self.cancel_late(inner);
         Ok(())
@@ -401,7 +429,7 @@ impl Executor {
     ) -> Result<(), SubmitError> {
         let mut functions = functions;
         while !accepted.is_empty() || !functions.is_empty() {
-            let rest = accepted.split_off(batch_length(&accepted));
+            let rest = accepted.split_off(batch_length(&accepted, self.queue.batch_jobs_max()));
             let batch = std::mem::replace(&mut accepted, rest);
             self.record_batch(functions, batch, since).await?;
             functions = &[];
@@ -415,26 +443,19 @@ impl Executor {
         batch: Vec<Accepted>,
         since: Instant,
     ) -> Result<(), SubmitError> {
-        let mut calls: HashMap<String, Arc<StoredCall>> = HashMap::with_capacity(batch.len());
-        let mut submissions = Vec::with_capacity(batch.len());
-        for one in batch {
-            calls.insert(one.submission.job.clone(), one.stored);
-            submissions.push(one.submission);
-        }
-        let want = self.claimable();
-        let asked = Instant::now();
-        let submitted = match self.queue.submit(functions, &submissions, want).await {
-            // It may have been carried out: sent again, what is known is not touched. What it claimed for us comes back (`reconcile`).
-            Err(QueueError::Redis(RedisError::Lost(_) | RedisError::Timeout(_))) => {
-                self.unsure
-                    .store(true, std::sync::atomic::Ordering::Relaxed);
-                self.queue.submit(functions, &submissions, 0usize).await?
-            }
-            other => other?,
+        let (stored, submissions) = batch
+            .into_iter()
+            .map(|one| (one.stored, one.submission))
+            .unzip();
+        let mut batch = Batch {
+            calls: stored,
+            submissions,
         };
-        self.callers
-            .recorded(submissions.iter().map(|submission| &submission.job));
+        let Recorded { submitted, asked } = self.record_in_room(functions, &mut batch).await?;
+        let jobs = batch.submissions.iter().map(|submission| &submission.job);
+        self.callers.recorded(jobs.clone());
         let claiming = asked.elapsed();
+        let mut calls: HashMap<&String, Arc<StoredCall>> = jobs.zip(batch.calls).collect();
         for job in submitted.claimed {
             let Some(stored) = calls.remove(&job) else {
                 continue;
@@ -560,16 +581,12 @@ fn data_key(call: &Call) -> u64 {
 }
 
 /// How many of the first fit in one script call.
-fn batch_length(accepted: &[Accepted]) -> usize {
+fn batch_length(accepted: &[Accepted], jobs_max: usize) -> usize {
     let mut bytes = 0;
     let fits = |one: &&Accepted| {
         bytes += one.submission.body.len();
         bytes <= BATCH_BYTES_MAX
     };
-    let count = accepted
-        .iter()
-        .take(BATCH_JOBS_MAX)
-        .take_while(fits)
-        .count();
+    let count = accepted.iter().take(jobs_max).take_while(fits).count();
     count.max(1).min(accepted.len())
 }

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// Jobs that callers of this node wait for; more are refused.
 pub const WATCHED_MAX: usize = 1_000_000;
+/// Room for so many is kept when they have ended; that of more goes back.
+const WATCHED_KEPT: usize = 4096;
 /// Bytes that wait for a caller who does not read; then ends are told later.
 pub const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes that wait for a caller who does not read; then output is dropped. Calls are held up long before (`ROOM_BYTES`): this is
@@ -280,18 +282,34 @@ impl Callers {
         }
     }
 
-    /// These jobs were not accepted after all.
-    pub fn unwatch<'a>(&self, jobs: impl Iterator<Item = &'a String>) {
+    /// Those of these jobs that have no record were not accepted after all: `audience` waits for them no longer. Returns which.
+    pub fn unwatch<'a>(
+        &self,
+        jobs: impl Iterator<Item = &'a String>,
+        audience: &Audience,
+    ) -> Vec<String> {
         let mut watched = self.watched.lock().unwrap();
-        jobs.for_each(|job| drop(watched.remove(job)));
+        let mut refused = Vec::new();
+        for job in jobs {
+            let Some(entry) = watched.get_mut(job).filter(|entry| !entry.is_recorded) else {
+                continue;
+            };
+            if !entry.leave(audience) {
+                watched.remove(job);
+            }
+            refused.push(job.clone());
+        }
+        refused
     }
 
     /// A connection is gone: its jobs go on, their ends stay in their records. Returns those that run elsewhere, and where.
     fn leave(&self, audience: &Audience) -> Vec<(String, NodeId)> {
         let mut watched = self.watched.lock().unwrap();
         let gone = watched.extract_if(|_, entry| !entry.leave(audience));
-        gone.filter_map(|(job, entry)| Some((job, entry.runs_on?)))
-            .collect()
+        let elsewhere = gone.filter_map(|(job, entry)| Some((job, entry.runs_on?)));
+        let elsewhere = elsewhere.collect();
+        give_back(&mut watched);
+        elsewhere
     }
 
     /// Whether the caller of a job that runs here takes more output; one that nobody waits for does.
@@ -360,7 +378,10 @@ impl Callers {
 
     /// Takes those who wait for the end.
     fn take(&self, job: &str) -> Option<Watched> {
-        self.watched.lock().unwrap().remove(job)
+        let mut watched = self.watched.lock().unwrap();
+        let entry = watched.remove(job);
+        give_back(&mut watched);
+        entry
     }
 
     /// Who is to be told of something before the end, the one who asked last at the end; and the `Started` that was held back
@@ -404,6 +425,14 @@ impl Callers {
                 Held::Answer(audience) => audience.release(),
             }
         }
+    }
+}
+
+/// Gives back the room that many jobs took, once most of them have ended; so seldom that it costs each of them next to nothing.
+fn give_back(watched: &mut HashMap<String, Watched>) {
+    if watched.capacity() > WATCHED_KEPT && watched.len() < watched.capacity() / 8 {
+        watched.shrink_to((2 * watched.len()).max(WATCHED_KEPT / 2));
+        ks_transport::memory::release_at_rest();
     }
 }
 
@@ -677,5 +706,51 @@ fn lost_result(ended: &mut Update, reason: &str) {
             exit_code: None,
             stack: None,
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn audience() -> Arc<Audience> {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (_, writer) = ks_transport::quiet::halves(ours).unwrap();
+        Audience::new(Outlet::unix(writer), true)
+    }
+
+    #[tokio::test]
+    async fn who_was_not_accepted_leaves_the_others_waiting() {
+        let callers = Callers::default();
+        let (first, second) = (audience(), audience());
+        let jobs = ["a".to_owned(), "b".to_owned(), "c".to_owned()];
+        assert!(callers.watch(jobs.iter(), &first));
+        assert!(callers.watch(jobs[..1].iter(), &second));
+        callers.recorded(jobs[2..].iter());
+        assert_eq!(callers.unwatch(jobs.iter(), &first), jobs[..2]);
+        let waiting = |job: &str| {
+            let all = callers.find(job).map(|(all, _)| all).unwrap_or_default();
+            all.iter().map(|one| one.number).collect::<Vec<_>>()
+        };
+        assert_eq!(waiting("a"), [second.number]);
+        assert!(waiting("b").is_empty());
+        // What has a record goes on, and its end is told.
+        assert_eq!(waiting("c"), [first.number]);
+        assert_eq!(callers.unwatch(jobs.iter(), &second), jobs[..1]);
+        assert_eq!(callers.count(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_room_of_many_jobs_is_given_back() {
+        let callers = Callers::default();
+        let audience = audience();
+        let jobs: Vec<String> = (0..100_000).map(|job| job.to_string()).collect();
+        assert!(callers.watch(jobs.iter(), &audience));
+        assert!(jobs[..99_000].iter().all(|job| callers.take(job).is_some()));
+        let room = || callers.watched.lock().unwrap().capacity();
+        assert!(room() < 10_000, "{}", room());
+        assert!(jobs[99_000..].iter().all(|job| callers.find(job).is_some()));
+        callers.leave(&audience);
+        assert!(callers.count() == 0 && room() <= WATCHED_KEPT);
     }
 }

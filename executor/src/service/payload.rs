@@ -1,6 +1,7 @@
 //! Payloads on their way: what came as segments of a frame is kept inline or as blobs; blobs are brought here for those who read them.
 use super::Executor;
 use crate::protocol::{INLINE_BYTES, Outcome, Part, Payload};
+use crate::queue::limits::SPILLED_BYTES;
 use bytes::Bytes;
 use ks_fs::record::{Hash, NodeId};
 use std::os::unix::ffi::OsStrExt;
@@ -63,17 +64,6 @@ pub(super) fn hash_of(bytes: &[u8]) -> Result<Hash, PayloadError> {
         .map_err(|_| PayloadError::NoHash(bytes.len()))
 }
 
-/// Whether keeping it needs the disk.
-fn is_small(part: &Part, segments: &[Bytes]) -> bool {
-    match part {
-        Part::Inline(bytes) => bytes.len() <= INLINE_BYTES,
-        Part::Segment(index) => segments
-            .get(*index as usize)
-            .is_some_and(|segment| segment.len() <= INLINE_BYTES),
-        Part::Blob { .. } => true,
-    }
-}
-
 /// Whether a payload's parts are inline as they should be: the common case, for which nothing is to be done.
 pub(super) fn is_plain(payload: &Payload) -> bool {
     payload
@@ -110,20 +100,47 @@ impl Executor {
                 }
                 continue;
             };
-            *part = if is_small(part, segments) {
+            *part = if bytes.len() <= INLINE_BYTES {
                 Part::Inline(bytes.to_vec().into())
             } else {
-                let (hash, size) = self.put_blob(bytes).await?;
+                let (hash, blob) = self.blob_part(bytes).await?;
                 blobs.push(hash);
-                Part::Blob {
-                    hash: hash.to_vec().into(),
-                    size,
-                    path: None,
-                }
+                blob
             };
         }
         self.need_blobs(&blobs).await;
         Ok(())
+    }
+
+    /// Makes blobs of parts that are kept inline but for the smallest: Redis has no room for them. Returns those it made: to be noted
+    /// as needed (`need_blobs`).
+    pub(super) async fn spill_payload(
+        &self,
+        payload: &mut Payload,
+    ) -> Result<Vec<Hash>, PayloadError> {
+        let mut made = Vec::new();
+        for part in &mut payload.parts {
+            if let Part::Inline(bytes) = part
+                && bytes.len() > SPILLED_BYTES
+            {
+                let bytes = Bytes::from(std::mem::take(bytes).into_vec());
+                let (hash, blob) = self.blob_part(bytes).await?;
+                *part = blob;
+                made.push(hash);
+            }
+        }
+        Ok(made)
+    }
+
+    /// A part whose bytes are a blob of this node.
+    async fn blob_part(&self, bytes: Bytes) -> Result<(Hash, Part), PayloadError> {
+        let (hash, size) = self.put_blob(bytes).await?;
+        let part = Part::Blob {
+            hash: hash.to_vec().into(),
+            size,
+            path: None,
+        };
+        Ok((hash, part))
     }
 
     /// Writes a blob.
@@ -224,7 +241,7 @@ impl Executor {
     }
 
     /// Notes that blobs of this node are needed for a while. One that is not noted is not removed: so an error costs disk only.
-    async fn need_blobs(&self, hashes: &[Hash]) {
+    pub(super) async fn need_blobs(&self, hashes: &[Hash]) {
         if hashes.is_empty() {
             return;
         }

@@ -485,6 +485,7 @@ impl Executor {
             );
         }
         let how = match (exit.signal, exit.exit_code) {
+            _ if exit.was_ended => "was ended by the node, as what it sent made no sense: code of the call, or a process that it forked, has written to the worker's socket".into(),
             (Some(signal), _) => format!("was killed by {}", signal_name(signal)),
             (None, Some(code)) => format!("exited with status {code}"),
             (None, None) => "ended".into(),

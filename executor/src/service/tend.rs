@@ -306,6 +306,7 @@ pub(super) async fn close(executor: Weak<Executor>) {
             closing.gather().await;
             continue;
         }
+        this.spill_ends(&mut batch).await;
         let ends: Vec<Finish> = batch.iter().map(|closing| closing.finish.clone()).collect();
         match this.queue.finish(&ends).await {
             Ok(answers) => {

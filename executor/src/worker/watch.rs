@@ -260,6 +260,7 @@ impl Watcher {
             stack: self.stack(),
             job,
             failed_to_start: outcome == state::Outcome::FailedToStart,
+            was_ended: lives_on,
             was_cut_off: was_closed && (lives_on || exit_code == Some(CUT_OFF_EXIT)),
         };
         self.supervisor.exited(&self.worker, exit);

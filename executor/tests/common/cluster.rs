@@ -97,6 +97,7 @@ impl TestNode {
             result_ttl: ks_executor::queue::RECORD_KEEP,
             worker_memory_limit: None,
             max_nested: 4,
+            max_queued: 1_000_000,
         };
         catalog.register(info(&options)).await.unwrap();
         let beating = catalog.clone();

@@ -94,7 +94,8 @@ class CatalogUnavailable(KitchenSinkError):
 
 
 class TooManyJobs(KitchenSinkError):
-    """The node takes no more jobs for now: ask for results first."""
+    """The node takes no more jobs for now: as many go on as the cluster takes (`--max-queued`), or Redis has no memory
+    left, and for 20 s too few ended. Ask for results first, or cancel some."""
 
 
 class PayloadError(KitchenSinkError):

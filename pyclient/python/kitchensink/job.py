@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import sys
 import threading
 import time
 from collections.abc import Generator
@@ -254,8 +255,16 @@ class Job(Future):  # type: ignore[type-arg]
     def cancel(self) -> bool:
         """Ends it: a queued call never starts, a running one is interrupted, then killed. Returns when it has stopped
         (where that takes longer than `CANCEL_SECONDS`, before). True: it ends as `JobCancelled`; False: it had ended,
-        or was done meanwhile."""
-        if self.finished or self._session is None or not self._session.cancel([self.id]):
+        or was done meanwhile.
+
+        In a thread that runs an event loop (asyncio) it never waits: it tells the node and returns True. The call ends
+        soon after, as `JobCancelled` unless it was done before; `await job` or a callback says when and how."""
+        if self.finished or self._session is None:
+            return False
+        if _runs_event_loop():
+            self._session.cancel_soon([self.id])
+            return True
+        if not self._session.cancel([self.id]):
             return False
         waiting.wait(self._session, self, time.monotonic() + CANCEL_SECONDS)
         return not self.finished or self.cancelled()
@@ -331,6 +340,18 @@ class Job(Future):  # type: ignore[type-arg]
     def set_exception(self, exception: BaseException | None) -> None:
         """Not for jobs: their node says how they end."""
         raise KitchenSinkError("a job's exception is set by its node")
+
+
+def _runs_event_loop() -> bool:
+    """Whether this thread runs an event loop of asyncio, which must not wait."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        return False
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def reset_after_fork() -> None:

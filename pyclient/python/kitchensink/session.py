@@ -29,6 +29,10 @@ REPLY_SECONDS = 30.0
 """How long a node may take to answer a question."""
 ACCEPT_SECONDS = 60.0
 """How long it may take to record a batch of calls."""
+CANCEL_ONE_SECONDS = 0.001
+"""How much longer it may take for each job that it is to cancel; a busy machine takes a tenth of it."""
+CANCEL_ALL_SECONDS = 1_000.0
+"""How long it may take to cancel all jobs: there may be a million."""
 _ATTACHED_MAX = 1_000
 """Jobs that are asked for at a time after a connection broke."""
 _GRACE_SECONDS = 0.005
@@ -226,10 +230,18 @@ class Session:
         """The job of this id, while it goes on."""
         return self._jobs.get(id)
 
-    def cancel(self, jobs: list[str], all: bool = False, seconds: float = REPLY_SECONDS) -> list[str]:
-        """Cancels jobs; returns the ids of those that were still going."""
+    def cancel(self, jobs: list[str], all: bool = False, seconds: float | None = None) -> list[str]:
+        """Cancels jobs; returns the ids of those that were still going. It may take `seconds`, by default as long as so
+        many take."""
+        if seconds is None:
+            seconds = CANCEL_ALL_SECONDS if all else REPLY_SECONDS + len(jobs) * CANCEL_ONE_SECONDS
         body = self.ask({"Cancel": {"jobs": jobs, "all": all}}, "Cancelled", seconds)
         return list(body["jobs"])
+
+    def cancel_soon(self, jobs: list[str]) -> None:
+        """Cancels jobs without waiting for the node's word."""
+        self.send({"Cancel": {"jobs": jobs, "all": False}}, Reply())
+        self.watch()  # somebody has to take the answer
 
     def watch(self) -> None:
         """Jobs go on and nobody waits: what they print is to be shown as it comes all the same."""
