@@ -10,7 +10,7 @@ from harness import wait_for
 from harness.given_redis import GivenRedis
 
 KIB, MIB = 1024, 1024 * 1024
-SHORT, LONG = 15_000, 50_000
+SHORT, LONG = 8_000, 50_000
 ARGUMENT_BYTES = 20 * KIB
 # Of bodies and of ends (`queue/limits.rs`), and what a record takes beside them.
 BUDGET_BYTES = 64 * MIB

@@ -186,9 +186,14 @@ impl Control {
 
     /// One question, one answer; a `Failed` answer is an error.
     pub async fn ask(&mut self, body: Ask) -> anyhow::Result<Answer> {
+        self.ask_within(body, ANSWER_TIMEOUT).await
+    }
+
+    /// As `ask`, for a question that may need more work than others.
+    pub async fn ask_within(&mut self, body: Ask, timeout: Duration) -> anyhow::Result<Answer> {
         let sent = self.send(body, &[]).await?;
         loop {
-            let (tell, _) = tokio::time::timeout(ANSWER_TIMEOUT, self.next())
+            let (tell, _) = tokio::time::timeout(timeout, self.next())
                 .await
                 .with_context(|| self.silence())??;
             match tell {

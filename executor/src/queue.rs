@@ -8,6 +8,7 @@
 use ks_fs::record::{DamagedRecord, NodeId};
 use ks_fs::redis_client::{Redis, RedisError, Script};
 use redis::Value;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -22,7 +23,8 @@ pub use limits::{Full, Limits};
 pub use model::{Took, Want};
 
 use answer::{
-    bytes, fields, integer, list, parse_claims, parse_finished, parse_listed, parse_submitted, text,
+    bytes, fields, integer, list, parse_claims, parse_finished, parse_listed, parse_portion,
+    parse_submitted, text,
 };
 
 /// An executor that has not renewed its lease for so long is dead: its claims go to others.
@@ -41,6 +43,8 @@ pub const FUNCTION_KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const BATCH_JOBS_MAX: usize = 256;
 /// Bytes of the bodies in one submission; Redis holds a whole command in memory.
 pub const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Jobs in one portion of a long list.
+const PORTION_JOBS: usize = 4096;
 /// Jobs taken over from dead nodes at a time.
 pub const REAPED_MAX: usize = 256;
 /// Priorities go from minus this to this; others are cut to it.
@@ -614,6 +618,24 @@ impl Queue {
         let mut command = redis::cmd("ZRANGE");
         command.arg("ks:jobs").arg(0).arg(limit as i64 - 1);
         self.texts(&command).await
+    }
+
+    /// All jobs that have not ended, in no order, asked for in portions: Redis closes a connection for which much more than 8 MiB waits.
+    pub async fn all_going(&self) -> Result<HashSet<String>, QueueError> {
+        let mut found = HashSet::new();
+        let mut cursor = "0".to_owned();
+        loop {
+            let mut command = redis::cmd("ZSCAN");
+            command.arg("ks:jobs").arg(&cursor);
+            command.arg("COUNT").arg(PORTION_JOBS);
+            let (next, jobs) = parse_portion(self.redis.run(&command).await?)
+                .ok_or(QueueError::Answer("a portion of the jobs"))?;
+            found.extend(jobs);
+            if next == "0" {
+                return Ok(found);
+            }
+            cursor = next;
+        }
     }
 
     /// Jobs that are claimed in this node's name.

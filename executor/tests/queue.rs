@@ -766,3 +766,18 @@ async fn where_redis_has_no_memory_left_jobs_end_and_none_is_taken() {
     assert_eq!(node.submit(&[job(3, &[])], 0).await, Vec::<String>::new());
     assert_eq!(node.claim(5).await, [id(2), id(3)]);
 }
+
+#[tokio::test]
+async fn all_jobs_that_go_on_are_found_however_many() {
+    let server = TestRedis::start().await;
+    let node = Member::join(&server, 1).await;
+    let jobs: Vec<_> = (0..10_000).map(|number| job(number, &[])).collect();
+    for batch in jobs.chunks(200) {
+        node.submit(batch, 0).await;
+    }
+    for job in node.claim(100).await {
+        assert_eq!(node.finish(&job, false).await, Finished::Ended);
+    }
+    let expected: HashSet<String> = (100..10_000).map(id).collect();
+    assert_eq!(node.queue.all_going().await.unwrap(), expected);
+}

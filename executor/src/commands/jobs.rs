@@ -6,6 +6,7 @@ use ks_executor::protocol::{Answer, Ask};
 use serde_json::Value;
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// `ks jobs`.
 #[derive(Args, Debug)]
@@ -108,6 +109,9 @@ impl LogsArgs {
     }
 }
 
+/// How long cancelling may take: there may be a million jobs.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(1_000);
+
 /// `ks cancel`.
 #[derive(Args, Debug)]
 pub struct CancelArgs {
@@ -133,7 +137,7 @@ impl CancelArgs {
             jobs: self.jobs.clone(),
             all: self.all,
         };
-        let cancelled = match node.ask(ask).await? {
+        let cancelled = match node.ask_within(ask, CANCEL_TIMEOUT).await? {
             Answer::Cancelled { jobs } => jobs,
             other => bail!("the node said {other:?}"),
         };

@@ -73,6 +73,13 @@ pub(super) fn parse_listed(job: &str, answer: Value) -> Option<Listed> {
     })
 }
 
+/// What ZSCAN answers: where to go on, and members (each is followed by its score).
+pub(super) fn parse_portion(answer: Value) -> Option<(String, Vec<String>)> {
+    let [next, members] = fields(answer)?;
+    let members = list(members)?.into_iter().step_by(2).map(text);
+    Some((text(next)?, members.collect::<Option<_>>()?))
+}
+
 pub(super) fn list(value: Value) -> Option<Vec<Value>> {
     match value {
         Value::Array(values) | Value::Set(values) => Some(values),

@@ -455,8 +455,7 @@ impl Executor {
 
     /// Cancels all jobs of the cluster.
     pub async fn cancel_all(self: &Arc<Self>) -> Result<Vec<String>, queue::QueueError> {
-        const LISTED_MAX: usize = 1_000_000;
-        let jobs = self.queue.going(LISTED_MAX).await?;
+        let jobs: Vec<String> = self.queue.all_going().await?.into_iter().collect();
         self.cancel(&jobs).await
     }
 
