@@ -183,7 +183,7 @@ def test_a_node_that_is_gone_for_good_is_forgotten(make_cluster):
     assert cluster[1].exec(["cat", "/ks/d/only"], check=False).status == 1
 
     cluster[3].restart()
-    assert len(cluster[1].ks_json("nodes")) == 3
+    wait_for(lambda: len(cluster[1].ks_json("nodes")) == 3, 10, "the others hear of it")
     wait_for(lambda: cluster[1].exec(["cat", "/ks/d/only"], check=False).text == "only\n", 15)
     for node in cluster.nodes:
         wait_for(lambda node=node: node.exec(["cat", "/ks/d/both"]).text == "both\nhost1\nhost2\n", 10)
