@@ -277,6 +277,28 @@ def test_a_busy_holder_does_not_hold_a_call_hostage(cluster):
     assert size == MIB and node in ("host1", "host3") and waited < 10
 
 
+def test_a_call_that_was_claimed_ahead_and_waits_is_given_back(cluster):
+    """Host2 has had short calls, so it claims ahead; for this one it fetches the function first."""
+    cluster[2].exec(["tee", "/ks/where/ahead"], input=noise(MIB, seed=11))
+    code = (
+        KEEP_BUSY
+        + """
+        c.map(abs, range(500), _node="host2")
+        busy = keep_busy(20)
+        began = time.monotonic()
+        large = os.urandom(200_000)
+        job = c.call(lambda path: len(open(path, "rb").read() + large), "/ks/where/ahead")
+        size = c.result(job, timeout=30)
+        waited = time.monotonic() - began
+        for one in busy:
+            c.cancel(one)
+        reply([size, job.placement.node, waited])
+    """
+    )
+    size, node, waited = cluster[1].ask(code)
+    assert size == MIB + 200_000 and node in ("host1", "host3") and waited < 15, (node, waited)
+
+
 def test_too_far_over_the_threshold_is_not_placed_elsewhere(cluster):
     code = (
         KEEP_BUSY

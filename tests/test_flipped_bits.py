@@ -13,6 +13,7 @@ FILES = {"own": 3 * MIB, "small": 1000, "copy": 3 * MIB, "partial": 6 * MIB}
 # Which files below `.ks/`. Not Redis's append-only file, which has no checksum of its own.
 KINDS = {
     "node": ["node"],
+    "unreadable-node": ["node"],
     "pins": ["pins"],
     "trees": ["trees/**/*"],
     "partial": ["partial/*"],
@@ -21,14 +22,25 @@ KINDS = {
 }
 
 
-def flip(path):
-    """The lowest bit of the byte in the middle."""
+def flip(path, bit=1):
+    """A bit of the byte in the middle, the lowest or another."""
     data = bytearray(path.read_bytes())
     if not data:
         return False
-    data[len(data) // 2] ^= 1
+    data[len(data) // 2] ^= bit
     path.write_bytes(data)
     return True
+
+
+def restart(node):
+    """An identity that is none is refused, and the cure is what the message says."""
+    try:
+        node.restart()
+    except AssertionError as refused:
+        identity = node.datadir / ".ks/node"
+        assert f"{identity}: not a node's identity" in str(refused) and "remove it" in str(refused)
+        identity.unlink()
+        node.restart()
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +99,10 @@ def test_a_flipped_bit_in(cluster, kind):
     for node in cluster.nodes:
         kept = node.datadir / ".ks"
         found = [path for pattern in KINDS[kind] for path in kept.glob(pattern) if path.is_file()]
-        counts.append(sum(flip(path) for path in found))
+        counts.append(sum(flip(path, 128 if kind.startswith("unreadable") else 1) for path in found))
     assert counts[0] > 0, "there is a file of this kind"
     for node in cluster.nodes:
-        node.restart()
+        restart(node)
     check_all(cluster, kind)
     for node in cluster.nodes:
         call(node)

@@ -88,9 +88,11 @@ BEHAVIOUR = """
             now()
             return sys.stdin.read()
         def forks():
-            if os.fork() == 0:
+            child = os.fork()
+            if child == 0:
                 print("from a child that comes back")
                 return "a child's"
+            os.waitpid(child, 0)
             now()
             return "its own"
         def forks_and_leaves_one_behind():

@@ -128,6 +128,10 @@ impl Executor {
                     }
                     this.follow_entry(&job, entered);
                     this.start_calls();
+                    // Who claims gives back what waits for long, and did not see this one.
+                    if this.board.lock().unwrap().has_waiting() {
+                        this.claim_soon.notify_one();
+                    }
                 }
                 Err((kind, reason)) => this.fail_waiting(&job, kind, reason),
             }

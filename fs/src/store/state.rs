@@ -76,8 +76,8 @@ pub(super) fn check_xattrs(datadir: &Path, state_dir: &Path) -> Result<(), Store
 /// Reads the node's identity, or makes one.
 pub(super) fn node_identity(state_dir: &Path) -> Result<NodeId, StoreError> {
     let path = state_dir.join("node");
-    match std::fs::read_to_string(&path) {
-        Ok(text) => match text.trim().parse::<NodeId>() {
+    match std::fs::read(&path) {
+        Ok(text) => match String::from_utf8_lossy(&text).trim().parse::<NodeId>() {
             Ok(node) if node != NodeId::NONE => Ok(node),
             _ => Err(io_at(&path)(std::io::Error::new(
                 ErrorKind::InvalidData,

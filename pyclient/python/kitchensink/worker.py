@@ -424,7 +424,8 @@ def _arrange(fault_fd: int | None) -> None:
         os.set_inheritable(fault_fd, False)
         faulthandler.enable(fault_fd)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+        # Lines go whole, whatever PYTHONUNBUFFERED says: not the text, and then its end.
+        stream.reconfigure(line_buffering=True, write_through=False, errors="backslashreplace")  # type: ignore[union-attr]
     own_modules.travel_by_name()
     sys.argv = ["kitchensink-worker"]
 
