@@ -315,6 +315,54 @@ async fn the_nodes_start_on_an_empty_redis_one_after_the_other() {
     end(cluster).await;
 }
 
+/// Names of one file that came and went on a node which comes when the tree is whole without it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_comes_late_brings_which_of_several_names_are_left() {
+    if !Cluster::can_mount() {
+        return;
+    }
+    let mut cluster = Cluster::of(2, Options::default()).await;
+    let left = |node: &TestNode| {
+        let names = fs::read_dir(node.path("")).unwrap();
+        let read = |name: String| fs::read_to_string(node.path(&name)).map(|text| (name, text));
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.map(read).collect::<Result<BTreeMap<_, _>, _>>().ok()
+    };
+    let expected: BTreeMap<String, String> = [("hard", "one"), ("second", "two"), ("own", "three")]
+        .map(|(name, text)| (name.to_owned(), text.to_owned()))
+        .into();
+    let wanted = expected.clone();
+    with_nodes(&mut cluster, move |nodes| {
+        let (a, b) = (&nodes[0], &nodes[1]);
+        for (name, text) in [("first", "one"), ("old", "two"), ("own", "three")] {
+            fs::write(a.path(name), text).unwrap();
+        }
+        fs::hard_link(a.path("old"), a.path("second")).unwrap();
+        fs::hard_link(a.path("own"), a.path("other")).unwrap();
+        fs::hard_link(b.path("first"), b.path("hard")).unwrap();
+        for name in ["first", "old", "other"] {
+            fs::remove_file(b.path(name)).unwrap();
+        }
+        for node in [a, b] {
+            cluster::eventually("what is left", || left(node).as_ref() == Some(&wanted));
+        }
+        cluster::eventually("the file has its new name", || a.plain("hard").exists());
+    })
+    .await;
+    let second = cluster.end(1).await;
+    let first = cluster.end(0).await;
+    flush(&cluster).await;
+    cluster.start_again(first, Options::default()).await;
+    cluster.start_again(second, Options::default()).await;
+    with_nodes(&mut cluster, move |nodes| {
+        for node in nodes {
+            cluster::eventually("what is left", || left(node).as_ref() == Some(&expected));
+        }
+    })
+    .await;
+    end(cluster).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_away_while_redis_was_lost_comes_into_line() {
     if !Cluster::can_mount() {

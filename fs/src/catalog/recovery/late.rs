@@ -164,7 +164,10 @@ impl Catalog {
                 namespace::link(known, ino, link.parent, &link.name, now).map(quietly)
             });
             linked.await?;
-        } else if !is_there && is_its {
+        } else if let Some(node) = stands.filter(|_| !is_there && is_its)
+            // No further link any more: removed, or, where the record stands there, its own name since another was removed.
+            && (node.inode.parent, &node.inode.name) != (link.parent, &link.name)
+        {
             self.bring_unlinked(link.parent, &link.name).await?;
         }
         self.tell_own(link.parent);
@@ -257,7 +260,15 @@ impl Catalog {
             return Ok(());
         };
         let (old, new) = (&current.inode, (inode.parent, inode.name.clone()));
-        if ino != ROOT && (old.parent, &old.name) != (new.0, &new.1) {
+        let is_moved = ino != ROOT && (old.parent, &old.name) != (new.0, &new.1);
+        let stands = match is_moved && old.nlink > 1 {
+            true => self.lookup(new.0, &new.1).await?,
+            false => None,
+        };
+        if stands.is_some_and(|node| node.ino == ino) {
+            // A further link became its own name when that was removed.
+            self.bring_unlinked(old.parent, &old.name).await?;
+        } else if is_moved {
             let (from, to) = ((old.parent, &old.name[..]), (new.0, &new.1[..]));
             let moved = self.change("a name", |known, now| {
                 rename::rename(known, from, to, rename::NO_REPLACE, now).map(quietly)
