@@ -162,14 +162,15 @@ def test_fetch_of_a_directory(cluster):
 
 
 def test_run_near_a_file(cluster):
+    cluster[2].exec(["tee", "/ks/data/near.bin"], input=noise(MIB, seed=7))
     done = cluster[1].ks(
-        "run", "--near", "/ks/data/two.bin", "--", "bash", "-c", "hostname; pwd; echo oops >&2; exit 4", check=False
+        "run", "--near", "/ks/data/near.bin", "--", "bash", "-c", "hostname; pwd; echo oops >&2; exit 4", check=False
     )
     assert done.status == 4 and done.text.splitlines()[0] == "host2" and "oops" in done.error
     done = cluster[1].ks("run", "--node", "host3", "--", "hostname")
     assert done.text == "host3\n"
-    done = cluster[1].ks("run", "--near", "/ks/data/two.bin", "--", "sha256sum", "/ks/data/two.bin")
-    assert done.text.split()[0] == cluster[2].exec(["sha256sum", "/ks/data/two.bin"]).text.split()[0]
+    done = cluster[1].ks("run", "--near", "/ks/data/near.bin", "--", "sha256sum", "/ks/data/near.bin")
+    assert done.text.split()[0] == cluster[2].exec(["sha256sum", "/ks/data/near.bin"]).text.split()[0]
 
 
 def test_run_passes_a_signal_as_a_status(cluster):
