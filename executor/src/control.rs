@@ -204,10 +204,15 @@ impl Control {
     }
 }
 
+/// The node's own word that it will not, or cannot: it is there, and other questions may be asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(String);
+
 /// A `Failed` answer as an error.
 pub fn failed(answer: Answer) -> anyhow::Result<Answer> {
     match answer {
-        Answer::Failed { message, .. } => bail!("{message}"),
+        Answer::Failed { message, .. } => bail!(Refused(message)),
         answer => Ok(answer),
     }
 }

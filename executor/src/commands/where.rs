@@ -2,7 +2,7 @@
 use super::{Format, connect, human_bytes, number, print_json, print_table, text};
 use anyhow::bail;
 use clap::Args;
-use ks_executor::control::absolute;
+use ks_executor::control::{Refused, absolute};
 use ks_executor::daemon::described;
 use ks_executor::protocol::{Answer, Ask};
 use serde_bytes::ByteBuf;
@@ -46,6 +46,8 @@ impl WhereArgs {
             match node.ask(ask).await {
                 Ok(Answer::Where(rows)) => found.extend(rows),
                 Ok(other) => bail!("the node said {other:?}"),
+                // Silence is not waited for again at the next path.
+                Err(error) if !error.is::<Refused>() => return Err(error),
                 Err(error) => refused.push(error),
             }
         }
