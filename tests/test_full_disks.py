@@ -100,6 +100,21 @@ def test_the_disk_of_a_node_that_fetches_is_full(cluster):
     print(f"\nfault disk full where it is fetched: bytes lost 0, the slowest whole read took {slowest_s:.1f} s")
 
 
+def test_arguments_that_find_no_room_where_the_call_is_to_run(cluster):
+    refused = cluster[1].ask(
+        f"""
+        from kitchensink import Client, PayloadError
+        try:
+            Client().call(len, os.urandom({2 * DISK_MIB} << 20), _node="host3", _async=False)
+        except PayloadError as error:
+            reply(str(error))
+        """,
+        timeout=100,
+    )
+    assert "host3" in refused and "no space" in refused, refused
+    assert cluster[1].ask("""reply(Client().call(len, b"1234", _node="host3", _async=False))""") == 4
+
+
 # Writes one file as fast as it can; how it ended.
 WRITE_AT_ONCE = """
     import errno

@@ -281,14 +281,15 @@ pub struct MountArgs {
         id = "data-threshold"
     )]
     pub data_threshold: Size,
-    /// A worker that grows beyond this is ended, and the call that it ran fails with the reason [default: no limit]
+    /// A worker that grows beyond this (%: of the machine's memory) is ended, and the call that it ran fails with the reason
     #[arg(
         long,
         value_name = "SIZE",
         env = "KS_WORKER_MEMORY_LIMIT",
+        default_value = "80%",
         id = "worker-memory-limit"
     )]
-    pub worker_memory_limit: Option<Size>,
+    pub worker_memory_limit: Size,
     /// How long results are kept for who asks for them later, in s, m, h or d
     #[arg(long, value_name = "TIME", env = "KS_RESULT_TTL", default_value = "24h", value_parser = parse_time)]
     pub result_ttl: Duration,

@@ -43,7 +43,7 @@ enum Command {
     /// Rebuild the catalog from the nodes' data directories
     #[command(after_help = commands::recover::EXAMPLES)]
     Recover(commands::recover::RecoverArgs),
-    /// Run a shell command where the data is; its standard input is empty
+    /// Run a command where the data is (no shell: `sh -c '…'` for one); its standard input is empty
     #[command(after_help = commands::run::EXAMPLES)]
     Run(commands::run::RunArgs),
     /// Make a cluster key, or a key for a machine that calls and is no node

@@ -166,7 +166,7 @@ impl Node {
             registered_only: options.registered_only,
             data_threshold: options.data_threshold.of(space.total),
             result_ttl: options.result_ttl,
-            worker_memory_limit: options.worker_memory_limit.map(|limit| limit.of(u64::MAX)),
+            worker_memory_limit: options.worker_memory_limit.of(machine_memory_bytes()),
             max_nested: options
                 .max_nested
                 .map_or(NESTED_FOR_EACH_WORKER * num_workers, |n| n as usize),
@@ -468,6 +468,17 @@ impl Foundation {
             total_bytes: space.total,
         })
     }
+}
+
+/// What processes of this node can have together: the machine's memory, or less where a control group bounds it.
+fn machine_memory_bytes() -> u64 {
+    let machine = rustix::system::sysinfo();
+    let total = (machine.totalram as u64).saturating_mul(u64::from(machine.mem_unit));
+    let bound = |text: String| text.trim().parse::<u64>().ok();
+    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    group
+        .and_then(bound)
+        .map_or(total, |bound| total.min(bound))
 }
 
 /// The memory tier; a node without one keeps values on its disk.

@@ -77,7 +77,7 @@ pub struct ExecutorOptions {
     /// How long the record of a job that ended is kept.
     pub result_ttl: Duration,
     /// Bytes; a worker that grows beyond this is ended.
-    pub worker_memory_limit: Option<u64>,
+    pub worker_memory_limit: u64,
     /// How many calls may wait for calls of their own, with others in their places.
     pub max_nested: usize,
     /// How many jobs may go on in the cluster when this node accepts another.
@@ -176,6 +176,8 @@ pub struct Executor {
     links: links::Links,
     closing: Arc<tend::Closings>,
     claim_soon: Arc<Notify>,
+    /// A call was entered in the board.
+    entered: Arc<Notify>,
     look_soon: Arc<Notify>,
     epoch: Instant,
     renewed_ms: AtomicU64,
@@ -242,6 +244,7 @@ impl Executor {
             links: links::Links::default(),
             closing: Arc::default(),
             claim_soon: Arc::default(),
+            entered: Arc::default(),
             look_soon: Arc::default(),
             epoch: Instant::now(),
             renewed_ms: AtomicU64::new(0),

@@ -211,6 +211,9 @@ pub struct FileSystem {
     listener: Mutex<Option<Listener>>,
 }
 
+/// How long the mount waits for the scan of a data directory that was in the tree before.
+const SCAN_WAIT: std::time::Duration = std::time::Duration::from_secs(4);
+
 /// How long `statfs` waits for what the catalog knows of the other nodes' space.
 const SPACE_WAIT: std::time::Duration = std::time::Duration::from_millis(100);
 
@@ -258,7 +261,8 @@ struct Counts {
 }
 
 impl FileSystem {
-    /// Puts the parts together; catches up with events, scans the data directory (returns when the tree is complete).
+    /// Puts the parts together; catches up with events, scans the data directory. Returns when the tree is complete, or, where most of it
+    /// was in the tree before, after [`SCAN_WAIT`] at the latest: the rest is compared in the background.
     pub async fn start(
         options: FileSystemOptions,
         store: Arc<Store>,
@@ -278,8 +282,12 @@ impl FileSystem {
             false => (None, None),
         };
         let name = &options.node_name;
+        // What the tree knows of it already need not be waited for; a first scan, and one of a tree that was rebuilt, must.
+        let may_be_cut = watches.is_some() && !is_behind;
+        let until = may_be_cut.then(|| tokio::time::Instant::now() + SCAN_WAIT);
+        let watched = watches.as_ref();
         let scanned =
-            crate::store::scan::scan(&store, &catalog, &hasher, name, watches.as_ref()).await;
+            crate::store::scan::scan(&store, &catalog, &hasher, name, watched, until).await;
         let report = scanned?;
         if is_behind {
             catalog.has_caught_up().await?;
@@ -289,7 +297,12 @@ impl FileSystem {
             new = report.new,
             changed = report.changed,
             conflicts = report.conflicts.len(),
-            "the data directory is in the tree"
+            "{}",
+            match report.is_cut_short {
+                true =>
+                    "the data directory is being compared with the tree; the mount does not wait for the rest",
+                false => "the data directory is in the tree",
+            }
         );
         let fetcher = Fetcher::new(
             store.clone(),
@@ -337,7 +350,7 @@ impl FileSystem {
             listener: Mutex::new(listener),
         });
         events.attach(&file_system);
-        behind::spawn(&file_system);
+        behind::spawn(&file_system, report.is_cut_short);
         eviction::spawn(&file_system);
         replicas::spawn(&file_system);
         recovered::spawn(&file_system);

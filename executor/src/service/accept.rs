@@ -480,6 +480,7 @@ impl Executor {
                 stored: stored.clone(),
             };
             let entered = self.board.lock().unwrap().enter(&job, run);
+            self.entered.notify_one();
             self.follow_when_here(job, stored, entered, is_here);
         }
         self.start_calls();

@@ -1,26 +1,32 @@
-//! Watches how large the workers are, where there is a limit (`--worker-memory-limit`): one that runs a call and is over it is
-//! ended, and its call with a reason; one that runs nothing is replaced by a fresh one.
+//! Watches how large the workers are (`--worker-memory-limit`): one that runs a call and is over it is ended, and its call with a
+//! reason; one that runs nothing is replaced by a fresh one. Looks while calls run, and once after the last.
 use super::Executor;
 use crate::job::Event;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Looks for as long as the executor is there; does nothing where there is no limit.
+/// Looks for as long as the executor is there.
 pub(super) async fn weigh(executor: Weak<Executor>) {
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let Some(entered) = executor.upgrade().map(|it| Arc::clone(&it.entered)) else {
+        return;
+    };
     loop {
-        match executor.upgrade() {
-            Some(executor) => match executor.options.worker_memory_limit {
-                Some(limit) => executor.weigh_workers(limit),
-                None => return,
-            },
-            None => return,
-        }
         looks.tick().await;
+        let runs = match executor.upgrade() {
+            Some(executor) => {
+                executor.weigh_workers(executor.options.worker_memory_limit);
+                !executor.board.lock().unwrap().runs.is_empty()
+            }
+            None => return,
+        };
+        if !runs {
+            entered.notified().await;
+        }
     }
 }
 

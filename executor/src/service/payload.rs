@@ -3,6 +3,7 @@ use super::Executor;
 use crate::protocol::{INLINE_BYTES, Outcome, Part, Payload};
 use crate::queue::limits::SPILLED_BYTES;
 use bytes::Bytes;
+use ks_fs::error::FsError;
 use ks_fs::record::{Hash, NodeId};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -28,6 +29,16 @@ pub enum PayloadError {
         /// What the store says.
         reason: String,
     },
+    /// The disk of the node that is to read it does not take it.
+    #[error("a payload of {size} bytes cannot be brought to node {node}: {reason}")]
+    NoRoom {
+        /// Bytes.
+        size: u64,
+        /// The node that is to read it: its name.
+        node: String,
+        /// What the store says.
+        reason: String,
+    },
     /// No node gives it.
     #[error("a payload of {size} bytes cannot be had from node {keeper}: {reason}")]
     Fetch {
@@ -38,6 +49,16 @@ pub enum PayloadError {
         /// What went wrong.
         reason: String,
     },
+}
+
+impl PayloadError {
+    /// The Python exception's name.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            PayloadError::Fetch { .. } => "NodeLost",
+            _ => "PayloadError",
+        }
+    }
 }
 
 /// Milliseconds since 1970.
@@ -174,7 +195,14 @@ impl Executor {
             return Err(failed("it is not there any more".into()));
         }
         let fetched = self.fs.fetcher().blob(hash, size, &[keeper]).await;
-        let path = fetched.map_err(|e| failed(e.to_string()))?;
+        let path = fetched.map_err(|error| match error {
+            FsError::NoSpace => PayloadError::NoRoom {
+                size,
+                node: self.options.node_name.clone(),
+                reason: error.to_string(),
+            },
+            error => failed(error.to_string()),
+        })?;
         self.need_blobs(&[hash]).await;
         Ok(path)
     }

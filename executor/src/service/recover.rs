@@ -72,7 +72,9 @@ impl Executor {
                         node = name,
                         "a job is lost with the node that ran it"
                     );
-                    let message = format!("node {name} died while it ran the call");
+                    let message = format!(
+                        "node {name} was not heard of any more while it ran the call (it died, or was cut off): the call may have run"
+                    );
                     let update = self.failure("NodeLost", message);
                     self.close_taken(&job.job, "lost", update, true);
                     self.cancel_inner(job.job);

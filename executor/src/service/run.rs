@@ -102,6 +102,7 @@ impl Executor {
             flow: Flow::default(),
         };
         let entered = self.board.lock().unwrap().enter(&claimed.job, run);
+        self.entered.notify_one();
         self.follow_when_here(claimed.job, stored, entered, is_here);
     }
 
@@ -170,7 +171,7 @@ impl Executor {
         let brought = self
             .bring_payload(&mut ready.call.args, stored.keeper)
             .await;
-        brought.map_err(|e| ("NodeLost", format!("its arguments: {e}")))?;
+        brought.map_err(|error| (error.kind(), format!("its arguments: {error}")))?;
         let brought = self.bring_kept(&mut ready.call.kept).await;
         Ok((ready, brought?))
     }
@@ -452,7 +453,7 @@ impl Executor {
     }
 
     fn grew(&self, over: &Over, exit: Option<&Exit>) -> Outcome {
-        let limit = self.options.worker_memory_limit.unwrap_or(0);
+        let limit = self.options.worker_memory_limit;
         let message = format!(
             "{}: its worker (process {} on node {}) had grown to {} MiB; the limit is {} MiB (--worker-memory-limit)",
             over.run.stored.call.name,

@@ -95,7 +95,7 @@ impl TestNode {
             registered_only: special.registered_only,
             data_threshold: DATA_THRESHOLD,
             result_ttl: ks_executor::queue::RECORD_KEEP,
-            worker_memory_limit: None,
+            worker_memory_limit: u64::MAX,
             max_nested: 4,
             max_queued: 1_000_000,
         };

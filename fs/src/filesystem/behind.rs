@@ -16,7 +16,7 @@ use super::FileSystem;
 use crate::error::FsError;
 use crate::path::TreePath;
 use crate::record::Ino;
-use crate::store::scan::{Live, look};
+use crate::store::scan::{self, Live, look};
 use crate::store::watch::due::{Hint, Look, Task};
 use crate::store::watch::{Listener, Watches};
 use crate::store::{Store, walk_found};
@@ -35,6 +35,8 @@ const MEND_EVERY: Duration = Duration::from_secs(3_600);
 const MEND_OFTEN: Duration = Duration::from_secs(30);
 /// A scan takes at most this part of the time.
 const MEND_PART: u32 = 50;
+/// After the catalog did not answer a survey.
+const SURVEY_AGAIN: Duration = Duration::from_secs(2);
 /// After events were lost.
 const MEND_SOON: Duration = Duration::from_secs(1);
 /// An event is heard of so long after what it tells of, and some looks at whether it has been.
@@ -97,13 +99,51 @@ pub(super) fn listen(store: &Arc<Store>) -> (Option<Arc<Watches>>, Option<Listen
     }
 }
 
-/// Runs until the file system is gone.
-pub(super) fn spawn(file_system: &Arc<FileSystem>) {
+/// Runs until the file system is gone; with `surveys`, what the start did not wait for is compared first.
+pub(super) fn spawn(file_system: &Arc<FileSystem>, surveys: bool) {
     let Some(watches) = file_system.watches.clone() else {
         return;
     };
     watches.has_started();
+    if surveys {
+        tokio::spawn(survey(Arc::downgrade(file_system), watches.clone()));
+    }
     tokio::spawn(run(Arc::downgrade(file_system), watches));
+}
+
+/// Again from the beginning, until it is through once.
+async fn survey(file_system: Weak<FileSystem>, watches: Arc<Watches>) {
+    let began = Instant::now();
+    loop {
+        let Some(parts) = file_system.upgrade().map(|file_system| {
+            let FileSystem {
+                store,
+                catalog,
+                hasher,
+                ..
+            } = &*file_system;
+            (store.clone(), catalog.clone(), hasher.clone())
+        }) else {
+            return;
+        };
+        let (store, catalog, hasher) = &parts;
+        match scan::survey(store, catalog, hasher, &watches).await {
+            Ok((things, differing)) => {
+                let seconds = began.elapsed().as_secs();
+                tracing::info!(
+                    things,
+                    differing,
+                    seconds,
+                    "all of the data directory is compared with the tree"
+                );
+                return;
+            }
+            Err(error) => {
+                tracing::info!(%error, "the data directory cannot be compared with the tree now; tried again");
+                tokio::time::sleep(SURVEY_AGAIN).await;
+            }
+        }
+    }
 }
 
 async fn run(file_system: Weak<FileSystem>, watches: Arc<Watches>) {

@@ -1,7 +1,7 @@
 //! Finds what is in the data directory at start and enters it in the catalog.
 //!
 //! Who takes part: a thread that walks ([`entry`]), this task that asks the catalog and acts, [`decide`] (what becomes of each
-//! thing found), [`compare`] (files that may be copies of another node's, by their hashes).
+//! thing found), [`compare`] (files that may be copies of another node's, by their hashes), [`survey`] (what the start did not wait for).
 //!
 //! Always:
 //! - Nothing is overwritten, and nothing removed, but a fetched file that a crash of the machine left damaged (its hash says so).
@@ -22,6 +22,7 @@ mod entry;
 pub(crate) mod live;
 pub(crate) mod look;
 mod retell;
+mod survey;
 
 use super::walk::Walker;
 use super::watch::Watches;
@@ -31,6 +32,7 @@ use crate::path::TreePath;
 use crate::record::*;
 pub use live::{Live, take_paths};
 pub use retell::{RetoldReport, retell};
+pub(crate) use survey::survey;
 
 use compare::Pending;
 use decide::{Verdict, Way};
@@ -38,6 +40,7 @@ use entry::Entry;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// Things that are entered in one go.
 pub const BATCH_MAX: usize = 500;
@@ -69,23 +72,31 @@ pub struct ScanReport {
     pub unreadable: Vec<(String, String)>,
     /// Files that may be copies of another node's, whose hash is not known yet.
     pub undecided: u64,
+    /// It ended before it was through.
+    pub is_cut_short: bool,
 }
 
 /// Walks the data directory (not `.ks`), in batches; `watches` is told of each directory before it is listed. Known and unchanged (by `user.ks`): the holding is told again. Changed behind our back: published as a new version when this node is
 /// the home, else kept as a conflict. New: entered, home here. Same path on another node: same size and hash, one file with two copies; other content: renamed to `NAME.conflict-<node name>` here. Nothing is overwritten or removed.
+/// With `until` it is cut short then, where no file can be damaged: a [`survey`] is to follow.
 pub async fn scan(
     store: &Arc<Store>,
     catalog: &Catalog,
     hasher: &Hasher,
     node_name: &str,
     watches: Option<&Arc<Watches>>,
+    until: Option<Instant>,
 ) -> Result<ScanReport, StoreError> {
     store.set_node_name(node_name);
     let mut scan = Scan::new(store, catalog, hasher);
     scan.watches = watches;
+    scan.until = until.filter(|_| !store.durability.has_doubts());
     let hold = hasher.hold();
     let mut starts = vec![TreePath::root()];
     while let Some(start) = starts.pop() {
+        if scan.report.is_cut_short {
+            break;
+        }
         scan.walk(start).await?;
         // A directory that was set aside is walked anew under its new name.
         starts.append(&mut scan.aside);
@@ -135,6 +146,8 @@ struct Scan<'s> {
     watches: Option<&'s Arc<Watches>>,
     /// The node runs: single paths are taken in.
     live: Option<&'s dyn Live>,
+    /// It is cut short then.
+    until: Option<Instant>,
 }
 
 /// What the catalog says of a found file that carries a meta.
@@ -159,6 +172,7 @@ impl<'s> Scan<'s> {
             telling: JoinSet::new(),
             watches: None,
             live: None,
+            until: None,
         }
     }
 }
@@ -174,7 +188,12 @@ impl Scan<'_> {
         let mut stale: Vec<TreePath> = Vec::new();
         while let Some(batch) = batches.recv().await {
             self.take_batch(batch, &mut stale).await?;
+            if self.until.is_some_and(|until| Instant::now() >= until) {
+                self.report.is_cut_short = true;
+                break;
+            }
         }
+        drop(batches);
         walking.await?;
         Ok(())
     }

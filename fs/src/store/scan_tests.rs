@@ -49,7 +49,14 @@ impl Node {
     }
 
     async fn scan(&self) -> ScanReport {
-        let scan = scan(&self.store, &self.catalog, &self.hasher, self.name, None);
+        let scan = scan(
+            &self.store,
+            &self.catalog,
+            &self.hasher,
+            self.name,
+            None,
+            None,
+        );
         tokio::time::timeout(Duration::from_secs(60), scan)
             .await
             .expect("a scan ends")
@@ -418,5 +425,58 @@ async fn many_files_take_few_questions() {
     assert!(
         seen <= SEEN_EACH_THOUSAND * FILES / 1000,
         "{seen} scripts to see that {FILES} files are as they were"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_start_did_not_wait_for_is_compared_later() {
+    let (redis, directory, node) = one_node().await;
+    let count = 3 * BATCH_MAX;
+    for number in 0..count {
+        node.write(&format!("d{}/{number:04}", number % 7), "x");
+    }
+    let at_once = || Some(tokio::time::Instant::now());
+    let scan_until = |node: &Node, until| {
+        let (store, catalog, hasher) = (
+            node.store.clone(),
+            node.catalog.clone(),
+            node.hasher.clone(),
+        );
+        async move {
+            scan(&store, &catalog, &hasher, "one", None, until)
+                .await
+                .unwrap()
+        }
+    };
+    let first = scan_until(&node, at_once()).await;
+    assert!(!first.is_cut_short, "nothing is known of it: {first:?}");
+    assert_eq!(first.new, count as u64 + 7);
+    drop(node);
+    let node = Node::start(&redis, directory.path(), "one").await;
+    let again = scan_until(&node, at_once()).await;
+    assert!(
+        again.is_cut_short && again.files < count as u64,
+        "{again:?}"
+    );
+
+    node.write("d3/new", "y");
+    node.write("d5/0005", "other bytes");
+    std::fs::rename(
+        directory.path().join("d6/0006"),
+        directory.path().join("moved"),
+    )
+    .unwrap();
+    let watches = Arc::new(Watches::new().unwrap());
+    let surveyed = survey(&node.store, &node.catalog, &node.hasher, &watches).await;
+    assert_eq!(surveyed.unwrap(), (count as u64 + 8, 3));
+    assert!(
+        !node.is_in_tree("d3/new").await,
+        "nothing is done by itself"
+    );
+    let due = watches.due().take(u64::MAX, usize::MAX);
+    let due: std::collections::BTreeSet<_> = due.iter().map(|task| task.path.to_string()).collect();
+    assert_eq!(
+        due.into_iter().collect::<Vec<_>>(),
+        ["/d3/new", "/d5/0005", "/moved"]
     );
 }

@@ -37,7 +37,7 @@ impl Served {
         );
         std::fs::write(self.directory.path().join(name), data).unwrap();
         let (store, catalog) = (&self.source.store, &self.source.catalog);
-        let scanned = crate::store::scan::scan(store, catalog, &hasher, "node", None).await;
+        let scanned = crate::store::scan::scan(store, catalog, &hasher, "node", None, None).await;
         scanned.unwrap();
         let path = TreePath::new(name.as_bytes()).unwrap();
         let node = catalog.resolve(&path).await.unwrap().unwrap();

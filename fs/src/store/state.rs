@@ -194,6 +194,11 @@ impl Durability {
         }
     }
 
+    /// Whether any file may have to be checked: the machine was started anew since, or no scan has been through all files yet.
+    pub(super) fn has_doubts(&self) -> bool {
+        self.before_crash.is_some()
+    }
+
     /// Whether it is time to write everything out; `true` once in each interval.
     pub(super) fn is_due(&self) -> bool {
         let mut last = lock(&self.last);
@@ -255,6 +260,7 @@ mod tests {
             !again.is_doubtful(Some(Time::MAX)),
             "same run of the machine"
         );
+        assert!(same.has_doubts() && !again.has_doubts());
         let noted = Synced {
             boot: "another".into(),
             at: 1_000,

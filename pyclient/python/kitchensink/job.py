@@ -212,7 +212,7 @@ class Job(Future):  # type: ignore[type-arg]
         if not self.finished:
             deadline = None if timeout is None else time.monotonic() + timeout
             if self._session is None or not waiting.wait(self._session, self, deadline):
-                raise Late(f"{self.name} ({self.id}) has not ended within {timeout} s")
+                raise Late(f"{self.name} ({self.id}) has not ended within {timeout:.3g} s")
         self._decode()
         decoding = self.__dict__.get("_decoding")
         if decoding is not None and decoding.locked():
