@@ -256,6 +256,46 @@ def test_help_and_version(cluster):
     assert cluster[1].ks("--version").text.startswith("ks ")
 
 
+APPENDER = """
+import sys
+acknowledged = 0
+while not sys.stdin.closed:
+    try:
+        with open("/ks/appended", "a") as file:
+            file.write("x\\n")
+        acknowledged += 1
+    except OSError:
+        pass
+    if acknowledged % 50 == 0:
+        print(acknowledged, flush=True)
+"""
+
+
+def test_nothing_is_written_beneath_a_mount_that_is_replaced(make_cluster):
+    cluster = make_cluster(1).start()
+    cluster.expect_clean = False
+    node = cluster[1]
+    node.shell("echo first > /ks/appended")
+    count = node.home / "appends"
+    writer = node.spawn([PYTHON, "-c", APPENDER], stdout=count.open("w"))
+    try:
+        for _ in range(3):
+            before = count.stat().st_size
+            wait_for(lambda before=before: count.stat().st_size > before, 20)
+            node.kill9()
+            node.restart()
+    finally:
+        writer.kill()
+        writer.wait(timeout=5)
+    acknowledged = int(count.read_text().split()[-1])
+    assert (node.datadir / "appended").read_text().count("x") >= acknowledged > 0
+    node.stop()
+    assert node.shell("ls -A /ks").text == "" and not cluster.hosts.mounts(1)
+    node.shell("touch /ks/stray")
+    refused = node.exec(node.mount_command(), check=False)
+    assert refused.status == 1 and "stray" in refused.error and "Move it" in refused.error, refused
+
+
 def test_foreground_ends_in_order_on_sigterm(make_cluster):
     cluster = make_cluster(1)
     node = cluster[1]

@@ -52,6 +52,7 @@ impl UmountArgs {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+        ks_fs::mount::clear_beneath(&tree.mountpoint);
         if let Some(state_dir) = tree.socket.parent() {
             // A node that was killed has not done it itself.
             memory::remove_left_over(Path::new(memory::PARENT), state_dir);
