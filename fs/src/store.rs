@@ -146,6 +146,8 @@ pub struct LocalMeta {
 pub enum CopyState {
     /// Whole, and of the current version.
     Current,
+    /// As `Current` by its numbers, and found damaged when no copy was found good (`troubles`): it is not read.
+    Damaged,
     /// Whole, of an older version.
     Old,
     /// Changed behind our back, or being written.
