@@ -158,7 +158,7 @@ def test_doctor_names_records_that_cannot_be_read(make_cluster):
     command = ["redis-cli", "-s", redis / "redis.sock", "--no-auth-warning", "-a", password]
     assert cluster[1].exec([*command, "set", f"ks:i:{ino}", "nonsense"]).text == "OK\n"
     doctor = cluster[1].ks("doctor", check=False)
-    assert doctor.status == 1 and "d/file: its record cannot be read" in doctor.text, doctor
+    assert doctor.status == 1 and "/ks/d/file: its record cannot be read" in doctor.text, doctor
 
 
 def test_md5_is_computed_when_asked_for_and_kept_with_the_version(make_cluster):
