@@ -248,6 +248,15 @@ impl Store {
         })
     }
 
+    /// Whether no daemon has that data directory. Error: `Locked`.
+    pub fn ensure_free(datadir: &Path) -> Result<(), StoreError> {
+        let state_dir = datadir.join(crate::path::STATE_DIR);
+        match state_dir.join("lock").exists() {
+            true => state::take_lock(datadir, &state_dir).map(drop),
+            false => Ok(()),
+        }
+    }
+
     /// Who this node is: made at the first start on this data directory.
     pub fn node_id(&self) -> NodeId {
         self.node
