@@ -441,7 +441,10 @@ fn records_found(records: &serde_json::Value, mountpoint: &Path) -> Vec<Finding>
     // What stands in a directory whose own path is not known is told by that directory's number.
     let seen = |path: &str| match path.contains("' in directory ") {
         true => path.to_owned(),
-        false => mountpoint.join(path).display().to_string(),
+        false => mountpoint
+            .join(path.trim_start_matches('/'))
+            .display()
+            .to_string(),
     };
     let damaged = records.get("damaged").and_then(serde_json::Value::as_array);
     let without = records.get("without_content");

@@ -232,14 +232,8 @@ impl Executor {
             }
         }
         let (until, queue) = (self.keep_until(), &self.queue);
-        queue
-            .keep(&passing, Some(until))
-            .await
-            .map_err(away)?;
-        queue
-            .keep(&lasting, None)
-            .await
-            .map_err(away)?;
+        queue.keep(&passing, Some(until)).await.map_err(away)?;
+        queue.keep(&lasting, None).await.map_err(away)?;
         self.prefer(spilled);
         Ok(())
     }
