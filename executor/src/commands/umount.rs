@@ -190,9 +190,10 @@ fn with_helper(mountpoint: &Path, force: bool) -> anyhow::Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.trim();
     if let Some(owner) = owner_of(mountpoint).filter(|owner| *owner != user()) {
-        let (owner, mountpoint) = (name_of(owner), mountpoint.display());
+        let (name, mountpoint) = (name_of(owner), mountpoint.display());
+        let others = if owner == 0 { "" } else { " or root" };
         bail!(
-            "{mountpoint}: it was mounted by {owner}: {owner} or root may unmount it (sudo ks umount {mountpoint})"
+            "{mountpoint}: it was mounted by {name}; {name}{others} may unmount it (sudo ks umount {mountpoint})"
         );
     }
     if said.contains("busy") {
