@@ -117,7 +117,7 @@ struct Simulation {
     journals: tempfile::TempDir,
     nodes: Vec<Option<Catalog>>,
     random: Random,
-    /// What was made while not all nodes were there: path, number, and whether it must be at that path.
+    /// What was made while not all nodes were there: path and number.
     made: Vec<(String, Ino)>,
     story: Vec<String>,
     /// Changes that failed as none should.
@@ -156,7 +156,9 @@ impl Simulation {
     }
 
     fn living(&self) -> Vec<usize> {
-        (0..NODES).filter(|node| self.nodes[*node].is_some()).collect()
+        (0..NODES)
+            .filter(|node| self.nodes[*node].is_some())
+            .collect()
     }
 
     fn any_living(&mut self) -> Catalog {
@@ -172,7 +174,11 @@ impl Simulation {
         walk(&catalog.unwrap()).await.unwrap()
     }
 
-    fn pick<'t>(&mut self, tree: &'t Tree, wanted: impl Fn(&Item) -> bool) -> Option<(&'t String, &'t Item)> {
+    fn pick<'t>(
+        &mut self,
+        tree: &'t Tree,
+        wanted: impl Fn(&Item) -> bool,
+    ) -> Option<(&'t String, &'t Item)> {
         let items: Vec<_> = tree.iter().filter(|(_, item)| wanted(item)).collect();
         (!items.is_empty()).then(|| items[self.random.below(items.len())])
     }
@@ -183,7 +189,9 @@ impl Simulation {
             return (String::new(), ROOT);
         }
         let found = self.pick(tree, |item| item.is_directory);
-        found.map_or((String::new(), ROOT), |(path, item)| (path.clone(), item.ino))
+        found.map_or((String::new(), ROOT), |(path, item)| {
+            (path.clone(), item.ino)
+        })
     }
 
     fn name(&mut self) -> &'static str {
@@ -202,36 +210,53 @@ impl Simulation {
         let done = match what {
             0..20 => {
                 said += &format!("mkdir {above}/{name}");
-                let made = node.create(parent, name.as_bytes(), inode(Kind::Directory, NodeId::NONE));
-                made.await.map(|made| said += &format!(" = {}", made.value.ino))
+                let made = node.create(
+                    parent,
+                    name.as_bytes(),
+                    inode(Kind::Directory, NodeId::NONE),
+                );
+                made.await
+                    .map(|made| said += &format!(" = {}", made.value.ino))
             }
             20..40 => {
                 said += &format!("create {above}/{name}");
                 let made = node.create(parent, name.as_bytes(), inode(Kind::File, me));
-                made.await.map(|made| said += &format!(" = {}", made.value.ino))
+                made.await
+                    .map(|made| said += &format!(" = {}", made.value.ino))
             }
             40..52 => {
-                let Some((path, file)) = self.pick(&tree, |item| !item.is_directory) else { return };
+                let Some((path, file)) = self.pick(&tree, |item| !item.is_directory) else {
+                    return;
+                };
                 said += &format!("link {path} {above}/{name}");
                 node.link(file.ino, parent, name.as_bytes()).await.map(drop)
             }
             52..70 => {
-                let Some((path, item)) = self.pick(&tree, |_| true) else { return };
+                let Some((path, item)) = self.pick(&tree, |_| true) else {
+                    return;
+                };
                 let flags = [0, 0, 1, 2][self.random.below(4)];
                 said += &format!("rename {path} {above}/{name} {flags}");
                 let renamed = node.rename(item.parent, &item.name, parent, name.as_bytes(), flags);
                 renamed.await.map(drop)
             }
             70..80 => {
-                let Some((path, item)) = self.pick(&tree, |item| !item.is_directory) else { return };
+                let Some((path, item)) = self.pick(&tree, |item| !item.is_directory) else {
+                    return;
+                };
                 said += &format!("unlink {path}");
                 node.unlink(item.parent, &item.name).await.map(drop)
             }
             80..90 => {
-                let Some((path, item)) = self.pick(&tree, |item| item.is_directory) else { return };
+                let Some((path, item)) = self.pick(&tree, |item| item.is_directory) else {
+                    return;
+                };
                 said += &format!("rm -r {path}");
                 let below = format!("{path}/");
-                let inside = tree.iter().rev().filter(|(path, _)| path.starts_with(&below));
+                let inside = tree
+                    .iter()
+                    .rev()
+                    .filter(|(path, _)| path.starts_with(&below));
                 for (_, inside) in inside {
                     let gone = match inside.is_directory {
                         true => node.rmdir(inside.parent, &inside.name).await.map(drop),
@@ -249,10 +274,15 @@ impl Simulation {
                 gone
             }
             _ => {
-                let Some((path, item)) = self.pick(&tree, |_| true) else { return };
+                let Some((path, item)) = self.pick(&tree, |_| true) else {
+                    return;
+                };
                 let mode = self.random.below(0o1000) as u32;
                 said += &format!("chmod {path} {mode:o}");
-                let change = AttributeChange { mode: Some(mode), ..Default::default() };
+                let change = AttributeChange {
+                    mode: Some(mode),
+                    ..Default::default()
+                };
                 node.set_attributes(item.ino, change).await.map(drop)
             }
         };
@@ -292,7 +322,9 @@ impl Simulation {
     }
 
     fn away(&mut self) -> Vec<usize> {
-        let mut away: Vec<usize> = (0..NODES).filter(|node| self.nodes[*node].is_none()).collect();
+        let mut away: Vec<usize> = (0..NODES)
+            .filter(|node| self.nodes[*node].is_none())
+            .collect();
         for at in (1..away.len()).rev() {
             away.swap(at, self.random.below(at + 1));
         }
@@ -308,7 +340,8 @@ impl Simulation {
     /// Those that run notice the loss and rebuild.
     async fn rebuild(&mut self) {
         let mut waiting = tokio::task::JoinSet::new();
-        for catalog in self.nodes.iter().flatten().cloned() {
+        for catalog in self.nodes.iter().flatten() {
+            let catalog = catalog.clone();
             waiting.spawn(async move {
                 let _ = catalog.located(ROOT).await;
                 catalog.until_behind().await;
@@ -323,7 +356,11 @@ impl Simulation {
     async fn work_on(&mut self, truth: &Tree) {
         let node = self.any_living();
         let tree = self.tree().await;
-        let from = if self.random.chance(0.5) { truth } else { &tree };
+        let from = if self.random.chance(0.5) {
+            truth
+        } else {
+            &tree
+        };
         let (path, _) = self.directory(&from.clone());
         let mut at = ROOT;
         for name in path.split('/').filter(|name| !name.is_empty()) {
@@ -332,14 +369,21 @@ impl Simulation {
                 Some(_) => return,
                 None => {
                     let made = inode(Kind::Directory, NodeId::NONE);
-                    node.create(at, name.as_bytes(), made).await.unwrap().value.ino
+                    node.create(at, name.as_bytes(), made)
+                        .await
+                        .unwrap()
+                        .value
+                        .ino
                 }
             };
         }
         let name = format!("new{}", self.story.len());
-        let made = node.create(at, name.as_bytes(), inode(Kind::File, node.me())).await;
+        let made = node
+            .create(at, name.as_bytes(), inode(Kind::File, node.me()))
+            .await;
         let ino = made.unwrap().value.ino;
-        self.story.push(format!("{}: works on: {path}/{name} = {ino}", node.me()));
+        self.story
+            .push(format!("{}: works on: {path}/{name} = {ino}", node.me()));
         self.made.push((format!("{path}/{name}"), ino));
     }
 
@@ -351,11 +395,14 @@ impl Simulation {
             match found.get(path) {
                 // Of a directory that was made again meanwhile the number may be another.
                 Some(it) if it == item || (worked_on && it.is_directory && item.is_directory) => {}
-                Some(it) if worked_on && (it.ino, it.mode, it.nlink) == (item.ino, item.mode, item.nlink) => {}
+                Some(it)
+                    if worked_on
+                        && (it.ino, it.mode, it.nlink) == (item.ino, item.mode, item.nlink) => {}
                 other => faults.push(format!("{path}: is {other:?}, was {item:?}")),
             }
         }
-        let places: BTreeMap<Ino, &String> = found.iter().map(|(path, item)| (item.ino, path)).collect();
+        let places: BTreeMap<Ino, &String> =
+            found.iter().map(|(path, item)| (item.ino, path)).collect();
         let known: BTreeSet<&String> = self.made.iter().map(|(path, _)| path).collect();
         for (path, ino) in &self.made {
             let above = path.rsplit_once('/').unwrap().0;
@@ -366,11 +413,22 @@ impl Simulation {
             }
         }
         for (path, item) in found {
-            let is_above = self.made.iter().any(|(made, _)| made.starts_with(&format!("{path}/")));
+            let is_above = self
+                .made
+                .iter()
+                .any(|(made, _)| made.starts_with(&format!("{path}/")));
             let is_odd = !truth.contains_key(path) && !known.contains(path);
             // A directory in which something was made stays, wherever it had to.
-            let holds_some = item.is_directory && found.keys().any(|inside| inside.starts_with(&format!("{path}/")));
-            if is_odd && !(worked_on && (is_above || holds_some || self.made.iter().any(|(_, ino)| *ino == item.ino))) {
+            let holds_some = item.is_directory
+                && found
+                    .keys()
+                    .any(|inside| inside.starts_with(&format!("{path}/")));
+            if is_odd
+                && !(worked_on
+                    && (is_above
+                        || holds_some
+                        || self.made.iter().any(|(_, ino)| *ino == item.ino)))
+            {
                 faults.push(format!("{path} is not to be there: {item:?}"));
             }
         }
@@ -436,7 +494,11 @@ async fn run(seed: u64) -> Option<String> {
 /// `KS_SEED` runs one seed, `KS_SEEDS` so many.
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_comes_late_the_tree_is_as_it_was() {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let number = |name| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
     let seeds = match number("KS_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("KS_SEEDS").unwrap_or(SEEDS),
@@ -452,5 +514,9 @@ async fn whoever_comes_late_the_tree_is_as_it_was() {
     }
     let failed: Vec<String> = runs.join_all().await.into_iter().flatten().collect();
     let first = failed.first().cloned().unwrap_or_default();
-    assert!(failed.is_empty(), "{} seeds fail; the first:\n{first}", failed.len());
+    assert!(
+        failed.is_empty(),
+        "{} seeds fail; the first:\n{first}",
+        failed.len()
+    );
 }

@@ -204,7 +204,10 @@ impl Catalog {
             (None, None) => return Ok(()),
         }
         for (link, (stand, is_there)) in &one.links {
-            match self.bring_link(one.ino, link, *stand, *is_there, round).await {
+            match self
+                .bring_link(one.ino, link, *stand, *is_there, round)
+                .await
+            {
                 Err(error) if may_wait(&error) && round != Round::Last => return Err(error),
                 Ok(()) | Err(CatalogError::Posix(_)) => {}
                 Err(error) => return Err(error),

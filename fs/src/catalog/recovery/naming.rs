@@ -189,7 +189,7 @@ impl<'r> Naming<'r> {
             .filter(|(_, inode)| inode.kind != Kind::Directory)
             .map(|(ino, _)| *ino)
             .collect();
-        let links = self.links(&linked).await?;
+        let links = self.links(&linked, &records).await?;
         let mut wanted = Vec::new();
         for (ino, inode) in &records {
             if *ino == ROOT {
@@ -264,7 +264,12 @@ impl<'r> Naming<'r> {
         }
     }
 
-    async fn links(&self, inos: &[Ino]) -> Result<BTreeMap<Ino, BTreeSet<Link>>, CatalogError> {
+    /// The further links of these; one that became its file's own name, by somebody who has not come yet, is none any more.
+    async fn links(
+        &self,
+        inos: &[Ino],
+        records: &BTreeMap<Ino, Inode>,
+    ) -> Result<BTreeMap<Ino, BTreeSet<Link>>, CatalogError> {
         let mut links = BTreeMap::new();
         if inos.is_empty() {
             return Ok(links);
@@ -280,7 +285,11 @@ impl<'r> Naming<'r> {
             };
             let read = members.into_iter().filter_map(bytes);
             let read = read.filter_map(|member| Link::from_bytes(&member).ok());
-            links.insert(*ino, read.collect());
+            let own = |link: &Link| {
+                let inode = records.get(ino);
+                inode.is_some_and(|inode| (inode.parent, &inode.name) == (link.parent, &link.name))
+            };
+            links.insert(*ino, read.filter(|link| !own(link)).collect());
         }
         self.put_links(&links).await?;
         Ok(links)

@@ -144,7 +144,10 @@ impl Catalog {
         command.arg(RECOVERED).arg(&fields);
         let known = array(self.redis().run(&command).await?);
         let known = known.ok_or_else(|| damaged(RECOVERED))?;
-        Ok(fields.into_iter().zip(known.into_iter().map(text)).collect())
+        Ok(fields
+            .into_iter()
+            .zip(known.into_iter().map(text))
+            .collect())
     }
 
     /// Whether an inode was changed since the tree was whole.
