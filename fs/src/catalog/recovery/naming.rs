@@ -208,15 +208,14 @@ impl<'r> Naming<'r> {
             want(inode.parent, &inode.name, true);
             for link in links.get(ino).into_iter().flatten() {
                 want(link.parent, &link.name, false);
+                self.shape.parents.insert(link.parent);
             }
             self.shape.parents.insert(inode.parent);
             if inode.kind == Kind::Directory {
                 self.shape.directories.insert(*ino, inode.parent);
             }
         }
-        for refused in self.enter(&wanted).await? {
-            self.settle(refused).await?;
-        }
+        // Before names are settled, which changes records.
         for (ino, inode) in &records {
             let count = links.get(ino).map_or(0, BTreeSet::len) as u32 + 1;
             if inode.kind != Kind::Directory && inode.nlink != count {
@@ -230,6 +229,9 @@ impl<'r> Naming<'r> {
                 )
                 .await?;
             }
+        }
+        for refused in self.enter(&wanted).await? {
+            self.settle(refused).await?;
         }
         Ok(())
     }
