@@ -156,3 +156,32 @@ def test_special_files(trio):
     assert trio[2].shell("cd /ks/special && stat -c '%n %F %a' fifo socket null").text == told
     trio[2].shell("rm /ks/special/*; rmdir /ks/special")
     assert trio[1].exec(["ls", "/ks/special"], check=False).status != 0
+
+
+# Each on a file of its own, while it is being loaded: what a running program is made of must not go.
+TRUNCATES_WHAT_RUNS = """
+import errno, os, shutil, subprocess, sys
+program = open(shutil.which("sleep"), "rb").read()
+for turn in range(100):
+    path = f"{sys.argv[1]}/program-{turn}"
+    with open(path, "wb") as file:
+        file.write(program)
+    os.chmod(path, 0o755)
+    running = subprocess.Popen([path, "100"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for flags in (os.O_RDONLY | os.O_TRUNC, os.O_WRONLY, os.O_RDWR | os.O_TRUNC):
+        try:
+            os.open(path, flags)
+            sys.exit(f"{turn}: opened with {flags:#o}, and it runs")
+        except OSError as error:
+            assert error.errno == errno.ETXTBSY, error
+    assert os.path.getsize(path) == len(program), os.path.getsize(path)
+    assert running.poll() is None, running.returncode
+    running.kill()
+    running.wait()
+    os.unlink(path)
+"""
+
+
+def test_a_running_program_is_not_truncated(trio):
+    trio[1].shell("mkdir /ks/running")
+    trio[1].exec(["python3", "-c", TRUNCATES_WHAT_RUNS, "/ks/running"])

@@ -42,6 +42,9 @@ pub enum FsError {
     /// ENOSPC.
     #[error("no space left on the data directory's disk")]
     NoSpace,
+    /// ETXTBSY.
+    #[error("the program is running on this node")]
+    TextBusy,
     /// ENFILE.
     #[error("too many open files (limit {0})")]
     TooManyOpen(usize),
@@ -83,6 +86,7 @@ impl FsError {
             FsError::Stale => libc::ESTALE,
             FsError::ReadOnly(_) => libc::EROFS,
             FsError::NoSpace => libc::ENOSPC,
+            FsError::TextBusy => libc::ETXTBSY,
             FsError::TooManyOpen(_) => libc::ENFILE,
             FsError::Interrupted => libc::EINTR,
             FsError::NoAttribute => libc::ENODATA,

@@ -67,6 +67,8 @@ pub(crate) struct OpenHandle {
     pub(crate) append: bool,
     /// It can be mapped for writing.
     pub(crate) maps: bool,
+    /// It runs as a program.
+    pub(crate) executes: bool,
     /// The process group that opened it, where somebody watches process groups.
     pub(crate) group: Option<i32>,
 }
@@ -183,6 +185,7 @@ pub(crate) struct NewHandle {
     pub(crate) fixed: bool,
     pub(crate) append: bool,
     pub(crate) maps: bool,
+    pub(crate) executes: bool,
     pub(crate) group: Option<i32>,
 }
 
@@ -224,6 +227,13 @@ impl Table {
         self.inodes.lock().unwrap().get(&ino).cloned()
     }
 
+    /// Whether somebody on this node runs it as a program.
+    pub(crate) fn is_executed(&self, ino: Ino) -> bool {
+        let handles = self.handles.read().unwrap();
+        let executes = |open: &Arc<OpenHandle>| open.ino == ino && open.executes;
+        handles.values().any(executes)
+    }
+
     /// The inode, when its attributes live somewhere else than in the catalog: open for writing here or forwarded.
     pub(crate) fn live_inode(&self, ino: Ino) -> Option<Arc<OpenInode>> {
         match self.live_inodes.load(Ordering::Acquire) {
@@ -251,6 +261,7 @@ impl Table {
             served,
             append,
             maps,
+            executes,
             group,
             ..
         } = new;
@@ -287,6 +298,7 @@ impl Table {
             mode,
             append,
             maps,
+            executes,
             group,
         };
         drop(inodes);

@@ -29,6 +29,9 @@ const HASH_WAIT: Duration = Duration::from_secs(20);
 /// Set-user-id and set-group-id.
 pub(super) const PRIVILEGE_BITS: u32 = 0o6000;
 
+/// What the kernel adds to the flags of an open that executes the file (`__FMODE_EXEC`, include/linux/fs.h).
+const OPENED_TO_EXECUTE: i32 = 0x20;
+
 /// How often an open that waits for the catalog looks whether Redis is away.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -40,6 +43,8 @@ pub(super) struct Want {
     pub(super) append: bool,
     /// Open for reading and writing: it can be mapped for writing.
     pub(super) maps: bool,
+    /// Open to run it as a program, as long as that runs.
+    pub(super) executes: bool,
 }
 
 impl Want {
@@ -48,6 +53,7 @@ impl Want {
         truncate: false,
         append: false,
         maps: false,
+        executes: false,
     };
 
     pub(super) fn of(flags: i32) -> Self {
@@ -57,6 +63,7 @@ impl Want {
             truncate,
             append: flags & libc::O_APPEND != 0,
             maps: flags & libc::O_ACCMODE == libc::O_RDWR,
+            executes: flags & OPENED_TO_EXECUTE != 0,
         }
     }
 }
@@ -93,6 +100,12 @@ impl FileSystem {
         who: Caller,
     ) -> Result<Opened, FsError> {
         let want = Want::of(flags);
+        // The kernel refuses this by itself where the open is also for writing; O_RDONLY with O_TRUNC it asks of us first,
+        // and refuses when the program is truncated already.
+        let asked_first = want.truncate && flags & libc::O_ACCMODE == libc::O_RDONLY;
+        if asked_first && self.table.is_executed(ino) {
+            return Err(FsError::TextBusy);
+        }
         let ahead = self.fetch_ahead(ino, want, who.pid);
         let found = self.find(ino, want).await?;
         let served = self.serve(&found, want).await?;
@@ -111,6 +124,7 @@ impl FileSystem {
             passthrough_allowed: !(want.write && privileged),
             append: want.append,
             maps: want.maps,
+            executes: want.executes,
             group,
         });
         if opened.is_err() {
@@ -179,6 +193,7 @@ impl FileSystem {
             passthrough_allowed: true,
             append: want.append,
             maps: want.maps,
+            executes: want.executes,
             group,
         });
         if opened.is_err() {
@@ -601,6 +616,7 @@ mod tests {
         assert!(Want::of(libc::O_RDONLY | libc::O_TRUNC).write);
         assert!(Want::of(libc::O_RDWR | libc::O_APPEND).append);
         assert!(Want::of(libc::O_WRONLY | libc::O_TRUNC).truncate);
+        assert!(Want::of(libc::O_RDONLY | OPENED_TO_EXECUTE).executes && !read.executes);
     }
 
     #[test]
