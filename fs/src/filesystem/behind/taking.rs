@@ -10,7 +10,7 @@ use crate::store::scan::look::{self, Glance, Seen};
 use crate::store::scan::take_paths;
 use crate::store::watch::Watches;
 use crate::store::watch::due::{BelowMoved, Due, Hint, Look, Task};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// So often a path waits for the directory that it is in to be moved.
@@ -194,7 +194,17 @@ impl FileSystem {
             self.mend(watches, path).await;
         }
         gone.sort_by_key(|(_, item)| std::cmp::Reverse(item.task.path.names().count()));
-        for (below, item) in gone {
+        self.take_all_away(watches, ground, gone).await;
+    }
+
+    async fn take_all_away(
+        &self,
+        watches: &Watches,
+        ground: Ground,
+        gone: Vec<(BelowMoved, Item)>,
+    ) {
+        let mut seen_before = HashSet::new();
+        for (below, mut item) in gone {
             if !self.catalog.holds(ground) {
                 again(watches, &item.task.path);
                 continue;
@@ -203,12 +213,30 @@ impl FileSystem {
                 not_yet(watches, &item.task.path);
                 continue;
             }
+            if let Some(node) = &item.node
+                && !seen_before.insert(node.ino)
+                && self.look_again(&mut item).await.is_err()
+            {
+                again(watches, &item.task.path);
+                continue;
+            }
             match self.take_away(watches, &item).await {
                 Ok(true) => self.settled(watches, &item).await,
                 Ok(false) => not_yet(watches, &item.task.path),
                 Err(error) => self.failed(watches, &item, &error),
             }
         }
+    }
+
+    /// Another name of the same file went just now, and its record says so: what was looked at is that file still, where its content is.
+    async fn look_again(&self, item: &mut Item) -> Result<(), CatalogError> {
+        let now = self.catalog.resolve(&item.task.path).await?;
+        if let (Some(node), Some(now)) = (&mut item.node, now)
+            && (node.ino, node.inode.version) == (now.ino, now.inode.version)
+        {
+            *node = now;
+        }
+        Ok(())
     }
 
     fn failed(&self, watches: &Watches, item: &Item, error: &FsError) {
