@@ -215,7 +215,7 @@ impl FileSystem {
             }
             if let Some(node) = &item.node
                 && !seen_before.insert(node.ino)
-                && self.look_again(&mut item).await.is_err()
+                && self.see_fewer_names(&mut item).await.is_err()
             {
                 again(watches, &item.task.path);
                 continue;
@@ -229,7 +229,7 @@ impl FileSystem {
     }
 
     /// Another name of the same file went just now, and its record says so: what was looked at is that file still, where its content is.
-    async fn look_again(&self, item: &mut Item) -> Result<(), CatalogError> {
+    async fn see_fewer_names(&self, item: &mut Item) -> Result<(), CatalogError> {
         let now = self.catalog.resolve(&item.task.path).await?;
         if let (Some(node), Some(now)) = (&mut item.node, now)
             && (node.ino, node.inode.version) == (now.ino, now.inode.version)
