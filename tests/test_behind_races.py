@@ -1,4 +1,4 @@
-"""What other programs do in a data directory while programs work on the same files through /ks: nothing acknowledged is lost."""
+"""What other programs do in a data directory, in the ways that they do it, also while others write through /ks."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import time
+from functools import partial
 
 import pytest
 
@@ -29,17 +30,28 @@ def names(node, directory):
 
 def same_bytes_soon(pair, name, content, within_s=SOON_S):
     for node in (pair[1], pair[2]):
-        wait_for(lambda: node.exec(["cat", f"/ks/{name}"], check=False).stdout == content, within_s, f"{name} on {node.name}")
+        wait_for(partial(has_bytes, node, name, content), within_s, f"{name} on {node.name}")
+
+
+def has_bytes(node, name, content):
+    return node.exec(["cat", f"/ks/{name}"], check=False).stdout == content
+
+
+def succeeds(run):
+    return run().status == 0
+
+
+def has_names(node, directory, expected):
+    return names(node, directory) == sorted(expected)
 
 
 def test_how_editors_save(pair):
-    """vim: the old one to NAME~, a new one under the name; others: a new one renamed over; in place with a backup that is a link."""
+    """vim: the old one to NAME~, a new one under the name; others rename a new one over it, or write in place."""
     root = pair[1].datadir / "edit"
     root.mkdir()
     file, backup = root / "text", root / "text~"
     file.write_bytes(b"0" * 1000)
     same_bytes_soon(pair, "edit/text", b"0" * 1000)
-    number = pair[1].exec(["stat", "-c", "%i", "/ks/edit/text"]).text
     for turn in range(1, 9):
         content = str(turn).encode() * (1000 + turn)
         if turn % 3 == 0:
@@ -57,7 +69,6 @@ def test_how_editors_save(pair):
             same_bytes_soon(pair, "edit/text", content)
     same_bytes_soon(pair, "edit/text", content)
     wait_for(lambda: names(pair[2], "edit") == ["text"], SOON_S)
-    assert number
     os.rename(file, backup)
     file.write_bytes(b"after")
     same_bytes_soon(pair, "edit/text", b"after")
@@ -78,7 +89,9 @@ def test_holes_and_hard_links(pair):
         os.link(root / "sparse", root / f"link{turn}")
     wait_for(lambda: len(names(pair[2], "kinds-of-files")) == 32, SOON_S)
     for node in (pair[1], pair[2]):
-        sums = node.shell("cd /ks/kinds-of-files && sha256sum sparse again link7 && stat -c %h:%i * | sort -u", timeout=120).text.split()
+        sums = node.shell(
+            "cd /ks/kinds-of-files && sha256sum sparse again link7 && stat -c %h:%i * | sort -u", timeout=120
+        ).text.split()
         assert sums[0] == sums[2] == sums[4] == digest
         assert len(sums) == 7 and sums[6].startswith("32:"), sums
     for turn in range(30):
@@ -109,17 +122,19 @@ def test_deleted_and_made_again_quickly(pair):
         same_bytes_soon(pair, f"again/{name}", expected)
 
 
+SLOWLY = """
+import sys, time
+with open(sys.argv[1], "wb", buffering=0) as file:
+    for number in range(80):
+        file.write(bytes([number]) * 25000)
+        time.sleep(0.15)
+"""
+
+
 def test_a_file_that_is_written_slowly(pair):
     """Whoever reads it meanwhile sees a beginning of it, and when it is closed all of it is there with its hash."""
     file = pair[1].datadir / "slowly"
-    code = """
-        import time
-        with open({path!r}, "wb", buffering=0) as file:
-            for number in range(80):
-                file.write(bytes([number]) * 25000)
-                time.sleep(0.15)
-    """.format(path=str(file))
-    writer = subprocess.Popen(["python3", "-c", "\n".join(line[8:] for line in code.splitlines())])
+    writer = subprocess.Popen(["python3", "-c", SLOWLY, str(file)])
     whole = b"".join(bytes([number]) * 25000 for number in range(80))
     seen = 0
     while writer.poll() is None:
@@ -167,7 +182,9 @@ def test_writers_beside_rsync(pair, tmp_path):
         node.shell(f"mkdir /ks/busy/{node.name}")
         log = node.home / "written"
         logs.append((node, log))
-        writers.append(node.spawn(["python3", "-c", WRITER, f"/ks/busy/{node.name}", stop, log], stderr=subprocess.PIPE))
+        writers.append(
+            node.spawn(["python3", "-c", WRITER, f"/ks/busy/{node.name}", stop, log], stderr=subprocess.PIPE)
+        )
     # Files of both kinds in one directory: theirs beside what is written through /ks.
     for turn in range(6):
         for target in ("host1", "host2"):
@@ -191,11 +208,12 @@ def test_writers_beside_rsync(pair, tmp_path):
             listing = f"/ks/busy/{node.name}"
             ours = {name for name in names(reader, f"busy/{node.name}") if not name.startswith("theirs")}
             expected = ours | {f"theirs-{number}" for number in range(120)}
-            wait_for(lambda: set(names(reader, f"busy/{node.name}")) == expected, SOON_S, listing)
+            wait_for(partial(has_names, reader, f"busy/{node.name}", expected), SOON_S, listing)
             code = f"""
                 import json
                 above = {listing!r}
-                print(json.dumps({{name: open(f"{{above}}/{{name}}", "rb").read().hex() for name in os.listdir(above)}}))
+                contents = {{name: open(f"{{above}}/{{name}}", "rb").read().hex() for name in os.listdir(above)}}
+                print(json.dumps(contents))
             """
             texts = {name: bytes.fromhex(text) for name, text in json.loads(reader.python(code).text).items()}
             for name, number in written.items():
@@ -222,7 +240,8 @@ with open("/ks/open/{name}", "w", buffering=1) as file:
     file.write("ended\\n")
 """
         writer = node.spawn(["python3", "-c", code], stderr=subprocess.PIPE)
-        wait_for(lambda: f"{name}.ready" in names(pair[2], "open"), SOON_S)
+        ready = partial(pair[2].exec, ["test", "-e", f"/ks/open/{name}.ready"], check=False)
+        wait_for(partial(succeeds, ready), SOON_S)
         home = node.datadir / "open" / name
         wait_for(home.exists, SOON_S)
         replacement = node.datadir / "open" / "replacement"
