@@ -139,7 +139,7 @@ impl Node {
             memory_limit_bytes: options.memory_limit.of(u64::MAX) as usize,
             read_only: options.read_only,
             passthrough: !options.no_passthrough,
-            watch: !options.no_watch,
+            watch: options.watch,
             keeping: Keeping {
                 cache_limit: match options.cache_limit {
                     Size::Bytes(bytes) => CacheLimit::Bytes(bytes),
