@@ -99,6 +99,8 @@ def test_json_tells_names_that_are_not_utf8(cluster):
     assert bytes.fromhex(row["path_hex"]) == name
     (row,) = cluster[1].ks_json("verify", path)
     assert bytes.fromhex(row["path_hex"]) == name and row["ok"]
+    head, row = cluster[1].ks("where", path).text.splitlines()
+    assert row.startswith("/ks/odd\\xff ") and row.index("host1") == head.index("NODE"), f"{head}\n{row}"
     (row,) = cluster[1].ks_json("where", "/ks/data/two.bin")
     assert "path_hex" not in row
 
@@ -178,6 +180,25 @@ def test_run_passes_a_signal_as_a_status(cluster):
     assert done.status != 0
 
 
+def test_run_that_is_interrupted_ends_as_interrupted(cluster):
+    client = cluster[1].spawn([PROGRAM, "run", "--node", "host2", "--", "sleep", "346"])
+    wait_for(lambda: "sleep 346" in cluster.hosts.processes(2).values(), 20, "the command runs")
+    client.send_signal(signal.SIGINT)
+    assert client.wait(timeout=10) == 130
+    assert "sleep 346" not in cluster.hosts.processes(2).values()
+
+
+def test_counts_say_what_was_counted(cluster):
+    cluster[2].shell("echo x > /ks/data/counted")
+    assert cluster[1].ks("pin", "/ks/data/counted").text == "files pinned: 1 of 1\n"
+    assert cluster[1].ks("pin", "--unpin", "/ks/data/counted").text == "files unpinned: 1 of 1\n"
+    assert cluster[1].ks("push", "/ks/data/counted").text == "copies there: 3 of 3\n"
+    assert cluster[1].ks("drop", "/ks/data/counted").text == "copies given up: 1 of 1\n"
+    refused = cluster[1].ks("replicate", "/ks/data/counted", "-n", "99", check=False)
+    assert refused.status == 1 and "3 is all that is possible" in refused.text and "-n 3" in refused.text, refused
+    assert cluster[1].ks("replicate", "/ks/data/counted", "-n", "3").text == "files with enough copies: 1 of 1\n"
+
+
 def test_run_ends_with_its_client(cluster):
     def sleepers():
         return [pid for pid, line in cluster.hosts.processes(2).items() if line == "sleep 345"]
@@ -254,6 +275,54 @@ def test_a_log_that_nobody_reads_ends_nothing(make_cluster):
 def test_help_and_version(cluster):
     assert "mount" in cluster[1].ks("--help").text
     assert cluster[1].ks("--version").text.startswith("ks ")
+
+
+APPENDER = """
+import sys
+acknowledged = 0
+while not sys.stdin.closed:
+    try:
+        with open("/ks/appended", "a") as file:
+            file.write("x\\n")
+        acknowledged += 1
+    except OSError:
+        pass
+    if acknowledged % 50 == 0:
+        print(acknowledged, flush=True)
+"""
+
+
+def test_nothing_is_written_beneath_a_mount_that_is_replaced(make_cluster):
+    cluster = make_cluster(1).start()
+    cluster.expect_clean = False
+    node = cluster[1]
+    node.shell("echo first > /ks/appended")
+    log = node.log()
+    second = node.exec([PROGRAM, "mount", node.home / "second", "--datadir", node.datadir], check=False)
+    assert second.status == 1 and "its node runs already, mounted on /ks" in second.error, second
+    assert node.log() == log and not (node.home / "second").exists()
+    another = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    if node.exec([*another, PROGRAM, "--version"], check=False).status == 0:
+        refused = node.exec([*another, PROGRAM, "umount", "/ks"], check=False)
+        assert refused.status == 1 and refused.error.startswith("ks umount: /ks: it was mounted by root"), refused
+    count = node.home / "appends"
+    writer = node.spawn([PYTHON, "-c", APPENDER], stdout=count.open("w"))
+    try:
+        for _ in range(3):
+            before = count.stat().st_size
+            wait_for(lambda before=before: count.stat().st_size > before, 20)
+            node.kill9()
+            node.restart()
+    finally:
+        writer.kill()
+        writer.wait(timeout=5)
+    acknowledged = int(count.read_text().split()[-1])
+    assert (node.datadir / "appended").read_text().count("x") >= acknowledged > 0
+    node.stop()
+    assert node.shell("ls -A /ks").text == "" and not cluster.hosts.mounts(1)
+    node.shell("touch /ks/stray")
+    refused = node.exec(node.mount_command(), check=False)
+    assert refused.status == 1 and "stray" in refused.error and "Move it" in refused.error, refused
 
 
 def test_foreground_ends_in_order_on_sigterm(make_cluster):

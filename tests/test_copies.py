@@ -170,6 +170,9 @@ def test_a_node_that_is_gone_for_good_is_forgotten(make_cluster):
     assert "only copy of 1 files" in refused.error and len(cluster[1].ks_json("nodes")) == 3
     assert "no node 'host9'" in cluster[1].ks("nodes", "--forget", "host9", check=False).error
 
+    apart = cluster[1].ks("run", "--near", "/ks/d/only", "--", "true", check=False)
+    assert apart.status == 1 and "/ks/d/only: host3 alone has it, and is gone" in apart.error, apart
+
     told, *lost = json.loads(cluster[1].ks("nodes", "--forget", "host3", "--force", "--json").stdout)
     assert told["done"] and told["lost"] == 1 and told["homes"] == 2, told
     assert [row["path"] for row in lost] == ["/ks/d/only"]
@@ -178,7 +181,7 @@ def test_a_node_that_is_gone_for_good_is_forgotten(make_cluster):
     for node in cluster.nodes[:2]:
         node.shell(f"echo {node.name} >> /ks/d/both && echo {node.name} >> /ks/d/empty")
     found = cluster[1].ks("doctor", check=False)
-    assert "d/only is in the tree, and no node has it" in found.text and "host3" not in found.text, found
+    assert "/ks/d/only is in the tree, and no node has it" in found.text and "host3" not in found.text, found
     assert "host3" not in cluster[1].ks("recover").text
     assert cluster[1].exec(["cat", "/ks/d/only"], check=False).status == 1
 

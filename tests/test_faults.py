@@ -295,6 +295,9 @@ def test_the_first_node_goes_and_comes_back(make_cluster):
         cluster[3].exec(["bash", "-c", "echo x > /ks/x"], check=False, timeout=35)
         assert time.monotonic() - began < 32
         cluster[3].exec(["df", "/ks"], timeout=5)
+        found = cluster[2].ks("doctor", check=False)
+        assert found.status == 1 and "umount" not in found.text, found
+        assert "FAILED   redis" in found.text and "host1 carries it" in found.text, found
         # No heart-beat came through for longer than one lasts: that is not taken for the others' death.
         time.sleep(max(0, began + 9 - time.monotonic()))
         cluster[1].restart()

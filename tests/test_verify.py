@@ -59,9 +59,19 @@ def test_a_file_without_a_good_copy_is_named_and_left_alone(cluster):
     cluster[1].exec(["tee", "/ks/lost"], input=data)
     verify(cluster[1], "/ks/lost")
     flip(cluster[1], "lost", 1_000_000)
-    done = cluster[1].ks("verify", "/ks/lost", check=False)
+    done = cluster[3].ks("verify", "/ks/lost", check=False)
     assert done.status == 1 and "/ks/lost" in done.text and "damaged" in done.text and "host1" in done.text, done
     assert (cluster[1].datadir / "lost").exists()
+    wait_for(lambda: cluster[2].status()["damaged"]["first"] == [{"path": "/ks/lost", "node": "host1"}], 20)
+    # It is not read any more, at its home neither.
+    for node in cluster.nodes:
+        refused = node.exec(["cat", "/ks/lost"], check=False, timeout=40)
+        assert refused.status == 1 and "Input/output error" in refused.error and refused.stdout != data, refused
+    assert "/lost: no node can give it now: the bytes in this node's data directory are damaged" in cluster[1].log()
+    flip(cluster[1], "lost", 1_000_000)
+    verify(cluster[2], "/ks/lost")
+    for node in cluster.nodes:
+        assert node.exec(["cat", "/ks/lost"]).stdout == data
 
 
 def test_damaged_hash_trees_and_partial_files_are_thrown_away(cluster):
@@ -148,7 +158,7 @@ def test_doctor_names_records_that_cannot_be_read(make_cluster):
     command = ["redis-cli", "-s", redis / "redis.sock", "--no-auth-warning", "-a", password]
     assert cluster[1].exec([*command, "set", f"ks:i:{ino}", "nonsense"]).text == "OK\n"
     doctor = cluster[1].ks("doctor", check=False)
-    assert doctor.status == 1 and "d/file: its record cannot be read" in doctor.text, doctor
+    assert doctor.status == 1 and "/ks/d/file: its record cannot be read" in doctor.text, doctor
 
 
 def test_md5_is_computed_when_asked_for_and_kept_with_the_version(make_cluster):

@@ -58,13 +58,27 @@ pub fn print_table(headings: &[&str], rows: Vec<Vec<String>>) {
     }
 }
 
-/// The text with control characters as Rust writes them: a file's name cannot move the cursor or break a line.
+/// The text with what cannot be seen (control characters, those that change the direction of the text) as Rust writes it: a
+/// file's name cannot move the cursor or break a line.
 fn printable(text: &str) -> String {
-    let escaped = |c: char| match c.is_control() {
-        true => c.escape_default().to_string(),
-        false => c.to_string(),
+    let escaped = |c: char| match c {
+        '\'' | '"' | '\\' | '\u{300}'..='\u{36f}' => c.to_string(),
+        c => c.escape_debug().to_string(),
     };
     text.chars().map(escaped).collect()
+}
+
+/// The path that a row is of: bytes that are not UTF-8 as `\xff`, so that it can be told from others.
+pub fn shown_path(row: &Value) -> String {
+    let Ok(bytes) = hex::decode(text(row, "path_hex")) else {
+        return text(row, "path");
+    };
+    if bytes.is_empty() {
+        return text(row, "path");
+    }
+    let chunks = bytes.utf8_chunks();
+    let shown = chunks.map(|part| format!("{}{}", part.valid(), part.invalid().escape_ascii()));
+    shown.collect()
 }
 
 /// Prints JSON for people and programs alike.
@@ -106,11 +120,19 @@ pub fn number(value: &Value, field: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{human_bytes, printable};
+    use super::{human_bytes, printable, shown_path};
+    use serde_json::json;
 
     #[test]
     fn names_cannot_steer_the_terminal() {
         assert_eq!(printable("a\nb\u{1b}[31mc é"), "a\\nb\\u{1b}[31mc é");
+        assert_eq!(
+            printable("it's \\xff \u{202e}e\u{301}"),
+            "it's \\xff \\u{202e}e\u{301}"
+        );
+        let row = json!({"path": "/ks/odd\u{fffd}x", "path_hex": hex::encode(b"/ks/odd\xffx")});
+        assert_eq!(shown_path(&row), "/ks/odd\\xffx");
+        assert_eq!(shown_path(&json!({"path": "/ks/x"})), "/ks/x");
     }
 
     #[test]

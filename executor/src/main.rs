@@ -105,10 +105,15 @@ fn main() -> ExitCode {
     if !matches!(cli.command, Command::Mount(_)) {
         end_quietly_when_nobody_reads();
     }
+    // Scripts that end machines call it among other unmounters.
+    let program = match cli.command {
+        Command::Umount(_) => "ks umount",
+        _ => "ks",
+    };
     match cli.command.run() {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("ks: {}", daemon::described(&error));
+            eprintln!("{program}: {}", daemon::described(&error));
             match error.is::<config::WrongUse>() {
                 true => ExitCode::from(2),
                 false => ExitCode::FAILURE,

@@ -59,6 +59,8 @@ pub struct Node {
     endpoint: Endpoint,
     address: String,
     redis: Option<RedisServer>,
+    /// What people call the Redis, and where it is.
+    redis_described: String,
     catalog: Catalog,
     fs: Arc<FileSystem>,
     executor: Arc<Executor>,
@@ -212,6 +214,7 @@ impl Node {
             endpoint: foundation.endpoint.clone(),
             address: foundation.address.clone(),
             redis: None,
+            redis_described: foundation.access.described(),
             catalog: foundation.catalog.clone(),
             fs,
             executor,

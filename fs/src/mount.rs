@@ -2,16 +2,15 @@
 //!
 //! Who takes part: `face` (the requests), `bridge` (answering from memory or from the runtime), `known` (what the kernel has
 //! from us), `notifier` (tells it what to drop), `interrupt` (frees callers), `backing` (files the kernel serves itself),
-//! `directories` (open directories), `prepare` (the mount point).
+//! `directories` (open directories), `prepare` (the mount point), `place` (where the mount goes).
 //!
 //! What always holds: every request is answered once, within 30 s; the daemon never touches its own mount; a thread that
 //! answers requests never waits for a notification.
 use crate::filesystem::FileSystem;
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::{io::Errno, mount::UnmountFlags};
 use std::{
     fs::{File, OpenOptions},
-    os::fd::AsRawFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -25,11 +24,12 @@ mod face;
 mod interrupt;
 mod known;
 mod notifier;
+mod place;
 mod prepare;
 pub mod table;
 
 pub use notifier::Notifier;
-pub use prepare::prepare;
+pub use prepare::{clear_beneath, prepare};
 
 /// Threads that read requests.
 const THREADS: usize = 3;
@@ -53,8 +53,15 @@ pub enum MountError {
     #[error("{0}: mounting as an ordinary user needs fusermount3; run: apt-get install fuse3")]
     NoHelper(PathBuf),
     /// There is something that the mount would hide.
-    #[error("{0}: not an empty directory")]
-    NotEmpty(PathBuf),
+    #[error(
+        "{path}: not an empty directory: {found} would be hidden by the tree. Move it to another place and mount; what belongs into the tree can be copied there then"
+    )]
+    NotEmpty {
+        /// The mount point.
+        path: PathBuf,
+        /// What is there: the first names, and how many more.
+        found: String,
+    },
     /// By a node that lives.
     #[error("{0}: already mounted; run: ks umount {0}")]
     AlreadyMounted(PathBuf),
@@ -95,7 +102,7 @@ impl Mount {
             source,
         };
         let mountpoint = &prepare::resolved(mountpoint).map_err(io)?;
-        prepare::make_way(mountpoint, control_socket)?;
+        let is_stale = prepare::is_stale(mountpoint, Some(control_socket))?;
         let known = Arc::new(known::Known::default());
         let requests = interrupt::Requests::start().map_err(io)?;
         let bridge = Arc::new(bridge::Bridge {
@@ -112,7 +119,7 @@ impl Mount {
             ended: ended.clone(),
         };
         let source = format!("ks:{}", control_socket.display());
-        let opened = open_session(face, mountpoint, &source).and_then(Session::spawn);
+        let opened = open_session(face, mountpoint, &source, is_stale).and_then(Session::spawn);
         let session = match opened {
             Ok(session) => session,
             Err(error) => {
@@ -182,6 +189,7 @@ impl Mount {
         };
         if outcome.is_ok() {
             self.await_end(session);
+            prepare::clear_beneath(&self.mountpoint);
         }
         self.requests.end();
         outcome
@@ -229,11 +237,12 @@ impl Drop for Mount {
     }
 }
 
-/// Mounts as root, or through the setuid helper.
+/// Mounts as root, or through the setuid helper; `is_stale`: in the place of a mount whose daemon is gone.
 fn open_session(
     face: face::Face,
     mountpoint: &Path,
     source: &str,
+    is_stale: bool,
 ) -> std::io::Result<Session<face::Face>> {
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
@@ -242,7 +251,10 @@ fn open_session(
         true => SessionACL::All,
         false => SessionACL::Owner,
     };
-    if let Some(device) = mount_directly(mountpoint, source)? {
+    if is_stale {
+        tracing::warn!(mountpoint = %mountpoint.display(), "clearing the mount of a node that is gone");
+    }
+    if let Some(device) = mount_directly(mountpoint, source, is_stale)? {
         config.acl = SessionACL::All;
         let acl = config.acl;
         let session = Session::from_fd(face, device.into(), acl, config);
@@ -256,38 +268,42 @@ fn open_session(
         MountOption::Subtype(FS_SUBTYPE.to_owned()),
         MountOption::DefaultPermissions,
     ];
-    Session::new(face, mountpoint, &config)
+    if !is_stale {
+        return Session::new(face, mountpoint, &config);
+    }
+    let bare = prepare::clear(mountpoint)?;
+    let session = Session::new(face, mountpoint, &config)?;
+    prepare::tell_of_hidden(mountpoint, &bare);
+    Ok(session)
 }
 
-/// `None`: this user may not mount. Set-user-id programs and devices of other nodes are not honoured: whoever can write on
-/// one node would else be root on all of them.
-fn mount_directly(mountpoint: &Path, source: &str) -> std::io::Result<Option<File>> {
+/// `None`: this user may not mount.
+fn mount_directly(
+    mountpoint: &Path,
+    source: &str,
+    is_stale: bool,
+) -> std::io::Result<Option<File>> {
     let device = OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/fuse")
         .map_err(device_trouble)?;
-    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::symlink_metadata(mountpoint)?);
-    let data = format!(
-        "fd={},rootmode={:o},user_id={},group_id={},default_permissions,allow_other",
-        device.as_raw_fd(),
-        mode,
-        rustix::process::getuid().as_raw(),
-        rustix::process::getgid().as_raw(),
-    );
-    let data = std::ffi::CString::new(data)?;
-    let kind = format!("fuse.{FS_SUBTYPE}");
-    let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    match rustix::mount::mount(
-        source,
-        mountpoint,
-        kind.as_str(),
-        flags,
-        Some(data.as_c_str()),
-    ) {
+    let placed = match is_stale {
+        true => match place::for_stale(&device, mountpoint, source) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOSYS) => {
+                let bare = prepare::clear(mountpoint)?;
+                let placed = place::onto_directory(&device, mountpoint, source);
+                prepare::tell_of_hidden(mountpoint, &bare);
+                placed
+            }
+            placed => placed,
+        },
+        false => place::onto_directory(&device, mountpoint, source),
+    };
+    match placed {
         Ok(()) => Ok(Some(device)),
-        Err(rustix::io::Errno::PERM) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

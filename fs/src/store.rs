@@ -146,6 +146,8 @@ pub struct LocalMeta {
 pub enum CopyState {
     /// Whole, and of the current version.
     Current,
+    /// As `Current` by its numbers, and found damaged when no copy was found good (`troubles`): it is not read.
+    Damaged,
     /// Whole, of an older version.
     Old,
     /// Changed behind our back, or being written.
@@ -244,6 +246,15 @@ impl Store {
             _lock: lock,
             datadir: datadir.clone(),
         })
+    }
+
+    /// Whether no daemon has that data directory. Error: `Locked`.
+    pub fn ensure_free(datadir: &Path) -> Result<(), StoreError> {
+        let state_dir = datadir.join(crate::path::STATE_DIR);
+        match state_dir.join("lock").exists() {
+            true => state::take_lock(datadir, &state_dir).map(drop),
+            false => Ok(()),
+        }
     }
 
     /// Who this node is: made at the first start on this data directory.

@@ -526,7 +526,7 @@ async fn a_dead_mount_stays_for_its_successor_and_other_things_are_not_hidden() 
     fs::write(path.join("mine"), b"").unwrap();
     let hidden = ks_fs::mount::prepare(&path);
     assert!(
-        matches!(hidden, Err(ks_fs::mount::MountError::NotEmpty(_))),
+        matches!(hidden, Err(ks_fs::mount::MountError::NotEmpty { .. })),
         "{hidden:?}"
     );
 }

@@ -16,7 +16,16 @@ import time
 import pytest
 from fake_node import FakeNode
 
-from kitchensink import Client, Job, JobCancelled, NotPlaceable, NotRegistered, Placement, WorkerCrashed
+from kitchensink import (
+    Client,
+    Job,
+    JobCancelled,
+    KitchenSinkError,
+    NotPlaceable,
+    NotRegistered,
+    Placement,
+    WorkerCrashed,
+)
 
 FACTOR = 3
 MUTABLE = [1]
@@ -165,6 +174,11 @@ def test_bulk(node, client):
     assert 3 <= len(node.frames) - before <= 5  # batches, not calls
     assert client.br() == [number**2 for number in range(1200)]
     assert client.br() == [] and client.execute() == []
+    client.bc(abs, -1)
+    with pytest.raises(KitchenSinkError, match=r"1 calls were added and not sent: call execute\(\)"):
+        client.br()
+    client.execute()
+    assert client.br() == [1]
 
 
 def test_a_failed_bulk_call_raises_after_all_have_ended(client):

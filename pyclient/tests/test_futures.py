@@ -84,6 +84,29 @@ def test_cancelling_the_task_cancels_the_call(client):
     assert isinstance(jobs[0].exception(10), JobCancelled)
 
 
+IMPATIENT = """
+import asyncio, time
+from kitchensink import Client
+
+async def main():
+    c = Client({socket!r})
+    try:
+        await asyncio.wait_for(c.call(time.sleep, 30), 0.3)
+    except asyncio.TimeoutError:
+        print("late")
+    c.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_wait_that_times_out_is_quiet_and_cancels_the_call(node):
+    code = IMPATIENT.format(socket=node.socket)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("late\n", "")
+    until(lambda: not node.going)
+
+
 def test_cancelling_in_an_event_loop_never_waits(client, tmp_path):
     """As `asyncio.wrap_future` does it when its task is cancelled. This call does not let itself be stopped."""
     begun = tmp_path / "begun"

@@ -3,6 +3,7 @@ directory."""
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 
@@ -10,7 +11,19 @@ import pytest
 from fake_node import FakeNode
 
 import kitchensink
-from kitchensink import KitchenSinkError, NotSerializable, RemoteData, do, dp, dr, du, settings, setup_client, tree
+from kitchensink import (
+    CatalogUnavailable,
+    KitchenSinkError,
+    NotSerializable,
+    RemoteData,
+    do,
+    dp,
+    dr,
+    du,
+    settings,
+    setup_client,
+    tree,
+)
 from kitchensink.utils.decorators import memoize, remote
 
 
@@ -74,6 +87,30 @@ def test_save_and_find(c, root):
     assert c.path_search("things/*") == []
     with pytest.raises(FileNotFoundError):
         du(saved.data_url).obj()
+
+
+def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(c, root, monkeypatch):
+    do(VALUE).save(url="listed/a")
+    os.mkdir(f"{root}/listed/below")
+    plain = os.scandir
+
+    def away(number):
+        def scandir(path):
+            if os.fspath(path).endswith("below"):
+                raise OSError(number, os.strerror(number), path)
+            return plain(path)
+
+        return scandir
+
+    monkeypatch.setattr(os, "scandir", away(errno.EIO))
+    for search in (c.path_search, c.reducetree):
+        with pytest.raises(CatalogUnavailable, match="below.*Redis"):
+            search("listed/*")
+    monkeypatch.setattr(os, "scandir", away(errno.ENOTCONN))
+    with pytest.raises(OSError, match="not connected"):
+        c.path_search("listed/*")
+    monkeypatch.setattr(os, "scandir", away(errno.ENOENT))
+    assert c.path_search("listed/*") == ["listed/a"], "and nothing was removed"
 
 
 def test_nothing_is_also_an_object(c):

@@ -1,6 +1,6 @@
 //! `ks drop`, `ks pin`, `ks push`, `ks replicate`, `ks verify`: what is done with copies. Each prints a row for every file that needs a word.
 use super::fetch::Bars;
-use super::{Format, connect, print_json, print_table, text, r#where::path_bytes};
+use super::{Format, connect, print_json, print_table, shown_path, text, r#where::path_bytes};
 use anyhow::bail;
 use clap::Args;
 use ks_executor::control::failed;
@@ -25,7 +25,7 @@ impl DropArgs {
         let ask = Ask::Drop {
             paths: path_bytes(&self.paths)?,
         };
-        report(&self.paths, ask, self.format).await
+        report("copies given up", &self.paths, ask, self.format).await
     }
 }
 
@@ -49,7 +49,11 @@ impl PinArgs {
             paths: path_bytes(&self.paths)?,
             pinned: !self.unpin,
         };
-        report(&self.paths, ask, self.format).await
+        let done = match self.unpin {
+            true => "files unpinned",
+            false => "files pinned",
+        };
+        report(done, &self.paths, ask, self.format).await
     }
 }
 
@@ -76,7 +80,7 @@ impl PushArgs {
             paths: path_bytes(&self.paths)?,
             to: self.to,
         };
-        report(&self.paths, ask, self.format).await
+        report("copies there", &self.paths, ask, self.format).await
     }
 }
 
@@ -100,7 +104,7 @@ impl ReplicateArgs {
             paths: path_bytes(&self.paths)?,
             count: self.count.into(),
         };
-        report(&self.paths, ask, self.format).await
+        report("files with enough copies", &self.paths, ask, self.format).await
     }
 }
 
@@ -124,12 +128,17 @@ impl VerifyArgs {
         let ask = Ask::Verify {
             paths: path_bytes(&paths)?,
         };
-        report(&paths, ask, self.format).await
+        report("good files", &paths, ask, self.format).await
     }
 }
 
 /// Asks, shows how far it is, and prints what came of it. Exit status 1 where something could not be done.
-async fn report(paths: &[PathBuf], ask: Ask, format: Format) -> anyhow::Result<ExitCode> {
+async fn report(
+    done: &str,
+    paths: &[PathBuf],
+    ask: Ask,
+    format: Format,
+) -> anyhow::Result<ExitCode> {
     let mut node = connect(paths.first().map(PathBuf::as_path)).await?;
     let sent = node.send(ask, &[]).await?;
     let mut bars = Bars::new(format.json);
@@ -154,7 +163,7 @@ async fn report(paths: &[PathBuf], ask: Ask, format: Format) -> anyhow::Result<E
     if format.json {
         print_json(&rows)?;
     } else {
-        print_rows(&rows, is_ok);
+        print_rows(done, &rows, is_ok);
     }
     Ok(if all_ok {
         ExitCode::SUCCESS
@@ -163,8 +172,8 @@ async fn report(paths: &[PathBuf], ask: Ask, format: Format) -> anyhow::Result<E
     })
 }
 
-/// What went wrong or was mended; the rest is a number.
-fn print_rows(rows: &[Value], is_ok: impl Fn(&Value) -> bool) {
+/// What went wrong or was mended; the rest is a number of what was to be `done`.
+fn print_rows(done: &str, rows: &[Value], is_ok: impl Fn(&Value) -> bool) {
     let mut said = Vec::new();
     for row in rows {
         let copies = row
@@ -175,16 +184,16 @@ fn print_rows(rows: &[Value], is_ok: impl Fn(&Value) -> bool) {
         for copy in copies.filter(|copy| copy.get("state").is_some_and(|state| state != "good")) {
             let mended = copy.get("mended") == Some(&Value::Bool(true));
             let state = text(copy, "state") + if mended { ", mended" } else { "" };
-            said.push(vec![text(row, "path"), text(copy, "node"), state]);
+            said.push(vec![shown_path(row), text(copy, "node"), state]);
         }
         if let Some(error) = row.get("error").filter(|error| !error.is_null()) {
             let error = error.as_str().unwrap_or_default().to_owned();
-            said.push(vec![text(row, "path"), text(row, "node"), error]);
+            said.push(vec![shown_path(row), text(row, "node"), error]);
         }
     }
     if !said.is_empty() {
         print_table(&["path", "node", "state"], said);
     }
     let well = rows.iter().filter(|row| is_ok(row)).count();
-    println!("{well} of {} well", rows.len());
+    println!("{done}: {well} of {}", rows.len());
 }

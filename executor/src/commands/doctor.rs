@@ -276,7 +276,9 @@ async fn nodes() -> Vec<Finding> {
                 findings.extend(more);
             }
             Err(error) => {
-                let cure = format!("ks umount {shown}; then ks mount again");
+                let cure = format!(
+                    "where the node has died: ks mount {shown} --datadir DIR again, as before; it clears the dead mount"
+                );
                 findings.push(Finding::failed(
                     "mount",
                     format!("{shown}: {error:#}"),
@@ -372,9 +374,16 @@ fn troubles(status: &serde_json::Value) -> Vec<Finding> {
 /// Whether the catalog's Redis is there and takes changes.
 fn redis(status: &serde_json::Value) -> Finding {
     if status.get("connected") != Some(&serde_json::Value::Bool(true)) {
-        let cure =
-            "start it again, or the node that carries it; local files stay readable meanwhile";
-        return Finding::failed("redis", "not connected", cure);
+        let (at, carrier) = (super::text(status, "at"), super::text(status, "carrier"));
+        let is_ours = status.get("private") == Some(&serde_json::Value::Bool(true));
+        let cure = match (is_ours, carrier.as_str()) {
+            (true, _) => "this node starts it again by itself; its log says what hinders it".into(),
+            (false, "") => format!("start {at} again; local files stay readable meanwhile"),
+            (false, carrier) => format!(
+                "{carrier} carries it and is gone, or cannot be reached: start that node again (on its machine: ks mount); local files stay readable meanwhile"
+            ),
+        };
+        return Finding::failed("redis", format!("{at} does not answer"), &cure);
     }
     let refuses = super::text(status, "refuses");
     if refuses.is_empty() {
@@ -428,18 +437,27 @@ fn disk(status: &serde_json::Value) -> Option<Finding> {
 }
 
 /// Records of the catalog that cannot be read.
-fn records_found(records: &serde_json::Value) -> Vec<Finding> {
+fn records_found(records: &serde_json::Value, mountpoint: &Path) -> Vec<Finding> {
+    // What stands in a directory whose own path is not known is told by that directory's number.
+    let seen = |path: &str| match path.contains("' in directory ") {
+        true => path.to_owned(),
+        false => mountpoint
+            .join(path.trim_start_matches('/'))
+            .display()
+            .to_string(),
+    };
     let damaged = records.get("damaged").and_then(serde_json::Value::as_array);
     let without = records.get("without_content");
     let without = without.and_then(serde_json::Value::as_array);
     let without = without.into_iter().flatten().map(|path| {
-        let found = format!("{} is in the tree, and no node has it", path.as_str().unwrap_or_default());
+        let path = seen(path.as_str().unwrap_or_default());
+        let found = format!("{path} is in the tree, and no node has it");
         let cure = "start the node that had it (its home is forgotten, or was away when the catalog was rebuilt), or remove the file";
         Finding::warning("file without content", found, cure)
     });
     let mut damaged: Vec<Finding> = (damaged.into_iter().flatten())
         .map(|one| {
-            let found = one.as_str().unwrap_or_default().to_owned();
+            let found = seen(one.as_str().unwrap_or_default());
             let cure = "its bytes are in the data directories of the nodes that hold it";
             Finding::failed("record", found, cure)
         })
@@ -467,7 +485,7 @@ async fn look_at_node(mountpoint: &Path) -> anyhow::Result<Vec<Finding>> {
     findings.extend(watching(&status));
     findings.extend(troubles(&status));
     match node.ask(Ask::Records).await {
-        Ok(Answer::Status(records)) => findings.extend(records_found(&records)),
+        Ok(Answer::Status(records)) => findings.extend(records_found(&records, mountpoint)),
         Ok(_) => anyhow::bail!("the node did not say how its records are"),
         Err(error) => findings.push(Finding::failed(
             "records",
@@ -475,8 +493,14 @@ async fn look_at_node(mountpoint: &Path) -> anyhow::Result<Vec<Finding>> {
             "the catalog must answer for them to be looked at",
         )),
     }
-    let Answer::Nodes(nodes) = node.ask(Ask::Nodes).await? else {
-        anyhow::bail!("the node gave no list of nodes");
+    let nodes = match node.ask(Ask::Nodes).await {
+        Ok(Answer::Nodes(nodes)) => nodes,
+        Ok(_) => anyhow::bail!("the node gave no list of nodes"),
+        Err(error) => {
+            let cure = "this node lives; which others do is known when Redis answers again";
+            findings.push(Finding::warning("nodes", format!("{error:#}"), cure));
+            return Ok(findings);
+        }
     };
     for other in &nodes {
         let shown = format!(
@@ -516,7 +540,15 @@ mod tests {
         assert!(cure.contains("maxmemory") && cure.contains("host1"));
         let well = redis(&json!({"connected": true, "refuses": null, "carrier": null}));
         assert_eq!(well.verdict, Verdict::Ok);
-        assert_eq!(redis(&json!({"connected": false})).verdict, Verdict::Failed);
+        let gone = redis(
+            &json!({"connected": false, "carrier": "host1", "at": "the Redis behind host1:6323"}),
+        );
+        assert_eq!(gone.verdict, Verdict::Failed);
+        let (found, cure) = (gone.found, gone.cure.unwrap());
+        assert!(
+            found.contains("host1:6323") && cure.contains("host1 carries it"),
+            "{cure}"
+        );
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! `ks mount`: runs a node, as a daemon or in the foreground.
 use anyhow::Context;
 use ks_executor::config::{MountArgs, REDIS_VARIABLE, WrongUse};
+use ks_executor::control::mounted_trees;
 use ks_executor::daemon::{self, Ready};
 use ks_executor::node::Node;
+use ks_fs::store::Store;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -50,6 +52,20 @@ fn background(args: &MountArgs) -> anyhow::Result<ExitCode> {
         std::os::unix::fs::PermissionsExt::from_mode(0o700),
     )
     .with_context(|| state_dir.display().to_string())?;
+    // A second daemon would say so in the log of the first one.
+    if let Err(error) = Store::ensure_free(&args.datadir) {
+        let running = mounted_trees()?.into_iter().find(|tree| {
+            let of_tree = tree.socket.parent().and_then(Path::parent);
+            of_tree == Some(&args.datadir)
+        });
+        return Err(error).with_context(|| match running {
+            Some(tree) => format!(
+                "its node runs already, mounted on {0} (ks umount {0} ends it)",
+                tree.mountpoint.display()
+            ),
+            None => "a node has this data directory".to_owned(),
+        });
+    }
     let arguments = without_redis(std::env::args_os().skip(1));
     let redis = args.redis.as_deref().map(|url| (REDIS_VARIABLE, url));
     daemon::start(&arguments, redis, &state_dir.join("ks.log"))?;

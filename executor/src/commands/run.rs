@@ -1,12 +1,15 @@
 //! `ks run`: runs a shell command where the data is; its output and exit status come back.
-use super::connect;
+use super::{connect, number, shown_path, text, r#where::path_bytes};
 use anyhow::{Context, bail};
 use clap::Args;
 use ks_executor::control::{Control, absolute, failed};
 use ks_executor::protocol::{
-    Ask, Call, FunctionRef, NOTE_STREAM, Outcome, Part, Payload, Tell, Update,
+    Answer, Ask, Call, FunctionRef, NOTE_STREAM, Outcome, Part, Payload, Tell, Update,
 };
 use serde_bytes::ByteBuf;
+use serde_json::Value;
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -45,6 +48,7 @@ impl RunArgs {
             path.symlink_metadata()
                 .with_context(|| format!("--near {}", path.display()))?;
         }
+        let near = self.near_holders(&mut control).await?;
         let call = self.call(&control)?;
         let job = call.job.clone();
         // Whatever ends this program ends the command, too.
@@ -66,8 +70,11 @@ impl RunArgs {
         loop {
             let next = tokio::select! {
                 next = control.next() => next?,
-                _ = tokio::signal::ctrl_c(), if !cancelled => {
-                    cancelled = true;
+                _ = tokio::signal::ctrl_c() => {
+                    // The second time without waiting for the command's end, which comes all the same.
+                    if std::mem::replace(&mut cancelled, true) {
+                        std::process::exit(INTERRUPTED);
+                    }
                     control.send(Ask::Cancel { jobs: vec![job.clone()], all: false }, &[]).await?;
                     continue;
                 }
@@ -75,6 +82,12 @@ impl RunArgs {
             match next {
                 (Tell::Reply { request, answer }, _) if request == sent => drop(failed(answer)?),
                 (Tell::Update { job: of, update }, frame) if of == job => {
+                    if let Some(node) = ran_on(&update) {
+                        near.tell(node);
+                    }
+                    if cancelled && is_cancelled(&update) {
+                        return Ok(ExitCode::from(INTERRUPTED as u8));
+                    }
                     is_cut |=
                         matches!(&update, Update::Output { stream, .. } if *stream == NOTE_STREAM);
                     match show(update, &frame).await? {
@@ -88,6 +101,27 @@ impl RunArgs {
                 _ => {}
             }
         }
+    }
+
+    /// Who has the files of `--near`. Error: a file that only nodes have which are gone.
+    async fn near_holders(&self, control: &mut Control) -> anyhow::Result<NearHolders> {
+        let mut near = NearHolders::default();
+        if self.node.is_some() {
+            return Ok(near);
+        }
+        for path in path_bytes(&self.near)? {
+            let ask = Ask::Where {
+                paths: vec![path],
+                md5: false,
+            };
+            let Answer::Where(rows) = control.ask(ask).await? else {
+                bail!("the node did not say who has the files");
+            };
+            for row in &rows {
+                near.note(row, &control.hello.mountpoint)?;
+            }
+        }
+        Ok(near)
     }
 
     fn call(&self, control: &Control) -> anyhow::Result<Call> {
@@ -147,6 +181,75 @@ impl RunArgs {
             outer: None,
         })
     }
+}
+
+/// Who has the files of `--near`, by name; empty: nothing is to be said.
+#[derive(Default)]
+struct NearHolders {
+    holders: BTreeSet<String>,
+    is_told: Cell<bool>,
+}
+
+impl NearHolders {
+    /// A row of `Where`. Error: nobody who is there has all of the file.
+    fn note(&mut self, row: &Value, tree: &Path) -> anyhow::Result<()> {
+        let size = number(row, "size");
+        let is = |copy: &Value, field| copy.get(field) == Some(&Value::Bool(true));
+        let copies = row.get("copies").and_then(Value::as_array);
+        let whole: Vec<&Value> = copies
+            .into_iter()
+            .flatten()
+            .filter(|copy| is(copy, "home") || is(copy, "current") && number(copy, "bytes") >= size)
+            .collect();
+        if size == 0 || whole.is_empty() {
+            return Ok(());
+        }
+        let named = |copies: &[&Value]| -> Vec<String> {
+            copies.iter().map(|copy| text(copy, "node")).collect()
+        };
+        let (living, gone): (Vec<&Value>, Vec<&Value>) =
+            whole.iter().partition(|copy| is(copy, "alive"));
+        if living.is_empty() {
+            bail!(
+                "--near {}: {} alone has it, and is gone: start that node again (without --near the command runs elsewhere)",
+                tree.join(shown_path(row)).display(),
+                named(&gone).join(" or ")
+            );
+        }
+        self.holders.extend(named(&living));
+        Ok(())
+    }
+
+    /// The command runs on that node: where it has none of the files, that is said, once.
+    fn tell(&self, node: &str) {
+        if self.holders.is_empty() || self.holders.contains(node) || self.is_told.replace(true) {
+            return;
+        }
+        let holders: Vec<&str> = self.holders.iter().map(String::as_str).collect();
+        eprintln!(
+            "ks: runs on {node}, not near the files: {} has them, and is busy or does not answer",
+            holders.join(" or ")
+        );
+    }
+}
+
+/// The node on which the command is known to run from here on.
+fn ran_on(update: &Update) -> Option<&str> {
+    match update {
+        Update::Started { node, .. } => Some(node),
+        _ => None,
+    }
+}
+
+/// Whether it ended without a status of its own.
+fn is_cancelled(update: &Update) -> bool {
+    matches!(
+        update,
+        Update::Ended {
+            outcome: Outcome::Failed { .. } | Outcome::Raised { .. },
+            ..
+        }
+    )
 }
 
 /// Passes on what happened; the exit status when it is the end.

@@ -45,13 +45,14 @@ impl UmountArgs {
             }
             if waited > SAY_AFTER && !has_said {
                 has_said = true;
-                eprintln!("ks: {}", waiting_for(&tree, self.force));
+                eprintln!("ks umount: {}", waiting_for(&tree, self.force));
             }
             if self.force && waited > KILL_AFTER {
                 kill(&tree)?;
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+        ks_fs::mount::clear_beneath(&tree.mountpoint);
         if let Some(state_dir) = tree.socket.parent() {
             // A node that was killed has not done it itself.
             memory::remove_left_over(Path::new(memory::PARENT), state_dir);
@@ -183,10 +184,43 @@ fn with_helper(mountpoint: &Path, force: bool) -> anyhow::Result<()> {
     let output = helper
         .output()
         .context("fusermount3 (run: apt-get install fuse3)")?;
-    if !output.status.success() {
-        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+    if output.status.success() {
+        return Ok(());
     }
-    Ok(())
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim();
+    if let Some(owner) = owner_of(mountpoint).filter(|owner| *owner != user()) {
+        let (name, mountpoint) = (name_of(owner), mountpoint.display());
+        let others = if owner == 0 { "" } else { " or root" };
+        bail!(
+            "{mountpoint}: it was mounted by {name}; {name}{others} may unmount it (sudo ks umount {mountpoint})"
+        );
+    }
+    if said.contains("busy") {
+        bail!("{}", busy(mountpoint));
+    }
+    bail!("{}: {said}", mountpoint.display())
+}
+
+fn user() -> u32 {
+    rustix::process::getuid().as_raw()
+}
+
+/// The user whose daemon mounted it, by the mount table.
+fn owner_of(mountpoint: &Path) -> Option<u32> {
+    let mut lines = ks_fs::mount::table::read().ok()?.into_iter();
+    lines.rfind(|line| line.mountpoint == mountpoint)?.owner
+}
+
+/// A user's name, as this machine's own list has it.
+fn name_of(user: u32) -> String {
+    let list = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let named = list.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(user)).then(|| name.to_owned())
+    });
+    named.unwrap_or_else(|| format!("user {user}"))
 }
 
 /// Who keeps the mount busy, as far as this user may see.

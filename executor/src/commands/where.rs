@@ -1,5 +1,5 @@
 //! `ks where`: who holds files, how much of them, which version, their hashes.
-use super::{Format, connect, human_bytes, number, print_json, print_table, text};
+use super::{Format, connect, human_bytes, number, print_json, print_table, shown_path, text};
 use anyhow::bail;
 use clap::Args;
 use ks_executor::control::{Refused, absolute};
@@ -125,7 +125,7 @@ fn rows(mountpoint: &Path, file: &Value) -> Vec<Vec<String>> {
 
 /// The path as programs on this machine open it.
 fn seen(mountpoint: &Path, file: &Value) -> String {
-    mountpoint.join(text(file, "path")).display().to_string()
+    mountpoint.join(shown_path(file)).display().to_string()
 }
 
 /// How much of a file a copy is.

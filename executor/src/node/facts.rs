@@ -32,10 +32,10 @@ impl Node {
     async fn status(&self) -> Value {
         let redis = self.catalog.redis();
         let (nodes, refuses) = tokio::join!(self.catalog.nodes(), redis.refuses_changes());
-        let carrier = nodes.as_ref().ok().and_then(|nodes| {
-            let carrier = nodes.iter().find(|node| node.info.carries_redis)?;
-            Some(carrier.info.name.clone())
-        });
+        // Who carried it last is who is missed.
+        let remembered = self.catalog.remembered_nodes();
+        let carrier = remembered.iter().find(|node| node.info.carries_redis);
+        let carrier = carrier.map(|carrier| carrier.info.name.clone());
         let nodes = nodes.map(|nodes| {
             let alive = nodes.iter().filter(|node| node.alive).count();
             json!({"alive": alive, "known": nodes.len()})
@@ -63,7 +63,7 @@ impl Node {
             "memory_bytes": resident_bytes(),
             "redis": {
                 "connected": redis.is_connected(), "private": self.redis.is_some(),
-                "refuses": refuses, "carrier": carrier,
+                "refuses": refuses, "carrier": carrier, "at": self.redis_described,
             },
             "nodes": nodes.unwrap_or_else(|error| json!({"error": error.to_string()})),
             "files": self.fs.counters(),

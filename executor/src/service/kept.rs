@@ -186,21 +186,22 @@ impl Executor {
         now_ms() + self.queue.result_ttl().as_millis() as u64
     }
 
-    /// Records values whose files were written here. The error is for people.
+    /// Records values whose files were written here. The error: the Python exception's name, and the text.
     pub(crate) async fn record_kept(
         self: &Arc<Self>,
         values: Vec<(KeepAs, KeptFile)>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Refusal> {
+        let refused = |reason: String| ("PayloadError", reason);
         let mut spilled = Vec::new();
         let mut passing = Vec::new();
         let mut lasting = Vec::new();
         for (keep, file) in values {
-            let hash = hash_of(&file.hash).map_err(|e| e.to_string())?;
+            let hash = hash_of(&file.hash).map_err(|e| refused(e.to_string()))?;
             if !crate::queue::job_is_valid(&keep.id) {
-                return Err(format!(
+                return Err(refused(format!(
                     "'{}' is no kept value's id: 32 hex digits are",
                     keep.id
-                ));
+                )));
             }
             let path = self.fs.store().kept_path(&hash);
             if let Some(memory) = self.memory_directory()
@@ -215,7 +216,8 @@ impl Executor {
                     &keep.name
                 };
                 let node = &self.options.node_name;
-                return Err(format!("{name}: its value does not stand on node {node}"));
+                let reason = format!("{name}: its value does not stand on node {node}");
+                return Err(refused(reason));
             }
             let value = NewKept {
                 id: keep.id,
@@ -230,14 +232,8 @@ impl Executor {
             }
         }
         let (until, queue) = (self.keep_until(), &self.queue);
-        queue
-            .keep(&passing, Some(until))
-            .await
-            .map_err(|e| e.to_string())?;
-        queue
-            .keep(&lasting, None)
-            .await
-            .map_err(|e| e.to_string())?;
+        queue.keep(&passing, Some(until)).await.map_err(away)?;
+        queue.keep(&lasting, None).await.map_err(away)?;
         self.prefer(spilled);
         Ok(())
     }

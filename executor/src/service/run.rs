@@ -645,7 +645,7 @@ impl Executor {
                 outcome = failed("PayloadError", format!("{name}: its result: {error}"));
             }
             if let (Some(file), Some(keep)) = (value, &over.run.stored.call.keep)
-                && let Err(reason) = this.record_kept(vec![(keep.clone(), file)]).await
+                && let Err((_, reason)) = this.record_kept(vec![(keep.clone(), file)]).await
             {
                 let name = &over.run.stored.call.name;
                 outcome = failed("PayloadError", format!("{name}: its result: {reason}"));

@@ -88,8 +88,7 @@ impl Session {
     }
 
     async fn keep(&self, values: Vec<(KeepAs, KeptFile)>) -> Result<Answer, Refusal> {
-        let recorded = self.executor.record_kept(values).await;
-        recorded.map_err(|reason| ("PayloadError", reason))?;
+        self.executor.record_kept(values).await?;
         Ok(Answer::Done)
     }
 

@@ -272,6 +272,13 @@ impl Catalog {
         self.nodes_since(NODES_FRESH).await
     }
 
+    /// All nodes as they were when they were last asked for, however long ago; empty: never.
+    pub fn remembered_nodes(&self) -> Arc<Vec<NodeState>> {
+        let cache = self.shared.nodes.0.lock().unwrap();
+        let read = cache.read.as_ref();
+        read.map_or_else(Arc::default, |(_, nodes)| nodes.clone())
+    }
+
     /// All nodes, by name, as they were at most `age` ago.
     async fn nodes_since(&self, age: Duration) -> Result<Arc<Vec<NodeState>>, CatalogError> {
         if let Some((when, nodes)) = &self.shared.nodes.0.lock().unwrap().read

@@ -2,7 +2,7 @@
 //!
 //! Always: a damaged copy is given up only while one that was found good in the same run is kept; none good: nothing is touched, and the file is named.
 use super::FileSystem;
-use crate::catalog::copies::is_whole;
+use crate::catalog::{Node_, copies::is_whole};
 use crate::copies::{Condition, CopyError, CopyReply, CopyRequest};
 use crate::error::FsError;
 use crate::path::TreePath;
@@ -54,12 +54,18 @@ impl FileSystem {
             };
         };
         let store = self.store.clone();
-        let checked =
-            tokio::task::spawn_blocking(move || store.check_copy(&path, ino, &inode, &expected));
+        let checked = tokio::task::spawn_blocking(move || {
+            let condition = store.check_copy(&path, ino, &inode, &expected);
+            if matches!(condition, Condition::Good) {
+                store.note_sound(&path);
+            }
+            condition
+        });
         Ok(checked.await.map_err(std::io::Error::other)?)
     }
 
-    /// This node's copy is damaged: gives it up while one of `good` keeps its own, and fetches it again.
+    /// This node's copy is damaged: gives it up while one of `good` keeps its own, and fetches it again. None is good: it is
+    /// remembered here, and not read any more.
     pub(crate) async fn mend_copy(
         self: &Arc<Self>,
         ino: Ino,
@@ -69,6 +75,10 @@ impl FileSystem {
         let node = self.catalog.node(ino).await?.ok_or(FsError::Stale)?;
         let path = self.catalog.path_of(ino).await?.ok_or(FsError::Stale)?;
         match self.check_copy(ino).await? {
+            Condition::Damaged if good.is_empty() => {
+                self.store.note_damaged(&path, node.inode.version);
+                return Ok(());
+            }
             Condition::Damaged => self.give_up_while(&node, path.clone(), good, 1).await?,
             Condition::Absent => {}
             _ => return Ok(()),
@@ -111,7 +121,7 @@ impl FileSystem {
         let lost = good.is_empty() && bad > 0;
         if lost {
             tracing::error!(%path, "no good copy of it can be found: restore it from elsewhere");
-            self.store.note_damaged(path, inode.version);
+            self.note_lost(path, &located.node, &found).await;
         } else if !good.is_empty() {
             self.store.note_sound(path);
         }
@@ -121,6 +131,27 @@ impl FileSystem {
             good: bad == 0 && (found.is_empty() || found.iter().any(|(_, state)| state.is_ok())),
             lost,
         })
+    }
+
+    /// Every node that has a damaged copy remembers it; where none can, this one does.
+    async fn note_lost(
+        self: &Arc<Self>,
+        path: &TreePath,
+        lost: &Node_,
+        found: &[(NodeId, Result<Condition, CopyError>)],
+    ) {
+        let mut is_noted = false;
+        for (node, state) in found {
+            if matches!(state, Ok(Condition::Damaged)) {
+                is_noted |= self.mend_at(*node, lost.ino, &[]).await.is_ok();
+            }
+        }
+        let is_mine = found.iter().any(|(node, _)| *node == self.me());
+        match is_noted {
+            false => self.store.note_damaged(path, lost.inode.version),
+            true if !is_mine => self.store.note_sound(path),
+            true => {}
+        }
     }
 
     async fn mend_if_bad(

@@ -77,6 +77,7 @@ fn at_home_for_writing(situation: &Situation) -> Source {
 fn for_reading(situation: &Situation, home_here: bool) -> Source {
     match situation.copy {
         CopyState::Current => return Source::Local,
+        CopyState::Damaged => return Source::Lost,
         // At the home the plain file is the truth, also while it is being written or was changed behind our back.
         CopyState::Dirty | CopyState::Old if home_here => return Source::Local,
         _ => {}
@@ -176,6 +177,7 @@ mod tests {
     fn copies() -> impl Strategy<Value = CopyState> {
         prop_oneof![
             Just(CopyState::Current),
+            Just(CopyState::Damaged),
             Just(CopyState::Old),
             Just(CopyState::Dirty),
             Just(CopyState::Absent),
@@ -208,7 +210,7 @@ mod tests {
             let home_here = inode.home == ME;
             match &decided {
                 Source::Local if write => prop_assert!(home_here && copy != CopyState::Absent),
-                Source::Local => prop_assert!(copy == CopyState::Current || (home_here && copy != CopyState::Absent)),
+                Source::Local => prop_assert!(copy == CopyState::Current || (home_here && copy != CopyState::Absent && copy != CopyState::Damaged)),
                 Source::Recreate => prop_assert!(write && home_here && (truncate || size == 0)),
                 Source::Empty => prop_assert!(!write && size == 0),
                 Source::Remote { holders: asked } => {

@@ -522,6 +522,12 @@ impl FileSystem {
         let home = found.node().inode.home;
         let tried = match home {
             NodeId::NONE => "no node holds it".to_owned(),
+            _ if self
+                .store
+                .is_damaged(&found.path, found.node().inode.version) =>
+            {
+                "the bytes in this node's data directory are damaged, and no good copy was found: restore the file from a backup or remove it; ks verify looks again".to_owned()
+            }
             home if home == self.me() => {
                 "its home is this node, and the file is gone from the data directory".to_owned()
             }

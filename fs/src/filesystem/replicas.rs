@@ -164,7 +164,16 @@ impl FileSystem {
         }
         let count = before + pushed.len();
         if count < wanted && located.node.inode.size > 0 {
-            let what = format!("{count} copies, {wanted} are wanted: no further node has room");
+            let keeping = places.iter().filter(|place| place.alive && place.keeps);
+            let possible = keeping.count().max(count);
+            let what = match possible > count {
+                true => {
+                    format!("{count} copies, {wanted} are wanted: no further node has room")
+                }
+                false => format!(
+                    "{count} copies, {wanted} are wanted: {possible} is all that is possible on the nodes that are there and keep files; more are made by themselves when nodes come (for fewer: ks replicate -n {possible})"
+                ),
+            };
             return Err(CopyError::TooFew {
                 path: path.clone(),
                 what,

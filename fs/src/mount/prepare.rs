@@ -4,11 +4,16 @@ use super::{
     FS_SUBTYPE, MountError,
     table::{MountLine, mounted_at},
 };
+use rustix::fs::Dir;
 use std::{
+    fs::File,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
 };
+
+/// How many of the files that would be hidden are named.
+const NAMED: usize = 3;
 
 /// The path as the mount table has it, without looking at the mount point itself (a symlink is followed).
 pub(super) fn resolved(mountpoint: &Path) -> std::io::Result<PathBuf> {
@@ -24,7 +29,7 @@ pub(super) fn resolved(mountpoint: &Path) -> std::io::Result<PathBuf> {
 }
 
 /// Makes the directory if missing, checks that it is an empty directory. A stale mount of ours (its daemon is gone) stays until
-/// its successor is ready (`make_way`): programs that go on get errors, and do not write into the bare directory.
+/// its successor takes its place (`place`): programs that go on get errors, and do not write into the bare directory.
 pub fn prepare(mountpoint: &Path) -> Result<(), MountError> {
     let io = |source| MountError::Io {
         path: mountpoint.to_owned(),
@@ -36,8 +41,8 @@ pub fn prepare(mountpoint: &Path) -> Result<(), MountError> {
             return Err(MountError::NotADirectory(path));
         }
         std::fs::create_dir_all(&path).map_err(io)?;
-        if std::fs::read_dir(&path).map_err(io)?.next().is_some() {
-            return Err(MountError::NotEmpty(path));
+        if let Some(found) = named(&File::open(&path).map_err(io)?).map_err(io)? {
+            return Err(MountError::NotEmpty { path, found });
         }
     }
     match Path::new("/dev/fuse").exists() {
@@ -48,7 +53,7 @@ pub fn prepare(mountpoint: &Path) -> Result<(), MountError> {
 
 /// Whether a mount of ours whose daemon is gone is there; `AlreadyMounted` where it is not gone. `own_socket`: of this very daemon,
 /// which has no mount yet: what is there under its name is its predecessor's.
-fn is_stale(path: &Path, own_socket: Option<&Path>) -> Result<bool, MountError> {
+pub(super) fn is_stale(path: &Path, own_socket: Option<&Path>) -> Result<bool, MountError> {
     let line = mounted_at(path).map_err(|source| MountError::Io {
         path: path.to_owned(),
         source,
@@ -60,26 +65,52 @@ fn is_stale(path: &Path, own_socket: Option<&Path>) -> Result<bool, MountError> 
     }
 }
 
-/// Clears a stale mount, just before the new one takes its place. What a program puts into the bare directory in that moment is
-/// told of, and no reason to stay away.
-pub(super) fn make_way(path: &Path, own_socket: &Path) -> Result<(), MountError> {
-    if !is_stale(path, Some(own_socket))? {
-        return Ok(());
-    }
-    tracing::warn!(mountpoint = %path.display(), "clearing the mount of a node that is gone");
-    unmount_lazily(path).map_err(|source| MountError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
-    let hidden = std::fs::read_dir(path).map_or(0, Iterator::count);
-    if hidden > 0 {
+/// Clears a stale mount where its successor cannot take its place in one step, and opens the bare directory. What a program puts
+/// there until the successor is mounted is told of (`tell_of_hidden`), and no reason to stay away.
+pub(super) fn clear(path: &Path) -> std::io::Result<File> {
+    unmount_lazily(path)?;
+    File::open(path)
+}
+
+/// See `clear`.
+pub(super) fn tell_of_hidden(path: &Path, bare: &File) {
+    if let Ok(Some(hidden)) = named(bare) {
         tracing::error!(
             mountpoint = %path.display(),
             hidden,
             "files stand in the bare directory beneath the mount; they are seen, and can be moved away, after ks umount"
         );
     }
-    Ok(())
+}
+
+/// Takes away what stale mounts an older kernel left beneath the mount that was unmounted now (see `place`).
+pub fn clear_beneath(path: &Path) {
+    while is_stale(path, None).is_ok_and(|is_stale| is_stale) {
+        if let Err(error) = unmount_lazily(path) {
+            tracing::warn!(mountpoint = %path.display(), %error, "a stale mount is left there");
+            return;
+        }
+    }
+}
+
+/// What is in a directory, for people: the first names in their order, and how many more; `None`: nothing.
+fn named(directory: &File) -> std::io::Result<Option<String>> {
+    let entries = Dir::read_from(directory)?;
+    let names = entries.map(|entry| entry.map(|entry| entry.file_name().to_owned()));
+    let mut names = names.collect::<Result<Vec<_>, _>>()?;
+    names.retain(|name| !matches!(name.to_bytes(), b"." | b".."));
+    names.sort();
+    let first = names.iter().take(NAMED);
+    let first: Vec<String> = first
+        .map(|name| name.to_bytes().escape_ascii().to_string())
+        .collect();
+    let more = names.len() - first.len();
+    let told = first.join(", ");
+    Ok(match (names.len(), more) {
+        (0, _) => None,
+        (_, 0) => Some(told),
+        _ => Some(format!("{told} and {more} more")),
+    })
 }
 
 /// Whether the node that the mount's source names answers at its control socket.
@@ -125,8 +156,13 @@ mod tests {
         let path = temporary.path().join("new/ks");
         prepare(&path).unwrap();
         assert!(path.is_dir());
-        std::fs::write(path.join("x"), "").unwrap();
-        assert!(matches!(prepare(&path), Err(MountError::NotEmpty(_))));
+        for name in ["x", "y", "z\x1b", "zz"] {
+            std::fs::write(path.join(name), "").unwrap();
+        }
+        let refused = prepare(&path).unwrap_err();
+        assert!(matches!(refused, MountError::NotEmpty { .. }));
+        let named = r"not an empty directory: x, y, z\x1b and 1 more would be hidden";
+        assert!(refused.to_string().contains(named), "{refused}");
         assert!(matches!(
             prepare(&path.join("x")),
             Err(MountError::NotADirectory(_))

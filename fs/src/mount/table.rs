@@ -22,6 +22,8 @@ pub struct MountLine {
     pub kind: String,
     /// What is mounted.
     pub source: OsString,
+    /// The user who mounted it, where the file system says so (FUSE does).
+    pub owner: Option<u32>,
 }
 
 impl MountLine {
@@ -82,6 +84,11 @@ fn parse_line(line: &[u8]) -> Option<MountLine> {
         mountpoint: unescape(fields.get(4)?).into(),
         kind: text(fields.get(dash + 1)?)?,
         source: unescape(fields.get(dash + 2)?),
+        owner: fields.get(dash + 3).and_then(|options| {
+            let mut options = options.split(|byte| *byte == b',');
+            let owner = options.find_map(|option| option.strip_prefix(b"user_id="))?;
+            text(owner)?.parse().ok()
+        }),
     })
 }
 
@@ -132,6 +139,7 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert_eq!(lines[1].mountpoint, Path::new("/my tree"));
         assert_eq!((lines[1].device.as_str(), lines[1].id), ("0:52", 91));
+        assert_eq!((lines[0].owner, lines[1].owner), (None, Some(0)));
         let socket = Path::new("/data/with space/.ks/control.sock");
         assert_eq!(lines[1].control_socket().as_deref(), Some(socket));
         assert_eq!(

@@ -201,7 +201,10 @@ impl Store {
             Some(_) if standing.is_dirty() => CopyState::Dirty,
             Some(meta) if meta.version < inode.version => CopyState::Old,
             Some(meta) if meta.version == inode.version && meta.size == inode.size => {
-                CopyState::Current
+                match self.is_damaged(path, inode.version) {
+                    true => CopyState::Damaged,
+                    false => CopyState::Current,
+                }
             }
             Some(_) => CopyState::Dirty,
         };

@@ -129,6 +129,12 @@ impl Store {
         }
     }
 
+    /// Whether that version was found without a good copy.
+    pub(crate) fn is_damaged(&self, path: &TreePath, version: u64) -> bool {
+        let book = lock(&self.troubles);
+        book.damaged.get(path.as_bytes()) == Some(&version)
+    }
+
     /// The file is good, has another version, or is gone.
     pub(crate) fn note_sound(&self, path: &TreePath) {
         let mut book = lock(&self.troubles);

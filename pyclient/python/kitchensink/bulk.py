@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 from . import functions, profiling, submission
+from .errors import KitchenSinkError
 from .job import Job
 from .options import Options
 from .progress import shown
@@ -122,7 +123,8 @@ class BulkMethods:
     ) -> list[Any]:
         """The results of all calls that were executed since the last `br`, in the order they were added; waits for all
         of them. If any failed, the first failure (in order) is raised, once all have ended. TimeoutError: `timeout`
-        seconds have passed; ask again. Ctrl-C cancels those that still go on.
+        seconds have passed; ask again. KitchenSinkError: calls were added, and none was executed.
+        Ctrl-C cancels those that still go on.
 
         `profile`: print where the time went, under this name (`c.profile` returns the same). `progress`: show a bar;
         None: in a terminal or a notebook, once it has taken two seconds.
@@ -133,6 +135,8 @@ class BulkMethods:
         began = time.monotonic()
         deadline = None if timeout is None else began + timeout
         jobs = self._bulk_jobs
+        if self._bulk and not jobs:
+            raise KitchenSinkError(f"{len(self._bulk)} calls were added and not sent: call execute() before br()")
         with cancelled_by_interrupt(jobs), shown(jobs, progress):
             for one in jobs:
                 one.exception(None if deadline is None else max(0.0, deadline - time.monotonic()))

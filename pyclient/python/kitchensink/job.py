@@ -318,7 +318,9 @@ class Job(Future):  # type: ignore[type-arg]
             with waiting.place_given(self._session if not self.finished else None):
                 await ended.wait()
         except asyncio.CancelledError:
-            loop.run_in_executor(None, self.cancel)
+            # In a loop this only tells the node; where the connection has ended, there is nobody to be told.
+            with contextlib.suppress(Exception):
+                self.cancel()
             raise
         return self.result(0)
 

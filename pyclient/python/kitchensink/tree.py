@@ -8,6 +8,7 @@ all, and pieces that travel are at most `PIECE_BYTES` large.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import os
 import posixpath
@@ -17,7 +18,7 @@ import uuid
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
-from .errors import KitchenSinkError
+from .errors import CatalogUnavailable, KitchenSinkError
 
 if TYPE_CHECKING:
     from ._client import Client
@@ -48,7 +49,8 @@ def data_url(path: str | os.PathLike[str], mountpoint: str | None = None) -> str
 
 def search(mountpoint: str, pattern: str) -> list[str]:
     """The files below `mountpoint` whose data url matches, sorted. As in the seeds `*` stands for any characters,
-    slashes too. An absolute pattern gives absolute paths."""
+    slashes too. An absolute pattern gives absolute paths.
+    Errors: CatalogUnavailable, where names cannot be learned now."""
     absolute = pattern.startswith(mountpoint.rstrip("/") + "/")
     inner = pattern[len(mountpoint.rstrip("/")) + 1 :] if absolute else pattern.lstrip("/")
     fixed = inner
@@ -62,11 +64,23 @@ def search(mountpoint: str, pattern: str) -> list[str]:
 
 
 def _files(mountpoint: str, base: str) -> Iterator[str]:
-    for directory, directories, files in os.walk(os.path.join(mountpoint, base)):
+    for directory, directories, files in os.walk(os.path.join(mountpoint, base), onerror=_unlisted):
         directories.sort()
         below = os.path.relpath(directory, mountpoint)
         for name in files:
             yield name if below == "." else f"{below}/{name}"
+
+
+def _unlisted(error: OSError) -> None:
+    """A directory that is not there (any more), or is another user's, has no files to be found; any other that cannot
+    be listed would be taken for an empty one."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+        return
+    if error.errno == errno.EIO:
+        raise CatalogUnavailable(
+            f"{error.filename}: its names cannot be had now: the cluster's Redis does not answer; see: ks doctor"
+        ) from error
+    raise error
 
 
 def status(path: str) -> dict[str, Any]:
