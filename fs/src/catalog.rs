@@ -39,6 +39,8 @@ mod rollback;
 pub mod transaction;
 pub mod troubles;
 
+pub(crate) use rollback::Ground;
+
 use crate::{
     path::TreePath,
     record::*,

@@ -106,12 +106,14 @@ pub enum Condition {
     Good,
     /// They are not, and nobody has written to it.
     Damaged,
-    /// It is being written, or was changed since: there is nothing to compare it with.
+    /// It is being written: there is nothing to compare it with.
     BeingWritten,
     /// Not there.
     Absent,
     /// The disk does not give it; what it said.
     Unreadable(String),
+    /// Somebody changed it in the data directory, and the tree does not know yet: there is nothing to compare it with.
+    Changed,
 }
 
 /// Why a copy was not given up, spread or mended.

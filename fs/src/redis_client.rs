@@ -15,6 +15,7 @@ use ks_transport::pool::Peer;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ErrorKind, PushInfo, PushKind, Value};
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -159,6 +160,8 @@ struct Link {
     on_push: OnPush,
     channels: Mutex<BTreeSet<Vec<u8>>>,
     live: watch::Sender<Option<Live>>,
+    /// How many connections stood before the present one.
+    replaced: AtomicU64,
     /// Since when nothing has been heard of Redis, where there is no connection.
     silent_since: Arc<Mutex<Option<Instant>>>,
     /// Why there is no connection now.
@@ -214,6 +217,7 @@ impl Redis {
             on_push,
             channels: Mutex::new(BTreeSet::new()),
             live: watch::Sender::new(None),
+            replaced: AtomicU64::new(0),
             silent_since: Arc::default(),
             trouble: Mutex::new(String::new()),
             asked: tokio::sync::Notify::new(),
@@ -284,6 +288,11 @@ impl Redis {
     pub fn is_connected(&self) -> bool {
         let link = &self.shared.link;
         link.silent_since.lock().unwrap().is_none() && link.live.borrow().is_some()
+    }
+
+    /// Which of the connections that were made one after the other is used now: behind another number may be another Redis.
+    pub fn connection_number(&self) -> u64 {
+        self.shared.link.replaced.load(Ordering::Acquire)
     }
 
     /// Whether there is no connection, and has not been for `AWAY_AFTER`.
@@ -452,6 +461,7 @@ async fn keep(link: Arc<Link>, first: Live) {
         drop(live);
         tracing::warn!(redis = %link.target, "the connection to redis was lost; connecting again");
         live = link.connect_again().await;
+        link.replaced.fetch_add(1, Ordering::AcqRel);
         (link.on_push)(Push::Reset);
         *link.silent_since.lock().unwrap() = None;
         link.live.send_replace(Some(live.clone()));

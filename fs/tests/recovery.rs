@@ -3,6 +3,7 @@
 mod cluster;
 use cluster::{Cluster, Options, TestNode, away, pattern};
 use ks_fs::path::TreePath;
+use ks_fs::redis_client::Redis;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::CString,
@@ -438,5 +439,80 @@ async fn a_node_that_was_away_while_redis_was_lost_comes_into_line() {
         assert!(!b.plain("goes").exists() && !b.plain("moves").exists());
     })
     .await;
+    end(cluster).await;
+}
+
+/// All that stands in Redis, as it can be put back.
+async fn snapshot(redis: &Redis) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut command = redis::cmd("KEYS");
+    command.arg("*");
+    let keys: Vec<Vec<u8>> = redis::from_redis_value(redis.run(&command).await.unwrap()).unwrap();
+    let mut all = Vec::new();
+    for key in keys {
+        let mut command = redis::cmd("DUMP");
+        command.arg(&key);
+        let value = redis.run(&command).await.unwrap();
+        all.push((key, redis::from_redis_value(value).unwrap()));
+    }
+    all
+}
+
+/// Puts it back in one step: no node hears of it, the connections stay.
+async fn put_back(redis: &Redis, snapshot: &[(Vec<u8>, Vec<u8>)]) {
+    let mut command = redis::cmd("KEYS");
+    command.arg("*");
+    let keys: Vec<Vec<u8>> = redis::from_redis_value(redis.run(&command).await.unwrap()).unwrap();
+    let mut pipeline = redis::pipe();
+    pipeline.atomic();
+    for key in keys {
+        pipeline.cmd("DEL").arg(key);
+    }
+    for (key, value) in snapshot {
+        pipeline.cmd("RESTORE").arg(key).arg(0).arg(value);
+    }
+    redis.pipe(&pipeline).await.unwrap();
+}
+
+/// What an older Redis lacks is not new: a file that is moved behind the back of such a one keeps what it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_done_behind_the_back_of_an_older_redis_waits_for_the_tree() {
+    if !Cluster::can_mount() {
+        return;
+    }
+    let mut cluster = Cluster::one().await;
+    let redis = cluster.nodes[0].fs.catalog().redis().clone();
+    let write = |name: &'static str| {
+        move |nodes: &[TestNode]| {
+            fs::write(nodes[0].path(name), name).unwrap();
+            nodes[0].await_closed();
+            fs::metadata(nodes[0].path(name)).unwrap().ino()
+        }
+    };
+    with_nodes(&mut cluster, write("kept")).await;
+    let earlier = snapshot(&redis).await;
+    let number = with_nodes(&mut cluster, write("made")).await;
+    // What is heard of the node's own doing is dealt with.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    put_back(&redis, &earlier).await;
+    with_nodes(&mut cluster, move |nodes| {
+        let node = &nodes[0];
+        fs::rename(node.plain("made"), node.plain("moved")).unwrap();
+        let deadline = Instant::now() + REBUILT_WITHIN;
+        let names = || {
+            let names = fs::read_dir(&node.mountpoint).unwrap();
+            let names = names.map(|entry| entry.unwrap().file_name());
+            names.collect::<BTreeSet<_>>()
+        };
+        let expected = BTreeSet::from(["kept".into(), "moved".into()]);
+        while fs::metadata(node.path("moved")).map(|meta| meta.ino()).ok() != Some(number)
+            || names() != expected
+        {
+            assert!(Instant::now() < deadline, "{:?}", names());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        assert_eq!(fs::read(node.path("moved")).unwrap(), b"made");
+    })
+    .await;
+    drop(redis);
     end(cluster).await;
 }

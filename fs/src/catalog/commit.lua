@@ -3,6 +3,7 @@
 -- ARGV: the number of conditions; each condition's words; then each operation's words, to the end.
 --   conditions   absent K | present K | equals K V | nofield K F | field K F | fieldequals K F V | fields K N | member K M
 --   operations   set K V | expiring K V MS | del K | hset K F V | hdel K F | hincrby K F N | sadd K M | srem K M
+--                | quietly K (what follows is not noted in ks:recovered as changed now)
 --                | tell ORIGIN NONCE TOUCHED EVENT
 -- `tell` publishes on ks:changes, in the order of the changes: "LAST PREVIOUS ORIGIN NONCE TOUCHED EVENT", TOUCHED the
 -- keys of inodes and directories that were changed, with commas between; an EVENT that is not empty is entered in the
@@ -79,12 +80,14 @@ while at <= total do
     if string.sub(key, 1, 9) == 'ks:alive:' then
       call('HDEL', 'ks:renewed', key)
     end
-  elseif act == 'sadd' then
-    call('SADD', key, words[at])
+  elseif act == 'sadd' or act == 'srem' then
+    if is_recovered and string.sub(key, 1, 5) == 'ks:l:' then
+      call('HSET', 'ks:recovered', 'l' .. string.sub(key, 6) .. '/' .. words[at], '~')
+    end
+    call(act == 'sadd' and 'SADD' or 'SREM', key, words[at])
     at = at + 1
-  elseif act == 'srem' then
-    call('SREM', key, words[at])
-    at = at + 1
+  elseif act == 'quietly' then
+    is_recovered = false
   elseif act == 'expiring' then
     -- Noted, too, so that Redis's own absence is not taken for a death (`redis_client/absence.lua`).
     local t = call('TIME')

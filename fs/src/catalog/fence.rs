@@ -27,6 +27,8 @@ pub(super) struct Fence {
     whole: watch::Sender<bool>,
     /// A rebuilding was seen to end that this node's data directory has not been compared with yet.
     behind: AtomicBool,
+    /// How often the tree was seen to be rebuilt.
+    pub(super) rebuilt: AtomicU64,
     /// The count of changes without events that this node's last one came to; 0: not known.
     pub(super) untold: AtomicU64,
 }
@@ -36,6 +38,7 @@ impl Fence {
         Self {
             whole: watch::Sender::new(true),
             behind: AtomicBool::new(behind),
+            rebuilt: AtomicU64::new(0),
             untold: AtomicU64::new(0),
         }
     }
@@ -165,6 +168,7 @@ impl Catalog {
     pub(super) fn tree_is_back(&self) {
         self.forget_tree();
         let fence = &self.shared.fence;
+        fence.rebuilt.fetch_add(1, Ordering::AcqRel);
         fence.behind.store(true, Ordering::Release);
         fence.whole.send_replace(true);
         if let Some(on_news) = self.shared.on_news.get() {

@@ -131,6 +131,8 @@ pub fn forget(
     }
     let record = encode(&with_home(inode, heir));
     change.then(Operation::Set(Place::Inode(ino), record));
+    // Nobody has written: what that node's journal says later still counts when it comes back.
+    change.quietly();
     Decision::Commit(change, Forgot::Home(heir))
 }
 

@@ -398,6 +398,11 @@ impl Journal {
         }
     }
 
+    /// A change of this node's after which nothing is to be journaled: the journals know it already.
+    pub fn has_nothing_of(&self, stand: Stand) {
+        self.remember(stand);
+    }
+
     fn remember(&self, stand: Stand) {
         let mut recent = locked(&self.recent);
         if recent.set.insert(stand) {

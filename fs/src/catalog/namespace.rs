@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 pub mod attributes;
 pub mod rename;
+pub mod told;
 
 /// Deepest directory.
 pub const DEPTH_MAX: usize = 1024;

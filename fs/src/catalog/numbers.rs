@@ -1,7 +1,7 @@
 //! Inode numbers: each node reserves a block, so that a create needs no round trip for its number.
 //!
 //! What always holds: a number is never given twice, not even by a catalog that was made anew after its Redis was lost
-//! (the first number goes by the time of its making), so numbers kept in data directories never mean another file.
+//! (the first number goes by the time of its making, also within a second), so numbers kept in data directories never mean another file.
 use super::{Catalog, CatalogError};
 use crate::record::{Ino, Time};
 use crate::redis_client::Script;
@@ -17,11 +17,14 @@ const BLOCK: u64 = 1000;
 const ORIGIN_SECONDS: i64 = 1_767_225_600;
 /// Numbers set apart for each second: more than anyone creates in it.
 const PER_SECOND_BITS: u32 = 20;
+/// Of a second.
+const NANOSECONDS: i128 = 1_000_000_000;
 
 /// The last number that a catalog made at `now` counts as given.
 pub(super) fn first(now: Time) -> Ino {
-    let seconds = (now / 1_000_000_000 - ORIGIN_SECONDS).max(1);
-    u64::try_from(seconds).unwrap_or(1) << PER_SECOND_BITS
+    let since = i128::from(now) - i128::from(ORIGIN_SECONDS) * NANOSECONDS;
+    let since = since.max(NANOSECONDS);
+    u64::try_from((since << PER_SECOND_BITS) / NANOSECONDS).unwrap_or(1 << PER_SECOND_BITS)
 }
 
 /// This node's reserve.

@@ -8,5 +8,5 @@ end
 local time = call('TIME')
 call('HDEL', 'ks:meta', 'whole', 'floor', 'naming')
 call('HSET', 'ks:meta', 'recovery', ARGV[2], 'uncleared', '1', 'began', string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000)))
-call('UNLINK', 'ks:recovered', 'ks:merged', 'ks:merging', 'ks:times', 'ks:reports')
+call('UNLINK', 'ks:recovered', 'ks:merged', 'ks:merging', 'ks:times', 'ks:reports', 'ks:undead')
 return 1

@@ -11,6 +11,7 @@
 //!
 //! In Redis meanwhile: `ks:merging` (hash: node -> how much it has brought, or `done`), `ks:lead` (who gives the names; expires); for as
 //! long as the tree lives: `ks:recovered` (hash: what of whom -> stand), `ks:merged` (hash: node -> the rebuilding that it has caught up with).
+mod claim;
 mod demand;
 mod late;
 mod naming;
@@ -469,11 +470,14 @@ impl Catalog {
         stand: Stand,
     ) {
         use super::transaction::{Operation, Place};
-        if self.shared.journal.is_none() {
+        let Some(journal) = &self.shared.journal else {
             return;
-        }
+        };
         let untold = &self.shared.fence.untold;
         untold.fetch_max(stand.2, std::sync::atomic::Ordering::AcqRel);
+        if late::is_told(transaction) {
+            return journal.has_nothing_of(stand);
+        }
         self.journal(&super::journal::entries_of(transaction, stand));
         for operation in &transaction.operations {
             match operation {

@@ -29,6 +29,8 @@ pub enum Place {
     Alive(NodeId),
     /// `ks:meta`: hash of single values.
     Meta,
+    /// `ks:recovered`: hash, what of whom -> after which event it stands (see `recovery`).
+    Recovered,
 }
 
 impl Place {
@@ -42,6 +44,7 @@ impl Place {
             Place::Nodes => "ks:nodes".into(),
             Place::Alive(node) => format!("ks:alive:{node}"),
             Place::Meta => "ks:meta".into(),
+            Place::Recovered => "ks:recovered".into(),
         }
         .into_bytes()
     }
@@ -68,7 +71,7 @@ impl Place {
             | Place::Directory(ino)
             | Place::Links(ino)
             | Place::Holdings(ino) => Some(*ino),
-            Place::Nodes | Place::Alive(_) | Place::Meta => None,
+            Place::Nodes | Place::Alive(_) | Place::Meta | Place::Recovered => None,
         }
     }
 }
@@ -122,6 +125,8 @@ pub enum Operation {
     AddMember(Place, Vec<u8>),
     /// The set loses this member.
     RemoveMember(Place, Vec<u8>),
+    /// What follows is nothing that somebody did just now: what journals say later of the same things still counts.
+    Quietly,
 }
 
 impl Operation {
@@ -136,6 +141,7 @@ impl Operation {
             | Operation::Increase(place, _, _)
             | Operation::AddMember(place, _)
             | Operation::RemoveMember(place, _) => *place,
+            Operation::Quietly => Place::Recovered,
         }
     }
 }
@@ -161,6 +167,16 @@ impl Transaction {
         if !self.conditions.iter().any(|(known, _)| *known == check) {
             self.conditions.push((check, Otherwise::Stale));
         }
+    }
+    /// Makes all of it something that nobody did just now (see `Operation::Quietly`).
+    pub fn quietly(&mut self) {
+        if !self.operations.is_empty() && !self.is_quiet() {
+            self.operations.insert(0, Operation::Quietly);
+        }
+    }
+    /// Whether it is nothing that somebody did just now.
+    pub fn is_quiet(&self) -> bool {
+        self.operations.first() == Some(&Operation::Quietly)
     }
     /// Adds an operation.
     pub fn then(&mut self, operation: Operation) {
@@ -239,6 +255,7 @@ fn operation_words(operation: &Operation, words: &mut Vec<Vec<u8>>) {
         }
         Operation::AddMember(_, member) => ("sadd", vec![member.clone()]),
         Operation::RemoveMember(_, member) => ("srem", vec![member.clone()]),
+        Operation::Quietly => ("quietly", vec![]),
     };
     words.push(kind.into());
     words.push(operation.place().key());

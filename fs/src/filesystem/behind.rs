@@ -8,11 +8,13 @@
 //! - Nothing is removed from the tree but what an event said was removed from here, that stood here by the tree's word (files: this node is
 //!   their home), that is missing at two looks with nothing between, with all events applied, with nothing being made in its directory, and that the tree
 //!   has unchanged at the very step that removes it. What was missing when the daemon came stays in the tree.
-//! - While the catalog does not answer, or was rebuilt and has not heard of this node's part, everything waits.
+//! - While the catalog does not answer, or was rebuilt and has not heard of this node's part, everything waits; so it does while Redis has gone back
+//!   to an older state than this node has seen (`catalog::rollback::Ground`): what such a tree lacks is not new, and what it has is not to be removed.
 //! - At rest nothing wakes up, but for the scan that mends what was missed ([`MEND_EVERY`]; more often where not all can be watched).
 mod taking;
 
 use super::FileSystem;
+use crate::catalog::Ground;
 use crate::error::FsError;
 use crate::path::TreePath;
 use crate::record::Ino;
@@ -108,6 +110,9 @@ pub(super) fn spawn(file_system: &Arc<FileSystem>, surveys: bool) {
     if surveys {
         tokio::spawn(survey(Arc::downgrade(file_system), watches.clone()));
     }
+    let heard = watches.clone();
+    let is_news = move |path: &TreePath| heard.due().is_news_at_or_above(path);
+    file_system.applier.leave_news(Arc::new(is_news));
     tokio::spawn(run(Arc::downgrade(file_system), watches));
 }
 
@@ -249,6 +254,17 @@ impl FileSystem {
         match look {
             Look::Differs(_) if self.catalog.is_behind() => Look::Failed,
             look => look,
+        }
+    }
+
+    /// The tree, where it may be compared with the data directory now; `None`: all waits.
+    async fn ground(&self) -> Option<Ground> {
+        match self.catalog.ground(self.applier.position()).await {
+            Ok(ground) => ground,
+            Err(error) => {
+                tracing::debug!(%error, "what changed in the data directory is taken in later");
+                None
+            }
         }
     }
 

@@ -70,6 +70,9 @@ impl FileSystem {
                 self.table.mark_stale(None);
                 self.table.pages_unknown(None);
                 self.tell(Change::Everything);
+                if let Some(watches) = &self.watches {
+                    watches.try_again_soon();
+                }
             }
         }
     }

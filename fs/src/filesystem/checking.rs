@@ -9,12 +9,15 @@ use crate::path::TreePath;
 use crate::record::*;
 use std::sync::Arc;
 
+/// With the cure.
+const CHANGED: &str = "changed in the data directory, and not taken into the tree yet: a node with --watch does so in a moment, another one when it starts again";
+
 /// What `ks verify` found of one copy.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct CheckedCopy {
     /// The node's name.
     pub node: String,
-    /// `good`, `damaged`, `being written`, `absent`, `unreadable: …` or `not asked: …`.
+    /// `good`, `damaged`, `being written`, `changed in the data directory…`, `absent`, `unreadable: …` or `not asked: …`.
     pub state: String,
     /// It was damaged, and is whole and good again.
     pub mended: bool,
@@ -224,6 +227,7 @@ fn described(state: &Result<Condition, CopyError>) -> String {
         Ok(Condition::Good) => "good".into(),
         Ok(Condition::Damaged) => "damaged".into(),
         Ok(Condition::BeingWritten) => "being written".into(),
+        Ok(Condition::Changed) => CHANGED.into(),
         Ok(Condition::Absent) => "absent".into(),
         Ok(Condition::Unreadable(why)) => format!("unreadable: {why}"),
         Err(error) => format!("not asked: {error}"),

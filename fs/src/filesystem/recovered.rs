@@ -4,7 +4,6 @@
 use super::FileSystem;
 use crate::catalog::Catalog;
 use crate::error::FsError;
-use crate::path::TreePath;
 use crate::store::hasher::Hasher;
 use crate::store::{Store, scan};
 use std::sync::{Arc, Weak};
@@ -60,11 +59,7 @@ pub(super) fn spawn(file_system: &Arc<FileSystem>) {
 
 impl FileSystem {
     async fn catch_up_with_rebuilt(&self) -> Result<(), FsError> {
-        let watches = self.watches.as_ref();
-        let is_news = |path: &TreePath| {
-            watches.is_some_and(|watches| watches.due().is_waiting_at_or_above(path))
-        };
-        self.applier.compare(&is_news).await?;
+        self.applier.compare().await?;
         tell(&self.store, &self.catalog, &self.hasher).await?;
         self.catalog.has_caught_up().await?;
         // Replicas and what is kept here are looked at anew by those who do it anyway.

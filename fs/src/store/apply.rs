@@ -27,8 +27,8 @@ use crate::{
 };
 use local::Local;
 use position::PositionFile;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard, watch};
 
@@ -51,8 +51,8 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(2);
 /// task that applies: one that answers the kernel, when the event is its own.
 pub type OnEvent = Arc<dyn Fn(NodeId, &Event) + Send + Sync>;
 
-/// Whether something was heard of a path that the tree does not know yet.
-pub type IsNews<'n> = &'n (dyn Fn(&TreePath) -> bool + Send + Sync);
+/// Whether something was heard of a path that the tree does not know yet. Must not block.
+pub type IsNews = Arc<dyn Fn(&TreePath) -> bool + Send + Sync>;
 
 /// The one place where names in the data directory change.
 pub struct Applier {
@@ -68,6 +68,8 @@ struct Shared {
     /// have deadlines; whoever waits for the lock has one of its own.
     order: Mutex<PositionFile>,
     position: watch::Sender<EventId>,
+    /// Who hears what is done behind the daemon's back, once somebody does.
+    is_news: OnceLock<IsNews>,
     /// Caught up: from now on there are makers of own changes.
     has_started: AtomicBool,
 }
@@ -106,11 +108,12 @@ impl Applier {
             on_event,
             order: Mutex::new(file),
             position: watch::Sender::new(position),
+            is_news: OnceLock::new(),
             has_started: AtomicBool::new(false),
         });
         reconcile::place_parked(&shared.local(), position).await?;
         if shared.catalog.is_behind() {
-            shared.compare_all(&|_| false).await?;
+            shared.compare_all().await?;
         }
         while shared.position() < last {
             shared.follow_once().await?;
@@ -134,13 +137,18 @@ impl Applier {
         }
     }
 
-    /// Waits (at most 2 s) until everything up to now is applied: for a local file that is not where the catalog says.
+    /// Waits (at most 2 s) until everything up to now is applied: for a local file that is not where the catalog says. Where the stream ends before
+    /// what is applied here, Redis has gone back to an older state: there is nothing to wait for, and that is an error.
     pub async fn catch_up(&self) -> Result<(), StoreError> {
+        let applied = self.position();
         let mut position = self.shared.position.subscribe();
         let mut wanted = EventId::default();
         let wait = async {
             wanted = self.shared.catalog.last_event().await?;
             self.shared.catalog.wake_events();
+            if wanted < applied {
+                return Err(self.shared.behind(applied, Duration::ZERO));
+            }
             // The sender lives as long as we do.
             let _ = position.wait_for(|position| *position >= wanted).await;
             Ok(())
@@ -151,10 +159,15 @@ impl Applier {
         }
     }
 
-    /// Compares the whole data directory with the tree: after it was rebuilt. What is `news` (somebody moved it behind the daemon's back, and
-    /// the tree does not know it yet) is left where it stands.
-    pub async fn compare(&self, news: IsNews<'_>) -> Result<(), StoreError> {
-        self.shared.compare_all(news).await
+    /// What is news (somebody moved it behind the daemon's back, and the tree does not know it yet) is left where it stands from now on,
+    /// whenever the whole data directory is compared with the tree. The first who says what is counts.
+    pub fn leave_news(&self, is_news: IsNews) {
+        let _ = self.shared.is_news.set(is_news);
+    }
+
+    /// Compares the whole data directory with the tree: after it was rebuilt.
+    pub async fn compare(&self) -> Result<(), StoreError> {
+        self.shared.compare_all().await
     }
 
     /// The event up to which everything is applied.
@@ -333,7 +346,7 @@ impl Shared {
                 }
                 Ok(())
             }
-            Err(crate::catalog::EventsTrimmed) => self.compare_all(&|_| false).await,
+            Err(crate::catalog::EventsTrimmed) => self.compare_all().await,
         }
     }
 
@@ -382,13 +395,14 @@ impl Shared {
     }
 
     /// The stream does not reach back to our position.
-    async fn compare_all(&self, news: IsNews<'_>) -> Result<(), StoreError> {
+    async fn compare_all(&self) -> Result<(), StoreError> {
         tracing::warn!(
             "the changes since this node was last here are not all known: comparing its whole data directory with the catalog"
         );
         let mut order = self.order.lock().await;
         let last = self.catalog.last_event().await?;
-        reconcile::reconcile(&self.local(), last, news).await?;
+        let is_news = |path: &TreePath| self.is_news.get().is_some_and(|is_news| is_news(path));
+        reconcile::reconcile(&self.local(), last, &is_news).await?;
         self.advance(&mut order, last, None)
     }
 

@@ -3,7 +3,7 @@
 //! Always: the bytes are read from the disk (what the page cache has of them is let go first; the scrub reads past the page cache where the disk allows it); a file that is being written or was changed is not judged; a hash
 //! tree that does not belong to the file is written anew.
 use super::files::Standing;
-use super::{Store, state, trees};
+use super::{DIRTY_SIZE, Store, state, trees};
 use crate::copies::Condition;
 use crate::copies::scrub::Progress;
 use crate::path::TreePath;
@@ -94,6 +94,9 @@ impl Store {
         let Some(meta) = before.meta_of(ino) else {
             return Condition::Absent;
         };
+        if before.is_dirty() && meta.size != DIRTY_SIZE {
+            return Condition::Changed;
+        }
         if before.is_dirty() || meta.version > inode.version {
             return Condition::BeingWritten;
         }
@@ -327,9 +330,16 @@ mod tests {
         file.write_all_at(&[6], 50_000).unwrap();
         assert_eq!(
             check(),
-            Condition::BeingWritten,
+            Condition::Changed,
             "its time says that it was changed"
         );
+        let written = LocalMeta {
+            size: DIRTY_SIZE,
+            ..meta.clone()
+        };
+        store.set_meta(&file, &written).unwrap();
+        assert_eq!(check(), Condition::BeingWritten);
+        store.set_meta(&file, &meta).unwrap();
         file.set_modified(mtime).unwrap();
         assert_eq!(check(), Condition::Damaged);
     }

@@ -79,6 +79,14 @@ impl Watches {
         self.news.notified().await;
     }
 
+    /// What could not be told may be told now.
+    pub fn try_again_soon(&self) {
+        let now_ms = self.now_ms();
+        if lock(&self.due).hurry(now_ms) {
+            self.news.notify_one();
+        }
+    }
+
     /// Whether not all directories can be watched: the system's limit is reached.
     pub fn is_exhausted(&self) -> bool {
         self.is_exhausted.load(Ordering::Relaxed)

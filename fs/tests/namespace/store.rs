@@ -69,6 +69,8 @@ impl Store {
                     self.sets.remove(&place);
                 }
             }
+            // Only what rebuilding keeps is another then.
+            Operation::Quietly => {}
         }
     }
     /// All or nothing.

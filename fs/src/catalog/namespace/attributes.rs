@@ -148,6 +148,7 @@ pub fn set_md5(known: &Known, ino: Ino, version: u64, md5: Md5) -> Result<Plan<(
         inode.md5 = Some(md5);
         expect_record(&mut change, ino, record);
         set_inode(&mut change, ino, &inode);
+        change.quietly();
     }
     Ok(Plan {
         transaction: change,
@@ -166,6 +167,7 @@ pub fn set_hash(known: &Known, ino: Ino, version: u64, hash: Hash) -> Result<Pla
         inode.blake3 = Some(hash);
         expect_record(&mut change, ino, record);
         set_inode(&mut change, ino, &inode);
+        change.quietly();
     }
     Ok(Plan {
         transaction: change,

@@ -1,40 +1,83 @@
-//! What a node that comes when the tree is whole again still brings: what is news of its journal, as ordinary changes.
+//! What a node that comes when the tree is whole again still brings: what is news of its journal, as changes that stand as late as they happened.
 //!
-//! Always: what was changed since the tree was whole, and what another node's journal knew better, stays as it is. Done again, it changes
-//! nothing more. The names of what others have made meanwhile are theirs: what comes late is `NAME.conflict-NODE` then.
-use super::{RECOVERED, read_part, text};
-use crate::catalog::changes::COMMIT;
+//! Who takes part: this room reads the journal and decides what is news and in which order; [`told`] carries a change out, [`places`] finds
+//! names for it, [`copies`] is for what the data directory knows beside the journal.
+//!
+//! The rules, which make it the same who comes first:
+//! - Of an inode, and of a further link, the latest news counts, whoever brings it; what was changed since the tree was whole counts more.
+//! - Of two that claim a name the later has it (`claim`). Something of the tree that has lost its name so stands beside it.
+//! - A directory that was removed goes when it is empty. What was put into it since the tree was whole goes into the directory that has its
+//!   name now; where there is none it stays for that. What nobody who is there knows to be gone stays in it (`ks:undead` remembers it).
+//!
+//! Always: done again, it changes nothing more; no bytes go but with an inode that was removed, as the latest that anybody knows.
+mod copies;
+mod places;
+mod told;
+
+pub(super) use told::is_told;
+
+use super::claim::{Claim, inode_field, link_field};
+use super::{read_part, text};
 use crate::catalog::journal::{Folded, PARTS, Stand};
-use crate::catalog::namespace::{self, ParentTime, Plan, rename};
+use crate::catalog::namespace::{self, Plan};
 use crate::catalog::reads::array;
 use crate::catalog::transaction::{Check, Operation, Place, TIME_FIELD, Transaction};
 use crate::catalog::{Catalog, CatalogError};
-use crate::path::conflict_name;
 use crate::record::*;
 use std::collections::BTreeMap;
+use told::{Kept, Raised, UNREAD};
 
 /// Names that are tried for something whose own is taken.
 const NAMES_TRIED: usize = 100;
 /// Inodes asked about in one round trip.
 const PAGE: usize = 1000;
+/// Rounds in which what finds its name taken or its directory missing waits for the rest.
+const ROUNDS_MAX: usize = 200;
+/// Directories that were removed and are not empty (hash: inode -> after which event they were).
+const UNDEAD: &str = "ks:undead";
 
 /// One inode's news.
 struct News {
     stand: Stand,
     ino: Ino,
     /// `None`: only its links are news.
-    record: Option<Option<Inode>>,
-    links: BTreeMap<Link, bool>,
+    record: Option<(Stand, Option<Inode>)>,
+    links: BTreeMap<Link, (Stand, bool)>,
     time: Option<Time>,
+    /// What `ks:recovered` said of all that.
+    known: Kept,
+}
+
+impl News {
+    fn is_gone(&self) -> bool {
+        matches!(self.record, Some((_, None)))
+    }
+}
+
+/// How what has no place is treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Round {
+    /// It waits for the rest of the news.
+    Waits,
+    /// Whoever stands in its place with the older claim makes way.
+    Claims,
+    /// It gets a name beside its own.
+    Last,
 }
 
 /// Without the time of now for the directory: it happened long ago.
-fn quietly<T>(mut plan: Plan<T>) -> Plan<T> {
+fn untimed<T>(mut plan: Plan<T>) -> Plan<T> {
     let is_time = |operation: &Operation| matches!(operation, Operation::SetField(Place::Directory(_), field, _) if field == TIME_FIELD);
     plan.transaction
         .operations
         .retain(|operation| !is_time(operation));
     plan
+}
+
+/// Whether the rest of the news may help.
+fn may_wait(error: &CatalogError) -> bool {
+    let errnos = [libc::EEXIST, libc::ENOENT, libc::ENOTEMPTY, libc::EINVAL];
+    matches!(error, CatalogError::Posix(errno) if errnos.contains(errno))
 }
 
 impl Catalog {
@@ -51,24 +94,39 @@ impl Catalog {
             }
         }
         // In the order in which it happened: a directory before what is in it, a name is free before it is taken.
-        news.sort_by_key(|one| (one.stand, one.record != Some(None), one.ino));
+        news.sort_by_key(|one| (one.stand, !one.is_gone(), one.ino));
         let count = news.len();
-        for is_last in [false, false, false, true] {
-            news = self.bring_round(news, is_last).await?;
-        }
+        self.bring_all(news).await?;
+        self.bury().await?;
         if count > 0 {
             tracing::info!(inodes = count, "what this node alone knew is in the tree");
         }
         Ok(())
     }
 
-    /// Brings what has a place; returns what finds its name taken, which may become free by the rest. `is_last`: it gets another.
-    async fn bring_round(&self, news: Vec<News>, is_last: bool) -> Result<Vec<News>, CatalogError> {
+    /// Brings what has a place until nothing more has; then whoever has the better claim to a place gets it; the rest gets others.
+    async fn bring_all(&self, mut news: Vec<News>) -> Result<(), CatalogError> {
+        let mut round = Round::Waits;
+        for _ in 0..ROUNDS_MAX {
+            let before = news.len();
+            news = self.bring_round(news, round).await?;
+            round = match (round, news.len() < before) {
+                _ if news.is_empty() => return Ok(()),
+                (_, true) => Round::Waits,
+                (Round::Waits, false) => Round::Claims,
+                (_, false) => break,
+            };
+        }
+        self.bring_round(news, Round::Last).await.map(drop)
+    }
+
+    /// Returns what waits.
+    async fn bring_round(&self, news: Vec<News>, round: Round) -> Result<Vec<News>, CatalogError> {
         let mut waiting = Vec::new();
         for one in news {
-            match self.bring_one(&one, is_last).await {
+            match self.bring_one(&one, round).await {
                 Ok(()) => {}
-                Err(CatalogError::Posix(libc::EEXIST)) if !is_last => waiting.push(one),
+                Err(error) if may_wait(&error) && round != Round::Last => waiting.push(one),
                 Err(CatalogError::Posix(errno)) => {
                     let error = std::io::Error::from_raw_os_error(errno);
                     tracing::warn!(ino = one.ino, %error, "a journaled change has no place in the tree as it is now");
@@ -80,72 +138,77 @@ impl Catalog {
     }
 
     async fn news_of(&self, page: &[(Ino, Folded)]) -> Result<Vec<News>, CatalogError> {
-        let mut command = redis::cmd("HMGET");
-        command.arg(RECOVERED);
+        let mut fields = Vec::new();
         for (ino, of) in page {
-            command.arg(ino.to_string());
+            fields.extend([inode_field(*ino), format!("t{ino}").into_bytes()]);
             for link in of.links.keys() {
-                command.arg([format!("l{ino}/").as_bytes(), &link.to_bytes()].concat());
+                fields.push(link_field(*ino, link));
             }
-            command.arg(format!("t{ino}"));
         }
-        let answer = array(self.redis().run(&command).await?);
-        let known = answer.ok_or_else(|| crate::catalog::reads::damaged(RECOVERED))?;
-        let mut known = known
-            .into_iter()
-            .map(|known| text(known).unwrap_or_default());
-        let mut news = Vec::new();
+        let known = self.recovered_of(fields).await?;
+        let is_later = |field: &[u8], stand: Stand| {
+            let known = known.get(field).and_then(Option::as_ref);
+            known.is_none_or(|known| stand.to_text() > *known)
+        };
+        let mut all = Vec::new();
         for (ino, of) in page {
-            let mut is_later = |stand: Stand| stand.to_text() > known.next().unwrap_or_default();
-            let later = is_later(
-                of.record
-                    .as_ref()
-                    .map(|(stand, _)| *stand)
-                    .unwrap_or_default(),
-            );
-            let record = match &of.record {
-                Some((_, Some(bytes))) if later => Some(Some(decode(bytes)?)),
-                Some((_, None)) if later => Some(None),
-                _ => None,
+            let mut news = News {
+                stand: Stand::default(),
+                ino: *ino,
+                record: None,
+                links: BTreeMap::new(),
+                time: None,
+                known: Kept::new(),
             };
-            let links = of.links.iter().filter(|(_, (stand, _))| is_later(*stand));
-            let links: BTreeMap<Link, bool> = links
-                .map(|(link, (_, is_there))| (link.clone(), *is_there))
-                .collect();
-            let since = of.time.map(|(stand, _)| stand).unwrap_or_default();
-            let is_news = is_later(since);
-            let time = of.time.filter(|_| is_news).map(|(_, time)| time);
-            if record.is_none() && links.is_empty() && time.is_none() {
+            let own = inode_field(*ino);
+            if let Some((stand, record)) = &of.record
+                && is_later(&own, *stand)
+            {
+                let inode = record.as_ref().map(|bytes| decode(bytes)).transpose()?;
+                news.record = Some((*stand, inode));
+            }
+            for (link, (stand, is_there)) in &of.links {
+                if is_later(&link_field(*ino, link), *stand) {
+                    news.links.insert(link.clone(), (*stand, *is_there));
+                }
+            }
+            let since = of
+                .time
+                .filter(|(stand, _)| is_later(format!("t{ino}").as_bytes(), *stand));
+            news.time = since.map(|(_, time)| time);
+            if news.record.is_none() && news.links.is_empty() && news.time.is_none() {
                 continue;
             }
-            let stands = of.links.values().map(|(stand, _)| *stand);
             let last = of.record.as_ref().map(|(stand, _)| *stand);
-            news.push(News {
-                stand: last.or(stands.max()).unwrap_or_default(),
-                ino: *ino,
-                record,
-                links,
-                time,
-            });
+            let linked = of.links.values().map(|(stand, _)| *stand).max();
+            news.stand = last.or(linked).unwrap_or_default();
+            let said = known.get(&own).cloned().flatten();
+            news.known.insert(own, said);
+            all.push(news);
         }
-        Ok(news)
+        Ok(all)
     }
 
-    async fn bring_one(&self, one: &News, is_last: bool) -> Result<(), CatalogError> {
+    async fn bring_one(&self, one: &News, round: Round) -> Result<(), CatalogError> {
         let current = self.record(one.ino, false).await?;
-        match (&one.record, current.is_some()) {
-            (Some(None), true) => return self.bring_gone(one.ino).await,
-            (Some(None), false) => return self.note_gone(one.ino, one.stand).await,
-            (Some(Some(inode)), false) => {
-                self.bring_new(one.ino, inode.clone(), is_last).await?;
+        match (&one.record, current) {
+            (Some((stand, None)), Some(_)) => return self.bring_gone(one.ino, *stand, round).await,
+            (Some((stand, None)), None) => return self.note(inode_field(one.ino), *stand).await,
+            (Some((stand, Some(inode))), None) => {
+                self.bring_new(one, *stand, inode, round).await?;
             }
-            (Some(Some(inode)), true) => self.bring_changed(one.ino, inode, is_last).await?,
-            (None, true) => {}
-            (None, false) => return Ok(()),
+            (Some((stand, Some(inode))), Some(_)) => {
+                self.bring_changed(one, *stand, inode, round).await?;
+            }
+            (None, Some(_)) => {}
+            (None, None) => return Ok(()),
         }
-        for (link, is_there) in &one.links {
-            let done = self.bring_link(one.ino, link, *is_there).await;
-            match done {
+        for (link, (stand, is_there)) in &one.links {
+            match self
+                .bring_link(one.ino, link, *stand, *is_there, round)
+                .await
+            {
+                Err(error) if may_wait(&error) && round != Round::Last => return Err(error),
                 Ok(()) | Err(CatalogError::Posix(_)) => {}
                 Err(error) => return Err(error),
             }
@@ -156,31 +219,37 @@ impl Catalog {
         }
     }
 
-    async fn bring_link(&self, ino: Ino, link: &Link, is_there: bool) -> Result<(), CatalogError> {
+    async fn bring_link(
+        &self,
+        ino: Ino,
+        link: &Link,
+        stand: Stand,
+        is_there: bool,
+        round: Round,
+    ) -> Result<(), CatalogError> {
+        let field = link_field(ino, link);
+        let raised = Raised::from([(field.clone(), stand)]);
         let stands = self.lookup(link.parent, &link.name).await?;
-        let is_its = stands.as_ref().is_some_and(|node| node.ino == ino);
-        if is_there && stands.is_none() {
-            let linked = self.change("a link", |known, now| {
-                namespace::link(known, ino, link.parent, &link.name, now).map(quietly)
-            });
-            linked.await?;
-        } else if let Some(node) = stands.filter(|_| !is_there && is_its)
-            // No further link any more: removed, or, where the record stands there, its own name since another was removed.
-            && (node.inode.parent, &node.inode.name) != (link.parent, &link.name)
-        {
-            self.bring_unlinked(link.parent, &link.name).await?;
+        let its = stands.as_ref().filter(|node| node.ino == ino);
+        let is_own = its
+            .is_some_and(|node| (node.inode.parent, &node.inode.name) == (link.parent, &link.name));
+        match (is_there, its) {
+            // No further link any more: removed, or its own name since another was removed.
+            (false, Some(_)) if !is_own => self.unlink_told(link, &raised).await,
+            (false, _) | (true, Some(_)) => self.note(field, stand).await,
+            (true, None) => {
+                if round == Round::Claims {
+                    let claim = Claim::of_news(stand, None);
+                    self.make_way(link, &claim, Kind::File).await?;
+                }
+                let linked = self.told("a link", UNREAD, &raised, |known, now| {
+                    namespace::link(known, ino, link.parent, &link.name, now).map(untimed)
+                });
+                linked.await?;
+                self.tell_own(link.parent);
+                Ok(())
+            }
         }
-        self.tell_own(link.parent);
-        Ok(())
-    }
-
-    async fn bring_unlinked(&self, parent: Ino, name: &[u8]) -> Result<(), CatalogError> {
-        let unlinked = self.change("a name", |known, now| {
-            namespace::unlink(known, parent, name, now).map(quietly)
-        });
-        unlinked.await?;
-        self.tell_own(parent);
-        Ok(())
     }
 
     /// When a directory's entries changed last, where nobody knows a later time.
@@ -200,239 +269,207 @@ impl Catalog {
     }
 
     /// The tree does not know it: it comes under its old number.
-    async fn bring_new(&self, ino: Ino, inode: Inode, is_last: bool) -> Result<(), CatalogError> {
-        if ino == ROOT {
+    async fn bring_new(
+        &self,
+        one: &News,
+        stand: Stand,
+        inode: &Inode,
+        round: Round,
+    ) -> Result<(), CatalogError> {
+        if one.ino == ROOT {
             return Ok(());
         }
         if self.record(inode.parent, false).await?.is_none() {
+            if round != Round::Last {
+                return Err(CatalogError::Posix(libc::ENOENT));
+            }
             let above = super::found_directory(inode.parent);
-            self.enter_numbered(inode.parent, above, true).await?;
+            let stand = Stand::HEARSAY;
+            self.enter_numbered(inode.parent, &above, stand, UNREAD, true)
+                .await?;
         }
-        self.enter_numbered(ino, inode, is_last).await
+        let evicted = self.claim_place(stand, inode, round).await?;
+        let is_last = round == Round::Last;
+        self.enter_numbered(one.ino, inode, stand, &one.known, is_last)
+            .await?;
+        match evicted {
+            Some(evicted) => self.empty_into(evicted, one.ino).await,
+            None => Ok(()),
+        }
     }
 
-    /// Enters an inode under a number that it has already; where its name is taken, `is_beside`: under a name beside it, else EEXIST.
-    pub(in crate::catalog) async fn enter_numbered(
+    async fn claim_place(
         &self,
-        ino: Ino,
-        inode: Inode,
-        is_beside: bool,
-    ) -> Result<(), CatalogError> {
-        let (parent, home) = (inode.parent, inode.home);
-        let home = if home == NodeId::NONE {
-            self.me()
-        } else {
-            home
-        };
-        for attempt in 0..=NAMES_TRIED {
-            let name = match attempt {
-                0 => inode.name.clone(),
-                _ => conflict_name(&inode.name, &home.to_string(), attempt),
-            };
-            let label = format!("inode {ino}");
-            let entered = self.change(&label, |_, _| {
-                let record = inode.clone();
-                let mut plan = namespace::create(parent, &name, ino, record, ParentTime::Stays)?;
-                plan.transaction
-                    .require(Check::Absent(Place::Inode(ino)), libc::EALREADY);
-                Ok(plan)
-            });
-            match entered.await {
-                Ok(_) | Err(CatalogError::Posix(libc::EALREADY)) => {
-                    self.tell_own(parent);
-                    return Ok(());
-                }
-                Err(CatalogError::Posix(libc::EEXIST)) if is_beside => {}
-                Err(error) => return Err(error),
-            }
+        stand: Stand,
+        inode: &Inode,
+        round: Round,
+    ) -> Result<Option<places::Evicted>, CatalogError> {
+        if round != Round::Claims {
+            return Ok(None);
         }
-        Err(CatalogError::Contention(format!("inode {ino}")))
+        let link = Link {
+            parent: inode.parent,
+            name: inode.name.clone(),
+        };
+        let claim = Claim::of_news(stand, Some(inode));
+        self.make_way(&link, &claim, inode.kind).await
     }
 
     /// The tree has an older record: to where this one says, and as it says.
     async fn bring_changed(
         &self,
-        ino: Ino,
+        one: &News,
+        stand: Stand,
         inode: &Inode,
-        is_last: bool,
+        round: Round,
     ) -> Result<(), CatalogError> {
+        let ino = one.ino;
         let Some(current) = self.record(ino, false).await? else {
-            return Ok(());
+            return Err(CatalogError::Posix(libc::ENOENT));
         };
-        let (old, new) = (&current.inode, (inode.parent, inode.name.clone()));
-        let is_moved = ino != ROOT && (old.parent, &old.name) != (new.0, &new.1);
-        let stands = match is_moved && old.nlink > 1 {
-            true => self.lookup(new.0, &new.1).await?,
-            false => None,
-        };
-        if stands.is_some_and(|node| node.ino == ino) {
-            // A further link became its own name when that was removed.
-            self.bring_unlinked(old.parent, &old.name).await?;
-        } else if is_moved {
-            let (from, to) = ((old.parent, &old.name[..]), (new.0, &new.1[..]));
-            let moved = self.change("a name", |known, now| {
-                rename::rename(known, from, to, rename::NO_REPLACE, now).map(quietly)
-            });
-            match moved.await {
-                Ok(_) => {}
-                Err(CatalogError::Posix(errno)) if is_last || errno != libc::EEXIST => {}
-                Err(error) => return Err(error),
+        let old = &current.inode;
+        if ino != ROOT && (old.parent, &old.name) != (inode.parent, &inode.name) {
+            let stands = self.lookup(inode.parent, &inode.name).await?;
+            let is_link = stands.is_some_and(|node| node.ino == ino);
+            let evicted = match is_link {
+                true => None,
+                false => self.claim_place(stand, inode, round).await?,
+            };
+            self.move_own(ino, inode, round == Round::Last).await?;
+            if let Some(evicted) = evicted {
+                self.empty_into(evicted, ino).await?;
             }
         }
-        let me = self.me();
-        self.change(&format!("inode {ino}"), |known, _| {
-            let record = known.inode(ino, libc::ENOENT)?;
-            let wanted = Inode {
-                parent: record.inode.parent,
-                name: record.inode.name.clone(),
-                nlink: record.inode.nlink,
-                ..inode.clone()
-            };
-            let mut change = Transaction::default();
-            change.expect(Check::Equals(Place::Inode(ino), record.bytes.to_vec()));
-            change.then(Operation::Set(Place::Inode(ino), encode(&wanted)));
-            let path = match ino {
-                ROOT => Vec::new(),
-                _ => {
-                    let above = namespace::Ancestors::of(known, wanted.parent)?.path();
-                    above.join(&wanted.name).as_bytes().to_vec()
-                }
-            };
-            change.event = Some(match record.inode.version < wanted.version {
-                true => Event::Published {
-                    ino,
-                    path,
-                    version: wanted.version,
-                    home: wanted.home,
-                },
-                false => Event::Attributes { ino, path },
-            });
-            if wanted.kind == Kind::File && wanted.home == me {
-                namespace::set_holding(&mut change, ino, &wanted);
+        let raised = Raised::from([(inode_field(ino), stand)]);
+        let label = format!("inode {ino}");
+        let changed = self.told(&label, &one.known, &raised, |known, _| {
+            self.as_told(known, ino, inode)
+        });
+        changed.await.map(drop)
+    }
+
+    /// Everything of a record but where it stands.
+    fn as_told(
+        &self,
+        known: &namespace::Known,
+        ino: Ino,
+        inode: &Inode,
+    ) -> Result<Plan<()>, namespace::Stop> {
+        let record = known.inode(ino, libc::ENOENT)?;
+        let wanted = Inode {
+            parent: record.inode.parent,
+            name: record.inode.name.clone(),
+            nlink: record.inode.nlink,
+            ..inode.clone()
+        };
+        let mut change = Transaction::default();
+        change.expect(Check::Equals(Place::Inode(ino), record.bytes.to_vec()));
+        change.then(Operation::Set(Place::Inode(ino), encode(&wanted)));
+        let path = match ino {
+            ROOT => Vec::new(),
+            _ => {
+                let above = namespace::Ancestors::of(known, wanted.parent)?.path();
+                above.join(&wanted.name).as_bytes().to_vec()
             }
-            Ok(Plan {
-                transaction: change,
-                value: (),
-            })
+        };
+        change.event = Some(match record.inode.version < wanted.version {
+            true => Event::Published {
+                ino,
+                path,
+                version: wanted.version,
+                home: wanted.home,
+            },
+            false => Event::Attributes { ino, path },
+        });
+        if wanted.kind == Kind::File && wanted.home == self.me() {
+            namespace::set_holding(&mut change, ino, &wanted);
+        }
+        Ok(Plan {
+            transaction: change,
+            value: (),
         })
-        .await?;
-        Ok(())
     }
 
     /// It was removed, later than all that the others know of it.
-    async fn bring_gone(&self, ino: Ino) -> Result<(), CatalogError> {
+    async fn bring_gone(&self, ino: Ino, stand: Stand, round: Round) -> Result<(), CatalogError> {
+        let raised = Raised::from([(inode_field(ino), stand)]);
         while let Some(record) = self.record(ino, false).await? {
             let (parent, name) = (record.inode.parent, record.inode.name.clone());
-            match record.inode.kind {
-                // What others have put there stays.
-                Kind::Directory => {
-                    let removed = self.change("a directory", |known, now| {
-                        namespace::rmdir(known, parent, &name, now).map(quietly)
-                    });
-                    removed.await?;
-                    self.tell_own(parent);
+            if record.inode.kind != Kind::Directory {
+                self.unlink_told(&Link { parent, name }, &raised).await?;
+                if !self.is_older(ino, stand).await? {
                     return Ok(());
                 }
-                _ => self.bring_unlinked(parent, &name).await?,
+                continue;
             }
+            let removed = self.told("a directory", UNREAD, &raised, |known, now| {
+                namespace::rmdir(known, parent, &name, now).map(untimed)
+            });
+            return match removed.await {
+                Err(CatalogError::Posix(libc::ENOTEMPTY)) if round == Round::Last => {
+                    self.remember_undead(ino, stand).await
+                }
+                removed => {
+                    self.tell_own(parent);
+                    removed.map(drop)
+                }
+            };
         }
         Ok(())
     }
 
-    /// It was removed, and nobody has it: so that copies which come later go.
-    async fn note_gone(&self, ino: Ino, stand: Stand) -> Result<(), CatalogError> {
-        let mut command = redis::cmd("HSETNX");
-        command
-            .arg(RECOVERED)
-            .arg(ino.to_string())
-            .arg(stand.to_text());
+    /// Whether nothing later than `stand` is known of an inode.
+    async fn is_older(&self, ino: Ino, stand: Stand) -> Result<bool, CatalogError> {
+        let known = self.recovered_of([inode_field(ino)]).await?;
+        let known = known.values().next().cloned().flatten();
+        Ok(known.is_none_or(|known| known <= stand.to_text()))
+    }
+
+    async fn remember_undead(&self, ino: Ino, stand: Stand) -> Result<(), CatalogError> {
+        let mut command = redis::cmd("HSET");
+        command.arg(UNDEAD).arg(ino.to_string());
+        command.arg(format!("{} {} {}", stand.0, stand.1, stand.2));
         self.redis().run(&command).await?;
         Ok(())
     }
 
-    /// Enters a file that only its copy here knows, under its number; no other node has it.
-    pub(crate) async fn enter_found(&self, ino: Ino, inode: Inode) -> Result<(), CatalogError> {
-        self.enter_numbered(ino, inode, true).await
-    }
-
-    /// A later version than the tree knows becomes its, homed here. `false`: somebody has changed the file since the tree was rebuilt.
-    pub(crate) async fn put_newer(&self, ino: Ino, newer: Inode) -> Result<bool, CatalogError> {
-        let mut command = redis::cmd("HGET");
-        command.arg(RECOVERED).arg(ino.to_string());
-        if text(self.redis().run(&command).await?).as_deref() == Some("~") {
-            return Ok(false);
-        }
-        let me = self.me();
-        let label = format!("inode {ino}");
-        let put = self.change(&label, |known, _| {
-            let record = known.inode(ino, libc::ENOENT)?;
-            if record.inode.version >= newer.version {
-                return Err(namespace::Stop::Posix(libc::ESTALE));
+    /// Removes directories that were removed long ago and that are empty by now.
+    async fn bury(&self) -> Result<(), CatalogError> {
+        let mut command = redis::cmd("HGETALL");
+        command.arg(UNDEAD);
+        let all = array(self.redis().run(&command).await?).unwrap_or_default();
+        let mut all: Vec<String> = all.into_iter().filter_map(text).collect();
+        loop {
+            let mut left = Vec::new();
+            for pair in all.chunks_exact(2) {
+                if !self.bury_one(&pair[0], &pair[1]).await? {
+                    left.extend_from_slice(pair);
+                }
             }
-            let wanted = Inode {
-                version: newer.version,
-                size: newer.size,
-                mtime: newer.mtime,
-                blake3: newer.blake3,
-                md5: None,
-                home: me,
-                epoch: record.inode.epoch.saturating_add(1),
-                ..(*record.inode).clone()
-            };
-            let above = namespace::Ancestors::of(known, wanted.parent)?.path();
-            let path = above.join(&wanted.name).as_bytes().to_vec();
-            let mut change = Transaction::default();
-            change.expect(Check::Equals(Place::Inode(ino), record.bytes.to_vec()));
-            change.then(Operation::Set(Place::Inode(ino), encode(&wanted)));
-            namespace::set_holding(&mut change, ino, &wanted);
-            change.event = Some(Event::Published {
-                ino,
-                path,
-                version: wanted.version,
-                home: me,
-            });
-            Ok(Plan {
-                transaction: change,
-                value: (),
-            })
-        });
-        match put.await {
-            Ok(_) => Ok(true),
-            Err(CatalogError::Posix(_)) => Ok(false),
-            Err(error) => Err(error),
+            if left.len() == all.len() {
+                return Ok(());
+            }
+            all = left;
         }
     }
 
-    /// This node has whole copies of these versions (`true`: put here by somebody); of files that have changed meanwhile nothing is told.
-    pub(crate) async fn tell_copies(
-        &self,
-        held: &[(Ino, std::sync::Arc<Inode>, bool)],
-    ) -> Result<(), CatalogError> {
-        let mut pipeline = redis::pipe();
-        // Whatever Redis forgot: the script is there before it is called.
-        pipeline.cmd("SCRIPT").arg("LOAD").arg(COMMIT.source());
-        for (ino, inode, is_put) in held {
-            let holding = Holding {
-                version: inode.version,
-                bytes: inode.size,
-                is_put: *is_put,
-            };
-            let mut change = Transaction::default();
-            change.expect(Check::Equals(Place::Inode(*ino), encode(&**inode)));
-            change.then(Operation::SetField(
-                Place::Holdings(*ino),
-                self.me().to_string().into_bytes(),
-                holding.to_bytes(),
-            ));
-            pipeline.cmd("EVALSHA").arg(COMMIT.sha1());
-            pipeline.arg(1).arg(self.cluster());
-            for word in change.arguments(self.me(), self.nonce()) {
-                pipeline.arg(word);
+    /// `false`: it is not empty yet.
+    async fn bury_one(&self, ino: &str, stand: &str) -> Result<bool, CatalogError> {
+        let parts: Vec<u64> = stand
+            .split(' ')
+            .filter_map(|part| part.parse().ok())
+            .collect();
+        if let (Ok(ino), [ms, sequence, untold]) = (ino.parse(), &parts[..]) {
+            let stand = Stand(*ms, *sequence, *untold);
+            match self.bring_gone(ino, stand, Round::Waits).await {
+                Ok(()) => {}
+                Err(CatalogError::Posix(_)) => return Ok(false),
+                Err(error) => return Err(error),
             }
         }
-        if !held.is_empty() {
-            self.redis().pipe(&pipeline).await?;
-        }
-        Ok(())
+        let mut command = redis::cmd("HDEL");
+        command.arg(UNDEAD).arg(ino);
+        self.redis().run(&command).await?;
+        Ok(true)
     }
 }

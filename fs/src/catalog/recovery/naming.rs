@@ -1,7 +1,8 @@
 //! Giving names: what the merged records say, made into directories. One node does it, when all that are there have brought what they know.
 //!
-//! Always: it can be begun again by any node after any step. Two inodes of one name: the one that comes second is `NAME.conflict-NODE`. What
+//! Always: it can be begun again by any node after any step. Two inodes of one name: whoever claims it later has it (`claim`), the other one is `NAME.conflict-NODE`. What
 //! stands in a directory that nobody knows, or in one that is its own ancestor, is found again in the root, under `recovered-NUMBER`.
+use super::claim::{self, Claim};
 use super::{BATCH, Instant, RECOVERED, Rebuilding, text};
 use crate::catalog::journal::{Entry as Journaled, Stand, What};
 use crate::catalog::reads::{array, bytes, damaged};
@@ -34,6 +35,15 @@ struct Wanted {
     is_first: bool,
 }
 
+impl Wanted {
+    fn link(&self) -> Link {
+        Link {
+            parent: self.parent,
+            name: self.name.clone(),
+        }
+    }
+}
+
 /// What is known of the tree's shape while names are given.
 #[derive(Default)]
 struct Shape {
@@ -55,8 +65,8 @@ impl Shape {
         missing
     }
 
-    /// One directory of each ring that hangs nowhere.
-    fn rings(&self) -> Vec<Ino> {
+    /// The directories of each ring that hangs nowhere.
+    fn rings(&self) -> Vec<Vec<Ino>> {
         let mut settled: HashSet<Ino> = HashSet::from([ROOT]);
         let mut rings = Vec::new();
         let mut inos: Vec<Ino> = self.directories.keys().copied().collect();
@@ -74,7 +84,8 @@ impl Shape {
             }
             if !settled.contains(&at) && on_way.contains(&at) && self.directories.contains_key(&at)
             {
-                rings.push(at);
+                let from = way.iter().position(|ino| *ino == at);
+                rings.push(way[from.unwrap_or(0)..].to_vec());
             }
             settled.extend(way);
         }
@@ -118,7 +129,8 @@ impl<'r> Naming<'r> {
         for ino in self.shape.missing() {
             self.make_missing(ino).await?;
         }
-        for ino in self.shape.rings() {
+        for ring in self.shape.rings() {
+            let ino = self.stalest(&ring).await?;
             self.break_ring(ino).await?;
         }
         let Stand(ms, sequence, _) = self.shape.last;
@@ -177,7 +189,7 @@ impl<'r> Naming<'r> {
             .filter(|(_, inode)| inode.kind != Kind::Directory)
             .map(|(ino, _)| *ino)
             .collect();
-        let links = self.links(&linked).await?;
+        let links = self.links(&linked, &records).await?;
         let mut wanted = Vec::new();
         for (ino, inode) in &records {
             if *ino == ROOT {
@@ -196,15 +208,14 @@ impl<'r> Naming<'r> {
             want(inode.parent, &inode.name, true);
             for link in links.get(ino).into_iter().flatten() {
                 want(link.parent, &link.name, false);
+                self.shape.parents.insert(link.parent);
             }
             self.shape.parents.insert(inode.parent);
             if inode.kind == Kind::Directory {
                 self.shape.directories.insert(*ino, inode.parent);
             }
         }
-        for refused in self.enter(&wanted).await? {
-            self.settle(refused).await?;
-        }
+        // Before names are settled, which changes records.
         for (ino, inode) in &records {
             let count = links.get(ino).map_or(0, BTreeSet::len) as u32 + 1;
             if inode.kind != Kind::Directory && inode.nlink != count {
@@ -218,6 +229,9 @@ impl<'r> Naming<'r> {
                 )
                 .await?;
             }
+        }
+        for refused in self.enter(&wanted).await? {
+            self.settle(refused).await?;
         }
         Ok(())
     }
@@ -252,7 +266,12 @@ impl<'r> Naming<'r> {
         }
     }
 
-    async fn links(&self, inos: &[Ino]) -> Result<BTreeMap<Ino, BTreeSet<Link>>, CatalogError> {
+    /// The further links of these; one that became its file's own name, by somebody who has not come yet, is none any more.
+    async fn links(
+        &self,
+        inos: &[Ino],
+        records: &BTreeMap<Ino, Inode>,
+    ) -> Result<BTreeMap<Ino, BTreeSet<Link>>, CatalogError> {
         let mut links = BTreeMap::new();
         if inos.is_empty() {
             return Ok(links);
@@ -268,7 +287,11 @@ impl<'r> Naming<'r> {
             };
             let read = members.into_iter().filter_map(bytes);
             let read = read.filter_map(|member| Link::from_bytes(&member).ok());
-            links.insert(*ino, read.collect());
+            let own = |link: &Link| {
+                let inode = records.get(ino);
+                inode.is_some_and(|inode| (inode.parent, &inode.name) == (link.parent, &link.name))
+            };
+            links.insert(*ino, read.filter(|link| !own(link)).collect());
         }
         self.put_links(&links).await?;
         Ok(links)
@@ -358,42 +381,98 @@ impl<'r> Naming<'r> {
         Ok(refused)
     }
 
-    /// Its name is another's: it gets one beside it; a further link goes.
+    /// Its name is another's: whoever claims it later has it (`claim`), the other one gets one beside it; of a further link the name goes.
     async fn settle(&mut self, refused: Wanted) -> Result<(), CatalogError> {
         self.conflicts += 1;
-        let Some(inode) = self.records(&[refused.ino]).await?.remove(&refused.ino) else {
+        let loser = match self.occupant(&refused).await? {
+            Some(there) if self.claim(&there).await? < self.claim(&refused).await? => {
+                self.replace(&there, &refused).await?;
+                there
+            }
+            _ => refused,
+        };
+        let Some(inode) = self.records(&[loser.ino]).await?.remove(&loser.ino) else {
             return Ok(());
         };
-        if !refused.is_first {
-            let link = Link {
-                parent: refused.parent,
-                name: refused.name,
-            };
-            let key = format!("ks:l:{}", refused.ino).into_bytes();
-            let command = vec![b"SREM".to_vec(), key, link.to_bytes()];
-            self.write(vec![command]).await?;
-            let nlink = inode.nlink.saturating_sub(1).max(1);
-            return self.put(refused.ino, Inode { nlink, ..inode }).await;
+        match loser.is_first {
+            true => self.name_beside(loser, inode).await,
+            false => {
+                let link = loser.link();
+                let key = format!("ks:l:{}", loser.ino).into_bytes();
+                let command = vec![b"SREM".to_vec(), key, link.to_bytes()];
+                self.write(vec![command]).await?;
+                let nlink = inode.nlink.saturating_sub(1).max(1);
+                self.put(loser.ino, Inode { nlink, ..inode }).await
+            }
         }
+    }
+
+    async fn name_beside(&mut self, loser: Wanted, inode: Inode) -> Result<(), CatalogError> {
         let home = match inode.home {
             NodeId::NONE => self.of.me,
             home => home,
         };
         for attempt in 1..=NAMES_TRIED {
-            let name = crate::path::conflict_name(&refused.name, &home.to_string(), attempt);
+            let name = crate::path::conflict_name(&loser.name, &home.to_string(), attempt);
             let wanted = Wanted {
                 name: name.clone(),
-                ..refused.clone()
+                ..loser.clone()
             };
             if self.enter(&[wanted]).await?.is_empty() {
                 tracing::warn!(
-                    ino = refused.ino, name = %String::from_utf8_lossy(&name),
+                    ino = loser.ino, name = %String::from_utf8_lossy(&name),
                     "two things of one name: one is kept under another name"
                 );
-                return self.put(refused.ino, Inode { name, ..inode }).await;
+                return self.put(loser.ino, Inode { name, ..inode }).await;
             }
         }
-        Err(CatalogError::Contention(format!("inode {}", refused.ino)))
+        Err(CatalogError::Contention(format!("inode {}", loser.ino)))
+    }
+
+    /// What has the name.
+    async fn occupant(&self, refused: &Wanted) -> Result<Option<Wanted>, CatalogError> {
+        let mut command = redis::cmd("HGET");
+        command.arg(format!("ks:d:{}", refused.parent));
+        command.arg(&refused.name);
+        let Some(entry) = bytes(self.of.redis.run(&command).await?) else {
+            return Ok(None);
+        };
+        let entry = Entry::from_bytes(&entry)?;
+        let record = self.records(&[entry.ino]).await?.remove(&entry.ino);
+        let own = record.map(|inode| (inode.parent, inode.name));
+        Ok(Some(Wanted {
+            ino: entry.ino,
+            kind: entry.kind,
+            is_first: own == Some((refused.parent, refused.name.clone())),
+            ..refused.clone()
+        }))
+    }
+
+    async fn claim(&self, of: &Wanted) -> Result<Claim, CatalogError> {
+        let field = match of.is_first {
+            true => claim::inode_field(of.ino),
+            false => claim::link_field(of.ino, &of.link()),
+        };
+        let mut command = redis::cmd("HGET");
+        command.arg(RECOVERED).arg(field);
+        let known = text(self.of.redis.run(&command).await?);
+        let record = self.records(&[of.ino]).await?.remove(&of.ino);
+        Ok(match record {
+            Some(inode) if of.is_first => Claim::of_inode(known.as_deref(), &inode),
+            _ => Claim::of_link(known.as_deref()),
+        })
+    }
+
+    /// The name is the other's from now on.
+    async fn replace(&self, there: &Wanted, by: &Wanted) -> Result<(), CatalogError> {
+        let directory = format!("ks:d:{}", there.parent).into_bytes();
+        let (ino, kind) = (by.ino, by.kind);
+        let entry = Entry { ino, kind }.to_bytes();
+        let set = [b"HSET".to_vec(), directory.clone(), by.name.clone(), entry];
+        let directories = |of: &Wanted| i64::from(of.kind == Kind::Directory);
+        let more = (directories(by) - directories(there)).to_string();
+        let counted = [b"HINCRBY".to_vec(), directory, b"/n".to_vec(), more.into()];
+        self.write(vec![set.to_vec(), counted.to_vec()]).await
     }
 
     /// Commands, unless the tree is whole by now.
@@ -434,6 +513,26 @@ impl<'r> Naming<'r> {
             "no journal that is here knows this directory; what stands in it is there"
         );
         self.enter_in_root(ino, inode).await
+    }
+
+    /// Whose place in a ring is the oldest claim: somebody who has not come has moved it.
+    async fn stalest(&self, ring: &[Ino]) -> Result<Ino, CatalogError> {
+        let mut stalest: Option<(Claim, Ino)> = None;
+        for (ino, inode) in self.records(ring).await? {
+            let of = Wanted {
+                ino,
+                parent: inode.parent,
+                name: inode.name,
+                kind: inode.kind,
+                time: inode.mtime,
+                is_first: true,
+            };
+            let claim = (self.claim(&of).await?, ino);
+            if stalest.as_ref().is_none_or(|known| claim < *known) {
+                stalest = Some(claim);
+            }
+        }
+        Ok(stalest.map_or(ring[0], |(_, ino)| ino))
     }
 
     async fn break_ring(&mut self, ino: Ino) -> Result<(), CatalogError> {
@@ -486,14 +585,15 @@ mod tests {
     proptest! {
         /// With what is missing made, and one of each ring moved to the root, every directory hangs from the root.
         #[test]
-        fn everything_hangs_from_the_root(pairs in proptest::collection::vec((2u64..20, 1u64..24), 0..30)) {
+        fn everything_hangs_from_the_root(pairs in proptest::collection::vec((2u64..20, 1u64..24), 0..30), picked in 0usize..20) {
             let mut shape = Shape { directories: pairs.into_iter().collect(), ..Shape::default() };
             shape.parents = shape.directories.values().copied().collect();
             for ino in shape.missing() {
                 shape.directories.insert(ino, ROOT);
             }
             prop_assert!(shape.missing().is_empty());
-            for ino in shape.rings() {
+            for ring in shape.rings() {
+                let ino = ring[picked % ring.len()];
                 shape.directories.insert(ino, ROOT);
             }
             prop_assert!(shape.rings().is_empty());

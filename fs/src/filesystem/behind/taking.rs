@@ -1,7 +1,7 @@
 //! Bringing the tree in line with what was done in the data directory. See `behind` for what always holds.
 use super::super::{Change, FileSystem};
 use crate::catalog::copies::{GaveUp, is_whole};
-use crate::catalog::{AttributeChange, Catalog, CatalogError, Node_};
+use crate::catalog::{AttributeChange, Catalog, CatalogError, Ground, Node_};
 use crate::error::FsError;
 use crate::path::TreePath;
 use crate::record::*;
@@ -10,7 +10,7 @@ use crate::store::scan::look::{self, Glance, Seen};
 use crate::store::scan::take_paths;
 use crate::store::watch::Watches;
 use crate::store::watch::due::{BelowMoved, Due, Hint, Look, Task};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// So often a path waits for the directory that it is in to be moved.
@@ -67,10 +67,17 @@ enum Prepared {
 impl FileSystem {
     /// What differed at two looks is looked at once more, with all events applied, and then acted upon.
     pub(super) async fn take_in(&self, watches: &Arc<Watches>, tasks: Vec<Task>) {
+        let Some(ground) = self.ground().await else {
+            return tasks.iter().for_each(|task| again(watches, &task.path));
+        };
         let mut items = Vec::new();
         let seen = look::look_all(&self.store, &self.catalog, self, &tasks).await;
         for (task, seen) in tasks.into_iter().zip(seen) {
             let Seen { look, glance, node } = seen;
+            let look = match self.catalog.holds(ground) {
+                true => look,
+                false => Look::Failed,
+            };
             if watches.due().looked(&task.path, look, watches.now_ms()) {
                 items.push(Item { task, glance, node });
             }
@@ -85,7 +92,7 @@ impl FileSystem {
         for item in later {
             again(watches, &item.task.path);
         }
-        self.act(watches, items).await;
+        self.act(watches, ground, items).await;
     }
 
     /// The events before the look are applied now: what is as it was then is not on its way. Those that changed, and those in whose directory
@@ -134,8 +141,9 @@ impl FileSystem {
         }
     }
 
-    /// Moved directories first, then what is there, in the order of the events; then what is gone, from the leaves up.
-    async fn act(&self, watches: &Arc<Watches>, items: Vec<Item>) {
+    /// Moved directories first, then what is there, in the order of the events; then what is gone, from the leaves up. Each only while the tree
+    /// is the one that was looked at.
+    async fn act(&self, watches: &Arc<Watches>, ground: Ground, items: Vec<Item>) {
         let (gone, there): (Vec<Item>, Vec<Item>) =
             items.into_iter().partition(|item| item.glance.is_nothing());
         let (mut taken, mut merged) = (Vec::new(), Vec::new());
@@ -151,6 +159,10 @@ impl FileSystem {
         };
         let (there, mut gone) = (below_moved(there), below_moved(gone));
         for (below, item) in there {
+            if !self.catalog.holds(ground) {
+                again(watches, &item.task.path);
+                continue;
+            }
             // The tree has another directory above it still, or none.
             if below.from || below.to {
                 not_yet(watches, &item.task.path);
@@ -172,14 +184,40 @@ impl FileSystem {
                 Err(error) => self.failed(watches, &item, &error),
             }
         }
+        if !self.catalog.holds(ground) {
+            taken
+                .drain(..)
+                .for_each(|item| again(watches, &item.task.path));
+        }
         self.take_there(watches, taken).await;
         for path in merged {
             self.mend(watches, path).await;
         }
         gone.sort_by_key(|(_, item)| std::cmp::Reverse(item.task.path.names().count()));
-        for (below, item) in gone {
+        self.take_all_away(watches, ground, gone).await;
+    }
+
+    async fn take_all_away(
+        &self,
+        watches: &Watches,
+        ground: Ground,
+        gone: Vec<(BelowMoved, Item)>,
+    ) {
+        let mut seen_before = HashSet::new();
+        for (below, mut item) in gone {
+            if !self.catalog.holds(ground) {
+                again(watches, &item.task.path);
+                continue;
+            }
             if below.from {
                 not_yet(watches, &item.task.path);
+                continue;
+            }
+            if let Some(node) = &item.node
+                && !seen_before.insert(node.ino)
+                && self.see_fewer_names(&mut item).await.is_err()
+            {
+                again(watches, &item.task.path);
                 continue;
             }
             match self.take_away(watches, &item).await {
@@ -188,6 +226,17 @@ impl FileSystem {
                 Err(error) => self.failed(watches, &item, &error),
             }
         }
+    }
+
+    /// Another name of the same file went just now, and its record says so: what was looked at is that file still, where its content is.
+    async fn see_fewer_names(&self, item: &mut Item) -> Result<(), CatalogError> {
+        let now = self.catalog.resolve(&item.task.path).await?;
+        if let (Some(node), Some(now)) = (&mut item.node, now)
+            && (node.ino, node.inode.version) == (now.ino, now.inode.version)
+        {
+            *node = now;
+        }
+        Ok(())
     }
 
     fn failed(&self, watches: &Watches, item: &Item, error: &FsError) {

@@ -10,7 +10,6 @@
 use super::super::files::{Standing, is, is_not_that_file};
 use super::super::walk::{Found, Walker};
 use super::super::{StoreError, UNKNOWN_DIRECTORY, confine, io_at, meta, state};
-use super::IsNews;
 use super::local::Local;
 use crate::catalog::EventId;
 use crate::path::TreePath;
@@ -28,13 +27,14 @@ const DIRECTORIES_MAX: usize = 100_000;
 pub(super) async fn reconcile(
     local: &Local<'_>,
     last: EventId,
-    news: IsNews<'_>,
+    is_news: &(dyn Fn(&TreePath) -> bool + Sync),
 ) -> Result<(), StoreError> {
     state::make_private_directory(&parked_directory(local))?;
     let mut unknown = Vec::new();
     for found in Walker::new(Arc::clone(local.store), TreePath::root()) {
         match found {
-            Found::Entry { path, .. } if news(&path) => {}
+            // Somebody moved it behind the daemon's back: the tree is to follow.
+            Found::Entry { path, .. } if is_news(&path) => {}
             Found::Entry {
                 path,
                 kind: Kind::File,

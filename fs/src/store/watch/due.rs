@@ -342,6 +342,20 @@ impl Due {
         false
     }
 
+    /// What waits long because it was looked at in vain is looked at soon. `true`: there is such.
+    pub fn hurry(&mut self, now_ms: u64) -> bool {
+        let soon = now_ms + RETRY_MS;
+        let late = self.queue.split_off(&(soon + 1, 0, TreePath::root()));
+        let any = !late.is_empty();
+        for (_, order, path) in late {
+            if let Some(waiting) = self.paths.get_mut(&path) {
+                (waiting.at_ms, waiting.tries) = (Some(soon), 0);
+                self.queue.insert((soon, order, path));
+            }
+        }
+        any
+    }
+
     /// What was to be done for a path has been done.
     pub fn done(&mut self, path: &TreePath, now_ms: u64) {
         self.looked(path, Look::Agrees, now_ms);
@@ -388,11 +402,12 @@ impl Due {
         self.moved_from.contains_key(path)
     }
 
-    /// Whether something was heard of a path, or of a directory that it is in, that is not dealt with yet.
-    pub fn is_waiting_at_or_above(&self, path: &TreePath) -> bool {
+    /// Whether a path, or a directory that it is in, was heard to be moved, linked or removed, and that is not dealt with yet. That something was
+    /// written there alone is not: the daemon itself writes.
+    pub fn is_news_at_or_above(&self, path: &TreePath) -> bool {
         let mut at = Some(path.clone());
         while let Some(here) = at.filter(|here| !here.is_root()) {
-            if self.paths.contains_key(&here) {
+            if self.paths.get(&here).is_some_and(Waiting::is_news) {
                 return true;
             }
             at = here.split_last().map(|(above, _)| above);
@@ -417,6 +432,11 @@ impl Due {
 }
 
 impl Waiting {
+    /// A link is made and never closed.
+    fn is_news(&self) -> bool {
+        self.is_open || self.was_put || self.was_removed || self.moved_from.is_some()
+    }
+
     fn confirm_ms(&self) -> u64 {
         if self.is_open {
             CONFIRM_OPEN_MS

@@ -73,8 +73,8 @@ fn what_waits_below_a_moved_directory_goes_along_and_knows_where_it_was_first() 
     assert!(due.has_below(&path("b")) && !due.has_below(&path("a")));
     assert!(due.is_awaited_elsewhere(&path("a")));
     due.event(path("c"), Hint::MovedFrom(path("b")), 2);
-    assert!(due.is_waiting_at_or_above(&path("c/never/heard")));
-    assert!(!due.is_waiting_at_or_above(&path("d")));
+    assert!(due.is_news_at_or_above(&path("c/never/heard")));
+    assert!(!due.is_news_at_or_above(&path("d")) && !due.is_news_at_or_above(&path("ab")));
     let taken = due.take(SETTLE_LONGEST_MS, 9);
     let find = |name: &str| taken.iter().find(|task| task.path == path(name));
     assert!(find("c/x").unwrap().was_removed && find("c/y/z").is_some() && find("ab").is_some());
@@ -197,4 +197,23 @@ proptest! {
         let again = due.take(2 * SETTLE_MS, 9);
         prop_assert!(again.len() == 1 && again[0].was_removed);
     }
+}
+
+#[test]
+fn what_was_looked_at_in_vain_is_looked_at_soon_when_there_is_hope() {
+    let mut due = Due::default();
+    due.event(path("a"), Hint::Settled, 0);
+    let mut now_ms = SETTLE_MS;
+    for _ in 0..6 {
+        assert_eq!(due.take(now_ms, 9).len(), 1);
+        due.looked(&path("a"), Look::Failed, now_ms);
+        now_ms = due.next_ms().unwrap();
+    }
+    let early = now_ms - 5 * RETRY_MS;
+    assert!(due.take(early, 9).is_empty());
+    assert!(due.hurry(early) && !due.hurry(early));
+    assert_eq!(due.next_ms(), Some(early + RETRY_MS));
+    assert_eq!(due.take(early + RETRY_MS, 9).len(), 1);
+    due.looked(&path("a"), Look::Failed, early + RETRY_MS);
+    assert_eq!(due.next_ms(), Some(early + 2 * RETRY_MS));
 }
