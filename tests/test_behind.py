@@ -38,7 +38,7 @@ def trio():
     """Three nodes that follow what is done in their data directories."""
     need_running()
     with Cluster(3) as cluster:
-        yield cluster.start("--watch", workers=1)
+        yield cluster.start(workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -519,7 +519,7 @@ def test_more_directories_than_watches(make_cluster):
     for number in range(9):
         second.put(f"few/{number}/file", b"before")
     limited = 'echo 5 >/proc/sys/user/max_inotify_watches && exec "$@"'
-    command = second.mount_command("--join", first.name, "--num-workers", "0", "-f", "--watch")
+    command = second.mount_command("--join", first.name, "--num-workers", "0", "-f")
     log = second.home / "said"
     with log.open("wb") as said:
         second.spawn(["unshare", "-Urm", "sh", "-c", limited, "sh", *command], stderr=said)

@@ -21,7 +21,7 @@ SOON_S = 8
 def pair():
     need_running()
     with Cluster(2) as cluster:
-        yield cluster.start("--watch", workers=1)
+        yield cluster.start(workers=1)
 
 
 def names(node, directory):

@@ -16,7 +16,7 @@ def trio():
     """As the document says: its nodes follow what is done in their data directories."""
     need_running()
     with Cluster(3) as cluster:
-        yield cluster.start("--watch", workers=2)
+        yield cluster.start(workers=2)
 
 
 def examples():

@@ -1,6 +1,7 @@
 //! What a node is started with: flags, then `KS_…` variables, then keys of `ks.toml`, then defaults.
 //! This module only reads and checks; `node` acts on it.
 use anyhow::{Context, bail};
+use clap::builder::BoolishValueParser;
 use clap::{Args, Command};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -150,7 +151,7 @@ pub struct MountArgs {
     )]
     pub redis: Option<String>,
     /// Never start a Redis; fail if none is given
-    #[arg(long, env = "KS_NO_REDIS")]
+    #[arg(long, env = "KS_NO_REDIS", value_parser = BoolishValueParser::new())]
     pub no_redis: bool,
     /// Take the cluster's Redis from that node, through its QUIC connection
     #[arg(long, value_name = "HOST[:PORT]", env = "KS_JOIN", value_parser = parse_host)]
@@ -210,10 +211,10 @@ pub struct MountArgs {
     )]
     pub modules: Vec<String>,
     /// Refuse functions that are not registered
-    #[arg(long, env = "KS_REGISTERED_ONLY")]
+    #[arg(long, env = "KS_REGISTERED_ONLY", value_parser = BoolishValueParser::new())]
     pub registered_only: bool,
     /// Store nothing new on this node
-    #[arg(long, env = "KS_READ_ONLY")]
+    #[arg(long, env = "KS_READ_ONLY", value_parser = BoolishValueParser::new())]
     pub read_only: bool,
     /// How much fetched data to keep; a share is of the disk's free space
     #[arg(
@@ -296,11 +297,11 @@ pub struct MountArgs {
     /// The cluster's secret; made at the first start [default: ~/.config/ks/cluster.key]
     #[arg(long, value_name = "FILE", env = "KS_CLUSTER_KEY")]
     pub cluster_key: Option<PathBuf>,
-    /// Follow what other programs do in the data directory while the node runs (inotify); else it is found at the next start
-    #[arg(long, env = "KS_WATCH")]
-    pub watch: bool,
+    /// Do not follow what other programs do in the data directory while the node runs (inotify): it is found at the next start
+    #[arg(long, env = "KS_NO_WATCH", value_parser = BoolishValueParser::new())]
+    pub no_watch: bool,
     /// Serve local files through the daemon even where the kernel could read them directly
-    #[arg(long, env = "KS_NO_PASSTHROUGH")]
+    #[arg(long, env = "KS_NO_PASSTHROUGH", value_parser = BoolishValueParser::new())]
     pub no_passthrough: bool,
     /// Stay in the foreground and log to standard error (for systemd and containers)
     #[arg(short, long)]
@@ -748,7 +749,7 @@ mod tests {
     fn a_key_of_the_file_is_a_default_and_a_flag_wins() {
         let file = Path::new("ks.toml");
         let table: toml::Table =
-            "datadir = '/data'\nnum_workers = 3\nqueue = ['gpu', 'big']\n[python]\ntorch = '/opt/t'"
+            "datadir = '/data'\nnum_workers = 3\nno_watch = true\nqueue = ['gpu', 'big']\n[python]\ntorch = '/opt/t'"
                 .parse()
                 .unwrap();
         let mut mount = <Cli as clap::CommandFactory>::command()
@@ -765,6 +766,7 @@ mod tests {
         assert_eq!(args.datadir, Path::new("/data"));
         assert_eq!(args.num_workers, Some(5));
         assert_eq!(args.queues, ["gpu", "big"]);
+        assert!(args.no_watch && !args.read_only);
         assert_eq!(args.pythons[0].name, "torch");
         let wrong = with_default(mount, file, "colour", &toml::Value::Boolean(true));
         assert!(wrong.unwrap_err().to_string().contains("'colour'"));

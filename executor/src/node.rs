@@ -138,10 +138,10 @@ impl Node {
             datadir: store.datadir().to_owned(),
             node_name: foundation.name.clone(),
             keep_free_bytes: options.keep_free.of(space.total),
-            memory_limit_bytes: options.memory_limit.of(u64::MAX) as usize,
+            memory_limit_bytes: options.memory_limit.of(machine_memory_bytes()) as usize,
             read_only: options.read_only,
             passthrough: !options.no_passthrough,
-            watch: options.watch,
+            watch: !options.no_watch,
             keeping: Keeping {
                 cache_limit: match options.cache_limit {
                     Size::Bytes(bytes) => CacheLimit::Bytes(bytes),

@@ -10,7 +10,7 @@ use crate::record::*;
 use std::sync::Arc;
 
 /// With the cure.
-const CHANGED: &str = "changed in the data directory, and not taken into the tree yet: a node with --watch does so in a moment, another one when it starts again";
+const CHANGED: &str = "changed in the data directory, and not taken into the tree yet: the node does so in a moment, with --no-watch when it starts again";
 
 /// What `ks verify` found of one copy.
 #[derive(Clone, Debug, serde::Serialize)]
