@@ -1,5 +1,5 @@
 //! Watches how large the workers are (`--worker-memory-limit`): one that runs a call and is over it is ended, and its call with a
-//! reason; one that runs nothing is replaced by a fresh one. Looks while calls run, and once after the last.
+//! reason; one that runs nothing is replaced by a fresh one. Looks often while calls run, and now and then while none does.
 use super::Executor;
 use crate::job::Event;
 use std::sync::{Arc, Weak};
@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(100);
+/// The same while no call runs: what a call left behind may go on in a worker.
+const LOOK_AT_REST: Duration = Duration::from_secs(2);
 
 /// Looks for as long as the executor is there.
 pub(super) async fn weigh(executor: Weak<Executor>) {
@@ -25,7 +27,8 @@ pub(super) async fn weigh(executor: Weak<Executor>) {
             None => return,
         };
         if !runs {
-            entered.notified().await;
+            // A call, or the time for another look.
+            let _ = tokio::time::timeout(LOOK_AT_REST, entered.notified()).await;
         }
     }
 }
