@@ -652,7 +652,7 @@ async fn the_callers_of_a_node_that_dies_hear_of_it() {
     );
     for number in [1, 2] {
         assert!(
-            ends[&job(number)].contains("NodeLost: node ghost died"),
+            ends[&job(number)].contains("NodeLost: node ghost was not heard of"),
             "{ends:?}"
         );
     }
