@@ -105,7 +105,7 @@ def test_the_others_go_on_as_soon_as_the_first_node_is_back(make_cluster, how):
     back = time.time()
     assert cluster[3].exec(["mkdir", "/ks/other"], check=False).status == 0
     done, _ = asking.communicate(timeout=20)
-    assert float(done) - back < 2, "how long after the first node was back"
+    assert float(done) - back < 4, "how long after the first node was back"
 
 
 def test_nodes_get_into_a_redis_that_lost_everything(make_cluster):

@@ -1,7 +1,7 @@
 //! Finds what is in the data directory at start and enters it in the catalog.
 //!
 //! Who takes part: a thread that walks ([`entry`]), this task that asks the catalog and acts, [`decide`] (what becomes of each
-//! thing found), [`compare`] (files that may be copies of another node's, by their hashes), [`survey`] (what the start did not wait for).
+//! thing found), [`compare`] (files that may be copies of another node's, by their hashes), `survey` (what the start did not wait for).
 //!
 //! Always:
 //! - Nothing is overwritten, and nothing removed, but a fetched file that a crash of the machine left damaged (its hash says so).
@@ -78,7 +78,7 @@ pub struct ScanReport {
 
 /// Walks the data directory (not `.ks`), in batches; `watches` is told of each directory before it is listed. Known and unchanged (by `user.ks`): the holding is told again. Changed behind our back: published as a new version when this node is
 /// the home, else kept as a conflict. New: entered, home here. Same path on another node: same size and hash, one file with two copies; other content: renamed to `NAME.conflict-<node name>` here. Nothing is overwritten or removed.
-/// With `until` it is cut short then, where no file can be damaged: a [`survey`] is to follow.
+/// With `until` it is cut short then, where no file can be damaged: a `survey` is to follow.
 pub async fn scan(
     store: &Arc<Store>,
     catalog: &Catalog,
