@@ -262,7 +262,7 @@ struct Counts {
 
 impl FileSystem {
     /// Puts the parts together; catches up with events, scans the data directory. Returns when the tree is complete, or, where most of it
-    /// was in the tree before, after [`SCAN_WAIT`] at the latest: the rest is compared in the background.
+    /// was in the tree before, after `SCAN_WAIT` at the latest: the rest is compared in the background.
     pub async fn start(
         options: FileSystemOptions,
         store: Arc<Store>,

@@ -1,8 +1,8 @@
 //! Rebuilding the tree from the nodes' journals, when Redis has lost it.
 //!
 //! Who takes part: every node that finds no tree in Redis (`fence`, or at its start) brings what its own journal says (`merge.lua`: the
-//! latest counts, in whatever order it is brought); when all that are there have, one of them gives the names ([`naming`], `enter.lua`) and
-//! declares the tree whole. A node that comes later brings what is news of its journal as ordinary changes ([`late`]).
+//! latest counts, in whatever order it is brought); when all that are there have, one of them gives the names (`naming`, `enter.lua`) and
+//! declares the tree whole. A node that comes later brings what is news of its journal as ordinary changes (`late`).
 //! Afterwards each node compares its data directory with the tree (`store::reconcile`, `store::retell`).
 //!
 //! Always: every step can be done again, by the same node or another one; a tree that is not whole answers nobody. What was changed
