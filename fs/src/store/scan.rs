@@ -50,6 +50,8 @@ const BATCHES_AHEAD: usize = 2;
 const QUESTIONS_MAX: usize = 64;
 /// Conflicts, and unreadable files, that a report lists; more are only logged.
 pub const LISTED_MAX: usize = 10_000;
+/// A scan that found more than one new thing in so many is not cut short: entering them in batches is many times quicker.
+const NEW_SHARE_MAX: u64 = 20;
 /// Files that can wait for the hash of another node's; more stand untouched until the next start.
 const PENDING_MAX: usize = 10_000;
 
@@ -188,7 +190,8 @@ impl Scan<'_> {
         let mut stale: Vec<TreePath> = Vec::new();
         while let Some(batch) = batches.recv().await {
             self.take_batch(batch, &mut stale).await?;
-            if self.until.is_some_and(|until| Instant::now() >= until) {
+            let is_mostly_known = self.report.new * NEW_SHARE_MAX <= self.report.files;
+            if is_mostly_known && self.until.is_some_and(|until| Instant::now() >= until) {
                 self.report.is_cut_short = true;
                 break;
             }
